@@ -1,0 +1,84 @@
+"""Named entries a study file can refer to: tasks, criteria, executors.
+
+A registry is a dictionary that is filled by a decorator and answers a misspelt name with the nearest one::
+
+    @criterion("smallest-first")
+    def smallest_first(problem): ...
+
+An entry made in a user's own module is found once that module is imported: ``plugins = ["my_module"]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from natal.errors import NatalError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, else the list of known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name.
+
+    Parameters: ``kind`` is the word used in messages (``"criterion"``).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return the decorator that files its argument under ``name``.
+
+        Raises NatalError if another entry already has the name (importing the same module twice is harmless).
+        """
+
+        def file(entry: T) -> T:
+            old = self._entries.get(name)
+            if old is not None and _source(old) != _source(entry):
+                raise NatalError(f"{self.kind} {name!r} is already registered; choose another name")
+            self._entries[name] = entry
+            return entry
+
+        return file
+
+    def __getitem__(self, name: str) -> T:
+        """Return the entry called ``name``; raise NatalError naming the nearest one if there is none."""
+        if name not in self._entries:
+            raise NatalError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def summary(self, name: str) -> str:
+        """Return the first line of the entry's docstring."""
+        return (inspect.getdoc(self[name]) or "").split("\n")[0]
+
+    def fingerprint(self, name: str) -> str:
+        """Return a digest of the file that defines ``name``, or ``""`` for natal's own entries.
+
+        It is part of a run's key, so that editing a plugin retrains what the plugin made, and nothing else.
+        """
+        entry: Any = self[name]
+        if entry.__module__.startswith("natal."):
+            return ""
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(entry) or entry).encode()).hexdigest()[:16]
+
+
+def _source(entry: Any) -> tuple[str, str]:
+    return entry.__module__, entry.__qualname__

@@ -1,0 +1,350 @@
+"""What a study is: a grid of trainings, declared in a TOML file. No torch here.
+
+``load_study("paper")`` reads a preset, ``load_study("mine.toml")`` a file. A `Study` expands into the `Run` rows of
+its grid; each row has a key, the digest of everything its training depends on. Two rows with one key are one
+training: that is how the dense baseline is shared by all strategies, and how a stored run is found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from natal.errors import NatalError
+from natal.registry import did_you_mean
+
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+MAX_SEED = 2**32 - 1
+"""The largest seed ``numpy.random.RandomState`` takes, and the published tasks draw their data from one."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Recipe(_Model):
+    """How to choose a mask: which score, where scores compete, what is removed.
+
+    A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
+    compete (``global`` or ``layerwise``), ``granularity`` whether single weights or whole neurons are removed.
+    """
+
+    name: str
+    criterion: str
+    scope: Literal["global", "layerwise"] = "global"
+    granularity: Literal["weight", "neuron"] = "weight"
+
+
+STRATEGIES: dict[str, Recipe] = {
+    "structured": Recipe(name="structured", criterion="magnitude", scope="layerwise", granularity="neuron"),
+}
+"""Strategies with a name of their own. Any criterion's name is a strategy too: global scope, single weights."""
+
+
+def _recipe(entry: Any) -> Any:
+    if isinstance(entry, str):
+        return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
+    if isinstance(entry, Mapping) and "name" not in entry and isinstance(entry.get("criterion"), str):
+        words = [entry[k] for k in ("criterion", "scope", "granularity") if k in entry]
+        return {"name": "-".join(map(str, words)), **entry}
+    return entry
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+class Training(_Model):
+    """How every network of a study is trained: full-batch Adam with early stopping on validation rows.
+
+    ``epochs``: most steps taken. ``patience``: epochs without a better validation metric before stopping, or
+    ``"none"`` for the full budget. ``target``: a validation metric that ends training at once, or ``"none"``.
+    ``validation_fraction``: share of training rows held out. ``learning_rate``: one number, or one per task;
+    left out, each task's own.
+    """
+
+    epochs: Integer = 500
+    patience: Annotated[Integer | None, BeforeValidator(_none)] = 100
+    target: Annotated[Number | None, BeforeValidator(_none)] = 0.999
+    validation_fraction: Number = 0.1
+    learning_rate: Number | dict[str, Number] | None = None
+
+    @field_validator("epochs", "patience")
+    @classmethod
+    def _at_least_one(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("validation_fraction")
+    @classmethod
+    def _fraction(cls, value: float) -> float:
+        if not 0 < value < 0.5:
+            raise ValueError("must lie strictly between 0 and 0.5")
+        return value
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _positive(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+        for rate in value.values() if isinstance(value, dict) else [value]:
+            if rate is not None and not rate > 0:
+                raise ValueError("must be positive, such as 0.001")
+        return value
+
+
+class Claim(_Model):
+    """One number a paper states, and where a study finds its own value for it.
+
+    ``quantity``: ``mean`` (test metric of the cell), ``critical-sparsity``, ``peak-sparsity`` (the level with the
+    highest mean) or ``epochs`` (mean epochs trained). ``sparsity`` names the cell for ``mean`` and ``epochs``.
+    """
+
+    text: str
+    quantity: Literal["mean", "critical-sparsity", "peak-sparsity", "epochs"]
+    task: str
+    strategy: str
+    sparsity: Number | None = None
+    published: Number
+
+    @model_validator(mode="after")
+    def _cell(self) -> Self:
+        if (self.sparsity is None) == (self.quantity in ("mean", "epochs")):
+            raise ValueError(f"quantity {self.quantity!r} goes {'with' if self.sparsity is None else 'without'} "
+                             "a sparsity")
+        return self
+
+
+class Run(NamedTuple):
+    """One row of a study's grid: a task, a strategy's name, a requested sparsity and a seed."""
+
+    task: str
+    strategy: str
+    sparsity: float
+    seed: int
+
+
+class Study(_Model):
+    """A grid of runs: tasks x strategies x sparsities x seeds, one network shape, one way of training."""
+
+    name: str
+    description: str = ""
+    plugins: tuple[str, ...] = ()
+    tasks: tuple[str, ...]
+    strategies: Annotated[
+        tuple[Recipe, ...],
+        BeforeValidator(lambda v: [_recipe(e) for e in v] if isinstance(v, Sequence | set) and not isinstance(v, str) else v),
+    ]
+    sparsities: tuple[Number, ...]
+    seeds: tuple[Integer, ...]
+    hidden: Integer = 128
+    training: Training = Training()
+    claims: tuple[Claim, ...] = ()
+    folder: str = Field(default="", exclude=True)
+    """Where the study file lies, so that its plugins are found beside it; not part of the study."""
+
+    @field_validator("tasks", "strategies", "sparsities", "seeds")
+    @classmethod
+    def _listed_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("must name at least one")
+        names = [v.name if isinstance(v, Recipe) else v for v in value]
+        twice = [n for n in names if names.count(n) > 1]
+        if twice:
+            raise ValueError(f"lists {twice[0]!r} twice; name each once")
+        return value
+
+    @field_validator("sparsities")
+    @classmethod
+    def _sparsities(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for s in value:
+            if not 0 <= s < 1:
+                raise ValueError(f"sparsity must lie in [0, 1), got {s}")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for s in value:
+            if not 0 <= s <= MAX_SEED:
+                raise ValueError(f"a seed must lie in [0, 2**32), got {s}")
+        return value
+
+    @field_validator("hidden")
+    @classmethod
+    def _hidden(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError("must be at least 2 neurons")
+        return value
+
+    @model_validator(mode="after")
+    def _one_rate_per_task(self) -> Self:
+        rates = self.training.learning_rate
+        for task in self.tasks if isinstance(rates, dict) else ():
+            if task not in rates:
+                raise ValueError(f"training.learning_rate has no entry for task {task!r}"
+                                 f"{did_you_mean(task, rates)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """A 16-digit hash of the whole study, claims and all."""
+        return _digest(self.model_dump(mode="json"))
+
+    def recipe(self, strategy: str) -> Recipe:
+        """Return the recipe behind a strategy's name."""
+        return next(r for r in self.strategies if r.name == strategy)
+
+    def runs(self) -> list[Run]:
+        """Return the grid, in the paper's order: task, then strategy, then sparsity, then seed."""
+        return [
+            Run(task, recipe.name, sparsity, seed)
+            for task in self.tasks
+            for recipe in self.strategies
+            for sparsity in self.sparsities
+            for seed in self.seeds
+        ]
+
+    def learning_rate(self, task: str, own: float) -> float:
+        """Return the learning rate of one task; ``own`` is the task's, used when the study names none."""
+        rate = self.training.learning_rate
+        if isinstance(rate, dict):
+            return rate[task]
+        return own if rate is None else rate
+
+    def key(self, run: Run, *, engine: str, learning_rate: float, fingerprints: Mapping[str, str]) -> str:
+        """Return the digest of everything the training behind ``run`` depends on.
+
+        At sparsity 0 no recipe enters it, so every strategy's dense run is one training. ``engine`` says how the
+        arithmetic is ordered (engine, precision, device); ``fingerprints`` hold the digests of plugin files by the
+        name of the task or criterion that they define.
+        """
+        recipe = self.recipe(run.strategy)
+        mask = None if run.sparsity == 0 else {**recipe.model_dump(exclude={"name"}), "sparsity": run.sparsity}
+        sources = {run.task} if mask is None else {run.task, recipe.criterion}
+        return _digest({
+            "task": run.task,
+            "seed": run.seed,
+            "hidden": self.hidden,
+            "training": {**self.training.model_dump(), "learning_rate": learning_rate},
+            "mask": mask,
+            "engine": engine,
+            "plugins": {name: fingerprints[name] for name in sorted(sources) if fingerprints.get(name)},
+        })
+
+
+def presets() -> dict[str, Path]:
+    """Return the study files that come with natal, by name."""
+    folder = Path(str(resources.files("natal") / "studies"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
+    """Read a study from a preset's name, a TOML file or a mapping, and check it.
+
+    ``overrides`` are ``path.key=VALUE`` strings with a TOML literal, as given to ``--set``. Raises NatalError with
+    one line naming file, key, value and cure for anything wrong.
+    """
+    folder, where = "", "study"
+    if isinstance(source, Mapping):
+        table = json.loads(json.dumps(source))
+    else:
+        path = _find(source)
+        folder, where = str(path.parent.resolve()), path.name
+        table = _parse(path.read_text("utf-8"), where)
+    for override in overrides:
+        _set(table, override)
+    try:
+        return Study.model_validate({**table, "folder": folder})
+    except ValidationError as error:
+        raise NatalError(f"{where}: {_one_line(error)}") from None
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise NatalError(f"no study file {str(source)!r}; `natal list` shows the presets")
+        return path
+    known = presets()
+    if str(source) not in known:
+        raise NatalError(f"unknown study {str(source)!r}{did_you_mean(str(source), known)} (or name a .toml file)")
+    return known[str(source)]
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise NatalError(f"{where}: not valid TOML: {error}") from None
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    path, equals, literal = override.partition("=")
+    if not equals or not path.strip():
+        raise NatalError(f"--set {override!r}: write it as path.key=VALUE, such as training.epochs=100")
+    try:
+        value = tomllib.loads(f"value = {literal}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise NatalError(f"--set {override!r}: {literal!r} is not a TOML literal; quote text, such as "
+                         f"'{path}=\"name\"'") from None
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise NatalError(f"--set {override!r}: {parent!r} is not a table of keys")
+    table[last] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into ``key: what is wrong, got value; cure``, counting the others."""
+    first, *others = error.errors()
+    where = ".".join(str(part) for part in first["loc"] if str(part) not in _UNION_BRANCHES)
+    if first["type"] == "extra_forbidden":
+        owner = {"training": Training, "strategies": Recipe, "claims": Claim}.get(str(first["loc"][0]), Study)
+        if len(first["loc"]) == 1:
+            owner = Study
+        known = set(owner.model_fields) - {"folder"}
+        message = f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), known)}"
+    elif first["type"] == "missing":
+        message = f"key {where!r} is missing"
+    else:
+        what = first["msg"].removeprefix("Value error, ")
+        what = what[0].lower() + what[1:]
+        shown = "" if "got " in what or first["type"] == "value_error" and "twice" in what or not where else (
+            f", got {_show(first['input'])}")
+        message = f"{where}: {what}{shown}" if where else f"{what}"
+    return message + (f" (and {len(others)} more)" if others else "")
+
+
+_UNION_BRANCHES = {"int", "float", "constrained-int", "constrained-float", "dict[str,constrained-float]",
+                   "dict[str,float]", "Recipe", "function-before[_none()]"}
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = json.dumps(value, default=str) if isinstance(value, dict | list | tuple) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

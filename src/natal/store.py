@@ -1,0 +1,239 @@
+"""Finished trainings in one SQLite file, written by the coordinating process alone. No torch here.
+
+``study.sqlite`` holds one row per training, found by its key; the grid of the study that was last run in the
+directory, each row naming its key; and a manifest. A training is committed in its own transaction as soon as it is
+finished, so a kill at any moment loses only what was still being trained.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from natal.errors import NatalError
+from natal.spec import Run, Study
+
+FILE = "study.sqlite"
+APPLICATION = 0x4E41544C  # "NATL": tells natal's files from other people's
+FORMAT = 1
+
+_SCHEMA = """
+CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, facts TEXT NOT NULL,
+                       train_loss BLOB NOT NULL, val_metric BLOB NOT NULL, finished_at TEXT NOT NULL
+                       DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
+CREATE TABLE grid (position INTEGER PRIMARY KEY, task TEXT NOT NULL, strategy TEXT NOT NULL, sparsity REAL NOT NULL,
+                   seed INTEGER NOT NULL, key TEXT NOT NULL);
+CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training left behind.
+
+    ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics are
+    None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights there were and are, over
+    all of them, biases never counted. ``constant``: the trained network gives every test row the same output.
+    ``train_loss`` and ``val_metric``: one value per epoch trained. ``seconds``: the training's share of wall time.
+    """
+
+    key: str
+    status: str
+    total_params: int
+    nonzero_params: int
+    prunable: int
+    kept: int
+    densities: dict[str, float]
+    epochs_trained: int
+    best_epoch: int
+    train_metric: float | None
+    val_metric: float | None
+    test_metric: float | None
+    final_loss: float | None
+    constant: bool
+    seconds: float
+    made_by: str
+    """Who trained it: engine, device, torch version, threads."""
+    train_loss_curve: NDArray[np.float64] = field(repr=False)
+    val_metric_curve: NDArray[np.float64] = field(repr=False)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the scalar fields, JSON-ready."""
+        curves = ("key", "status", "train_loss_curve", "val_metric_curve")
+        return {name: value for name, value in self.__dict__.items() if name not in curves}
+
+
+class Store:
+    """The run store of one results directory.
+
+    Open it with `Store.create` to run a study, with `Store.read` to look at one. Every method that can meet a damaged
+    file or a full disk raises NatalError with one line.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._db = connection
+
+    @classmethod
+    def create(cls, directory: Path) -> Self:
+        """Open the store in ``directory``, making both if they are not there.
+
+        Raises NatalError if the directory cannot be written, or the file is not a whole natal store; such a file
+        is left as it is.
+        """
+        path = directory / FILE
+        with _plainly(path):
+            directory.mkdir(parents=True, exist_ok=True)
+            fresh = not path.exists()
+            db = sqlite3.connect(path, isolation_level=None)
+            if fresh:
+                db.executescript(
+                    f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;"
+                )
+            else:
+                _recognise(db, path)
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA journal_mode = WAL")
+            return cls(path, db)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Open the store in ``directory`` for reading only; raise NatalError if there is none."""
+        path = directory / FILE
+        if not path.is_file():
+            raise NatalError(f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one")
+        with _plainly(path):
+            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+            _recognise(db, path)
+            return cls(path, db)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def declare(self, study: Study, grid: Sequence[tuple[Run, str]], manifest: dict[str, Any]) -> None:
+        """Make ``study`` the one this directory shows: its grid with each row's key, and its manifest."""
+        with self._transaction():
+            self._db.execute("DELETE FROM grid")
+            self._db.executemany(
+                "INSERT INTO grid VALUES (?, ?, ?, ?, ?, ?)",
+                [(i, *run, key) for i, (run, key) in enumerate(grid)],
+            )
+            self._write_manifest({"study": study.model_dump(mode="json"), **manifest})
+
+    def note(self, **manifest: Any) -> None:
+        """Add or replace entries of the manifest."""
+        with self._transaction():
+            self._write_manifest(manifest)
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Store finished trainings in one transaction; a key stored already keeps its first outcome."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO training (key, status, facts, train_loss, val_metric) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (o.key, o.status, json.dumps(o.facts()), o.train_loss_curve.tobytes(), o.val_metric_curve.tobytes())
+                    for o in outcomes
+                ],
+            )
+
+    def _write_manifest(self, entries: dict[str, Any]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO manifest VALUES (?, ?)",
+                             [(name, json.dumps(value)) for name, value in entries.items()])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _plainly(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def finished(self) -> set[str]:
+        """Return the keys of all trainings stored, whichever study made them."""
+        with _plainly(self.path):
+            return {key for (key,) in self._db.execute("SELECT key FROM training")}
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest: the study, versions, platform, threads, wall time."""
+        with _plainly(self.path):
+            return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM manifest")}
+
+    def study(self) -> Study:
+        """Return the study this directory shows; raise NatalError if none was declared yet."""
+        declared = self.manifest().get("study")
+        if declared is None:
+            raise NatalError(f"{self.path} holds no study yet; `natal run --out {self.path.parent}` starts one")
+        return Study.model_validate(declared)
+
+    def grid(self) -> list[tuple[Run, str]]:
+        """Return the rows of the study's grid, in order, each with the key of its training."""
+        with _plainly(self.path):
+            rows = self._db.execute("SELECT task, strategy, sparsity, seed, key FROM grid ORDER BY position")
+            return [(Run(*row[:4]), row[4]) for row in rows]
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Return the stored trainings of the study's grid by key."""
+        with _plainly(self.path):
+            rows = self._db.execute(
+                "SELECT key, status, facts, train_loss, val_metric FROM training "
+                "WHERE key IN (SELECT key FROM grid)"
+            )
+            return {
+                key: Outcome(key=key, status=status, **json.loads(facts),
+                             train_loss_curve=np.frombuffer(loss), val_metric_curve=np.frombuffer(metric))
+                for key, status, facts, loss, metric in rows
+            }
+
+
+def _recognise(db: sqlite3.Connection, path: Path) -> None:
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION:
+        raise NatalError(f"{path} is not a natal run store; name another directory with --out")
+    if version != FORMAT:
+        raise NatalError(f"{path} has store format {version}, this natal reads {FORMAT}; use another --out")
+    if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
+        raise NatalError(f"{path} is damaged; nothing was changed; restore it or name another directory with --out")
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system say into one line."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "full" in text:
+            cure = "the disk is full; free some space and run the same command again"
+        elif "readonly" in text or "unable to open" in text:
+            cure = "it cannot be written; check its permissions or name another directory with --out"
+        elif "not a database" in text or "malformed" in text or "corrupt" in text:
+            cure = "the file is damaged or not a natal run store; it was left as it is; name another directory with --out"
+        else:
+            cure = "nothing more was written"
+        raise NatalError(f"{path}: {text}: {cure}") from None
+    except OSError as error:
+        raise NatalError(f"{error.filename or path}: {error.strerror}; name another directory with --out") from None
