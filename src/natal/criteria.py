@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
-from natal.masks import Mask, dense, prunable, select, select_units
+from natal.masks import Mask, dense, prunable, remove_neurons, select, select_units
 from natal.registry import Registry
 from natal.spec import Recipe
 from natal.streams import stream
@@ -69,6 +69,18 @@ def magnitude(problem: Problem) -> Scores:
 def random(problem: Problem) -> Scores:
     """Uniform draws from the stream ``mask``, independent of the initial weights."""
     generator = problem.stream("mask")
+    return {name: torch.rand(w.shape, generator=generator) for name, w in problem.weights.items()}
+
+
+@criterion("init-stream")
+def init_stream(problem: Problem) -> Scores:
+    """Uniform draws from the very stream that drew the initial weights: the published program's "random".
+
+    Its mask generator was seeded with the number that seeded the initialisation, so the first layer's scores are
+    the uniforms behind its weights, and "random" keeps the most positive of them. Only for the study
+    ``as-published``, with the scope ``threshold``.
+    """
+    generator = problem.stream("init")
     return {name: torch.rand(w.shape, generator=generator) for name, w in problem.weights.items()}
 
 

@@ -49,6 +49,11 @@ class Mask:
         """Return all masked parameters by name, weights and biases alike."""
         return {**self.weights, **self.biases}
 
+    def to(self, device: str | torch.device) -> Mask:
+        """Return the mask on a device."""
+        move = {name: m.to(device) for name, m in self.weights.items()}
+        return Mask(move, {name: m.to(device) for name, m in self.biases.items()})
+
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:
         """Set the removed entries of ``parameters`` (by name) to zero, in place."""
@@ -60,7 +65,8 @@ def select(scores: Mapping[str, Tensor], sparsity: float, scope: str = "global")
     """Keep the highest scores: exactly ``int(sparsity * n)`` are removed, ties broken by position, first goes first.
 
     ``scores``: any shapes, by name. ``scope``: ``global`` ranks all of them together (n over everything),
-    ``layerwise`` each entry on its own (n per entry). Returns boolean tensors of the same shapes, True = kept.
+    ``layerwise`` each entry on its own (n per entry). ``threshold`` keeps the scores above ``sparsity`` itself, so that
+    the count is only binomial when they are uniform: the published program's random masks. Returns boolean tensors of the same shapes, True = kept.
     Masks are nested: what a higher sparsity keeps, a lower one keeps too. Raises NatalError on a sparsity outside
     [0, 1), an unknown scope, or a score that is NaN.
     """
@@ -71,8 +77,10 @@ def select(scores: Mapping[str, Tensor], sparsity: float, scope: str = "global")
             raise NatalError(f"scores of {name!r} hold NaN; a criterion must give every weight a number")
     if scope == "layerwise":
         return {name: _keep_highest(score, int(sparsity * score.numel())) for name, score in scores.items()}
+    if scope == "threshold":
+        return {name: score > sparsity for name, score in scores.items()}
     if scope != "global":
-        raise NatalError(f"unknown scope {scope!r}; known: global, layerwise")
+        raise NatalError(f"unknown scope {scope!r}; known: global, layerwise, threshold")
     together = torch.cat([score.flatten() for score in scores.values()])
     kept = _keep_highest(together, int(sparsity * len(together)))
     parts = kept.split([score.numel() for score in scores.values()])

@@ -31,11 +31,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class Registry(Generic[T]):
     """Entries of one kind by name.
 
-    Parameters: ``kind`` is the word used in messages (``"criterion"``).
+    ``kind`` is the word used in messages (``"criterion"``); ``origin`` returns the function an entry was made from.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, origin: Callable[[T], Any] = lambda entry: entry) -> None:
         self.kind = kind
+        self.origin = origin
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -46,7 +47,7 @@ class Registry(Generic[T]):
 
         def file(entry: T) -> T:
             old = self._entries.get(name)
-            if old is not None and _source(old) != _source(entry):
+            if old is not None and self._place(old) != self._place(entry):
                 raise NatalError(f"{self.kind} {name!r} is already registered; choose another name")
             self._entries[name] = entry
             return entry
@@ -67,18 +68,22 @@ class Registry(Generic[T]):
 
     def summary(self, name: str) -> str:
         """Return the first line of the entry's docstring."""
-        return (inspect.getdoc(self[name]) or "").split("\n")[0]
+        return (inspect.getdoc(self.origin(self[name])) or "").split("\n")[0]
 
     def fingerprint(self, name: str) -> str:
         """Return a digest of the file that defines ``name``, or ``""`` for natal's own entries.
 
         It is part of a run's key, so that editing a plugin retrains what the plugin made, and nothing else.
         """
-        entry: Any = self[name]
+        entry = self.origin(self[name])
         if entry.__module__.startswith("natal."):
             return ""
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(entry) or entry).encode()).hexdigest()[:16]
+        try:
+            source = inspect.getsource(inspect.getmodule(entry) or entry).encode()
+        except (OSError, TypeError):  # typed at a prompt: there is no file
+            source = entry.__code__.co_code
+        return hashlib.sha256(source).hexdigest()[:16]
 
-
-def _source(entry: Any) -> tuple[str, str]:
-    return entry.__module__, entry.__qualname__
+    def _place(self, entry: T) -> tuple[str, str]:
+        function = self.origin(entry)
+        return function.__module__, function.__qualname__

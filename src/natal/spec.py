@@ -44,12 +44,12 @@ class Recipe(_Model):
     """How to choose a mask: which score, where scores compete, what is removed.
 
     A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
-    compete (``global`` or ``layerwise``), ``granularity`` whether single weights or whole neurons are removed.
+    compete (``global``, ``layerwise``, or ``threshold`` for no competition at all), ``granularity`` whether single weights or whole neurons are removed.
     """
 
     name: str
     criterion: str
-    scope: Literal["global", "layerwise"] = "global"
+    scope: Literal["global", "layerwise", "threshold"] = "global"
     granularity: Literal["weight", "neuron"] = "weight"
 
 

@@ -8,6 +8,7 @@ finished, so a kill at any moment loses only what was still being trained.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,16 +93,10 @@ class Store:
         path = directory / FILE
         with _plainly(path):
             directory.mkdir(parents=True, exist_ok=True)
-            fresh = not path.exists()
+            if not path.exists():
+                _found(path)
             db = sqlite3.connect(path, isolation_level=None)
-            if fresh:
-                db.executescript(
-                    f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;"
-                )
-            else:
-                _recognise(db, path)
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA journal_mode = WAL")
+            _recognise(db, path)
             return cls(path, db)
 
     @classmethod
@@ -111,7 +106,9 @@ class Store:
         if not path.is_file():
             raise NatalError(f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one")
         with _plainly(path):
-            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+            # a command that was killed left a journal behind, which a reader must be able to roll back
+            mode = "rw" if os.access(path, os.W_OK) and os.access(directory, os.W_OK) else "ro"
+            db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
             _recognise(db, path)
             return cls(path, db)
 
@@ -142,8 +139,14 @@ class Store:
         with self._transaction():
             self._write_manifest(manifest)
 
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Store finished trainings in one transaction; a key stored already keeps its first outcome."""
+    def clear(self) -> None:
+        """Forget every training and the study."""
+        with self._transaction():
+            for table in ("training", "grid", "manifest"):
+                self._db.execute(f"DELETE FROM {table}")
+
+    def add(self, outcomes: Iterable[Outcome], **manifest: Any) -> None:
+        """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO training (key, status, facts, train_loss, val_metric) VALUES (?, ?, ?, ?, ?)",
@@ -152,6 +155,7 @@ class Store:
                     for o in outcomes
                 ],
             )
+            self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO manifest VALUES (?, ?)",
@@ -208,6 +212,16 @@ class Store:
             }
 
 
+def _found(path: Path) -> None:
+    """Make an empty store at ``path``, whole or not at all: a kill must not leave a file that no one recognises."""
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    db = sqlite3.connect(draft)
+    db.executescript(f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;")
+    db.close()
+    draft.rename(path)
+
+
 def _recognise(db: sqlite3.Connection, path: Path) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -226,8 +240,8 @@ def _plainly(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         text = str(error)
-        if "full" in text:
-            cure = "the disk is full; free some space and run the same command again"
+        if "full" in text or "disk I/O" in text:
+            cure = "no space is left, or the disk fails; free some and run the same command again"
         elif "readonly" in text or "unable to open" in text:
             cure = "it cannot be written; check its permissions or name another directory with --out"
         elif "not a database" in text or "malformed" in text or "corrupt" in text:

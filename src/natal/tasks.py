@@ -91,18 +91,9 @@ class Task:
     metric: Metric
     learning_rate: float
     chance: float
-    __doc__: str | None = None
-
-    @property
-    def __module__(self) -> str:  # type: ignore[override]
-        return self.data.__module__
-
-    @property
-    def __qualname__(self) -> str:
-        return self.data.__qualname__
 
 
-tasks: Registry[Task] = Registry("task")
+tasks: Registry[Task] = Registry("task", origin=lambda task: task.data)
 
 
 def task(
@@ -117,7 +108,7 @@ def task(
             raise NatalError(f"task {name!r}: unknown {kind} {given!r}; known: {', '.join(known)}")
 
     def file(data: Callable[[int], Data]) -> Callable[[int], Data]:
-        tasks.register(name)(Task(name, data, LOSSES[loss], METRICS[metric], learning_rate, chance, data.__doc__))
+        tasks.register(name)(Task(name, data, LOSSES[loss], METRICS[metric], learning_rate, chance))
         return data
 
     return file
