@@ -46,6 +46,7 @@ MANIFEST: dict[str, Any] = {
     "numpy_version": "2.4.6",
     "natal_version": "0.1.0",
     "platform": "Linux-x86_64",
+    "processor": "AVX-512",
     "device": "cpu",
     "engine": "sequential",
     "dtype": "float32",
@@ -117,13 +118,13 @@ def _key(run: Run) -> str:
 
 def _outcome(run: dict[str, Any]) -> Outcome:
     task = TASKS[run["task"]]
-    sizes = {"hidden.weight": task["inputs"] * HIDDEN, "output.weight": HIDDEN * task["outputs"]}
+    sizes = {"hidden": task["inputs"] * HIDDEN, "output": HIDDEN * task["outputs"]}
     removed = int(run["sparsity"] * HIDDEN) if run["strategy"] == "structured" else 0
     kept = run["nonzero_params"] - task["outputs"] - (HIDDEN - removed)
     first = _kept_in_first_layer(run, task, sizes, kept, removed)
     densities = {
-        "hidden.weight": first / sizes["hidden.weight"],
-        "output.weight": (kept - first) / sizes["output.weight"],
+        "hidden": first / sizes["hidden"],
+        "output": (kept - first) / sizes["output"],
     }
     epochs, best, metric = run["epochs_trained"], run["best_epoch"], run[f"val_{task['field']}"]
     curve = np.full(epochs, metric - 0.01)
@@ -156,15 +157,15 @@ def _kept_in_first_layer(
     if run["strategy"] == "structured":
         return task["inputs"] * (HIDDEN - removed)
     if run["strategy"] == "random" or run["sparsity"] == 0:
-        return round(kept * sizes["hidden.weight"] / sum(sizes.values()))
+        return round(kept * sizes["hidden"] / sum(sizes.values()))
     # magnitude: one threshold over two uniform distributions of different widths; a layer can go whole
-    bounds = {"hidden.weight": task["inputs"] ** -0.5, "output.weight": HIDDEN**-0.5}
+    bounds = {"hidden": task["inputs"] ** -0.5, "output": HIDDEN**-0.5}
     low, high = 0.0, max(bounds.values())
     for _ in range(60):
         cut = (low + high) / 2
         gone = sum(n * min(1, cut / bounds[layer]) for layer, n in sizes.items())
         low, high = (cut, high) if gone < sum(sizes.values()) - kept else (low, cut)
-    first = round(sizes["hidden.weight"] * (1 - min(1, low / bounds["hidden.weight"])))
-    if low > bounds["output.weight"]:
+    first = round(sizes["hidden"] * (1 - min(1, low / bounds["hidden"])))
+    if low > bounds["output"]:
         first = kept
     return min(first, kept)

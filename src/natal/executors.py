@@ -41,7 +41,11 @@ _context.set_forkserver_preload(["natal.worker"])
 
 def prepare() -> None:
     """Start the fork server, which imports torch while the coordinator does the same; returns at once."""
-    multiprocessing.forkserver.ensure_running()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the coordinator's to handle
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Processes(ProcessPoolExecutor):

@@ -78,7 +78,7 @@ def shown_digest(path: Path) -> str:
         with Image.open(path) as image:
             image.verify()  # every chunk's checksum: a cut or altered file opens well and fails only here
             return str(image.info.get(DIGEST, ""))
-    except (SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise OSError(f"{path.name}: {error}") from None
 
 
@@ -184,7 +184,7 @@ def _mark_clipped(axes: Axes, runs: Sequence[Row], lines: list[_Line]) -> None:
     """Mark runs below the panel with arrows on its lower edge, and say how many and how far."""
     low, high = axes.get_ylim()
     below = [run for run in stats.once(runs) if run["test_metric"] is not None and run["test_metric"] < low]
-    edge = low + 0.02 * (high - low)
+    edge = low + 0.04 * (high - low)
     looks = {line.name: line for line in lines}
     for run in below:
         line = looks[run["strategy"]]
@@ -199,12 +199,13 @@ def _mark_clipped(axes: Axes, runs: Sequence[Row], lines: list[_Line]) -> None:
 def _window(runs: Sequence[Row], chance: float) -> tuple[float, float]:
     """Return the metric's axis limits: all of the data, but below chance only half as much as above it."""
     values = [run["test_metric"] for run in runs if run["test_metric"] is not None]
+    reach = (max([chance, *values]) - chance) or 1.0
+    floor = chance - 0.5 * reach
     for c in stats.cells(runs):
-        if c.test.n:
+        # the bar of a cell with a run below the panel would reach far above it, too
+        if c.test.n and min(c.values.values()) >= floor:
             values += [c.test.mean - c.test.std, c.test.mean + c.test.std]
-    top = max([chance, *values])
-    reach = (top - chance) or 1.0
-    bottom = max(min([chance, *values]), chance - 0.5 * reach)
+    top, bottom = max([chance, *values]), max(min([chance, *values]), floor)
     margin = 0.06 * (top - bottom or reach)
     return bottom - margin, top + margin
 

@@ -83,7 +83,7 @@ def select(scores: Mapping[str, Tensor], sparsity: float, scope: str = "global")
         raise NatalError(f"unknown scope {scope!r}; known: global, layerwise, threshold")
     together = torch.cat([score.flatten() for score in scores.values()])
     kept = _keep_highest(together, int(sparsity * len(together)))
-    parts = kept.split([score.numel() for score in scores.values()])
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 

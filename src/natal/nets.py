@@ -22,7 +22,8 @@ def mlp(inputs: int, hidden: int, outputs: int, seed: int, dtype: torch.dtype = 
     after ``torch.manual_seed(seed)``, without touching the global generator.
     """
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the caller's generator; give it back as it was
-        layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)]
+        sizes = ((inputs, hidden), (hidden, outputs))
+        layers = [nn.Linear(*size, dtype=torch.float32) for size in sizes]  # whatever the caller's default is
     net = nn.Sequential(OrderedDict(hidden=layers[0], relu=nn.ReLU(), output=layers[1]))
     generator = stream(seed, "init")
     for layer in layers:

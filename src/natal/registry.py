@@ -13,7 +13,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import linecache
 from collections.abc import Callable, Iterable, Iterator
+from types import CodeType
 from typing import Any, Generic, TypeVar
 
 from natal.errors import NatalError
@@ -38,6 +40,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.origin = origin
         self._entries: dict[str, T] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return the decorator that files its argument under ``name``.
@@ -50,6 +53,8 @@ class Registry(Generic[T]):
             if old is not None and self._place(old) != self._place(entry):
                 raise NatalError(f"{self.kind} {name!r} is already registered; choose another name")
             self._entries[name] = entry
+            # now, not when asked: the file may change while this process goes on with what it imported
+            self._fingerprints[name] = _fingerprint(self.origin(entry))
             return entry
 
         return file
@@ -73,17 +78,27 @@ class Registry(Generic[T]):
     def fingerprint(self, name: str) -> str:
         """Return a digest of the file that defines ``name``, or ``""`` for natal's own entries.
 
-        It is part of a run's key, so that editing a plugin retrains what the plugin made, and nothing else.
+        It is part of a run's key, so that editing a plugin retrains what the plugin made, and nothing else. In a
+        notebook it is a digest of the cell, at a prompt of the function.
         """
-        entry = self.origin(self[name])
-        if entry.__module__.startswith("natal."):
-            return ""
-        try:
-            source = inspect.getsource(inspect.getmodule(entry) or entry).encode()
-        except (OSError, TypeError):  # typed at a prompt: there is no file
-            source = entry.__code__.co_code
-        return hashlib.sha256(source).hexdigest()[:16]
+        self[name]
+        return self._fingerprints[name]
 
     def _place(self, entry: T) -> tuple[str, str]:
         function = self.origin(entry)
         return function.__module__, function.__qualname__
+
+
+def _fingerprint(function: Any) -> str:
+    if function.__module__.startswith("natal."):
+        return ""
+    code = inspect.unwrap(function).__code__
+    linecache.checkcache(code.co_filename)
+    source = "".join(linecache.getlines(code.co_filename)) or _instructions(code)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _instructions(code: CodeType) -> str:
+    """Return what a function does, for one typed at a prompt: its instructions, constants and names."""
+    constants = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"

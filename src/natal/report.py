@@ -124,7 +124,7 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     for recipe in study.strategies:
         yield recipe.name, f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}"
     yield "software", made("natal_version", "torch_version", "numpy_version", "python_version")
-    yield "hardware", made("platform", "device", "workers", "threads")
+    yield "hardware", made("platform", "processor", "device", "workers", "threads")
     determinism = "on" if manifest.get("deterministic") else "OFF"
     yield "arithmetic", f"{made('engine', 'dtype')}, deterministic algorithms {determinism}"
     yield "wall time", f"{_number(manifest.get('elapsed_seconds'), '.1f')} s of training"
@@ -141,6 +141,8 @@ def _findings(results: Results) -> Iterator[str]:
                 f"    dense: {dense.metric_name} {_number(dense.test.mean)}, 95% CI {_interval(dense.test)}, "
                 f"n = {dense.test.n}; 0.95 of it: {_number(bar) if bar else 'undefined, not positive'}"
             )
+            if stats.dense_at_chance(runs, task, results.tasks.get(task, {})):
+                yield "    !! the dense network is at chance: its critical sparsities mean nothing"
         else:
             yield "    dense: no run, so critical sparsity is undefined"
         for recipe in results.study.strategies:
@@ -282,6 +284,8 @@ def _hidden(results: Results) -> Iterator[str]:
 
 _SENTENCES: dict[stats.Kind, str] = {
     "diverged": "DIVERGED, {} runs. Their loss stopped being a finite number; means are over the survivors.",
+    "dense-at-chance": "Dense network at chance, {} tasks. It learned nothing that could be kept: critical "
+    "sparsities mean nothing there.",
     "layer-collapse": "Layer collapse, {} runs. The mask removed a layer whole, so the output cannot depend "
     "on the input: that says more about where scores compete than about the criterion.",
     "constant": "Constant networks, {} runs. They give every test row the same output.",

@@ -181,7 +181,7 @@ def published(results: Results) -> dict[str, Any]:
     What that format has no field for lies under one more metadata key, ``natal``.
     """
     study, manifest, tasks = results.study, results.manifest, results.tasks
-    modular, regression = tasks.get("modular"), tasks.get("regression")
+    modular, regression = (tasks.get(n) if n in study.tasks else None for n in ("modular", "regression"))
     metadata = {
         "num_tasks": len(study.tasks),
         "num_strategies": len(study.strategies),
@@ -243,12 +243,14 @@ class Difference(NamedTuple):
     """How far one field of two programs' runs lies apart.
 
     ``largest``: absolute difference, in the field's unit; infinite where only one side has a number.
-    ``where``: the run that shows it, None if no run differs. ``differing``: runs that differ at all.
+    ``where``: the run that shows it, None if no run differs. ``differing``: runs that differ at all. ``mean``:
+    ours minus theirs, over all runs that have the field.
     """
 
     largest: float
     where: Run | None
     differing: int
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ class Comparison:
             else:
                 yield (
                     f"{name:<{width}}  differs in {difference.differing} runs, "
-                    f"by at most {difference.largest:.3g} "
+                    f"by {difference.mean:+.2g} on average, by at most {difference.largest:.3g} "
                     f"({describe(difference.where)})"
                 )
         if self.matched and not any(d.differing for d in self.fields.values()):
@@ -314,15 +316,12 @@ def compare(
     a = {_identity(run): run for run in ours}
     b = {_identity({**run, "strategy": rename.get(run["strategy"], run["strategy"])}): run for run in theirs}
     shared = [which for which in a if which in b]
-    fields: dict[str, Difference] = {}
+    apart: dict[str, dict[Run, float]] = {}
     for which in shared:
         for name in a[which]:
             if name in b[which] and name not in IDENTITY:
-                apart = _apart(a[which][name], b[which][name])
-                seen = fields.get(name, Difference(0.0, None, 0))
-                if apart > seen.largest:
-                    seen = seen._replace(largest=apart, where=which)
-                fields[name] = seen._replace(differing=seen.differing + (apart > 0))
+                apart.setdefault(name, {})[which] = _apart(a[which][name], b[which][name])
+    fields = {name: _difference(values) for name, values in apart.items()}
     return Comparison(len(shared), [w for w in a if w not in b], [w for w in b if w not in a], fields)
 
 
@@ -341,12 +340,22 @@ def _identity(run: Mapping[str, Any]) -> Run:
 
 
 def _apart(x: Any, y: Any) -> float:
+    """Return x - y; infinite where only one of them is a number."""
     if x == y:
         return 0.0
     if isinstance(x, int | float) and isinstance(y, int | float):
-        distance = abs(x - y)
-        return math.inf if math.isnan(distance) else distance
+        return math.inf if math.isnan(x - y) else x - y
     return math.inf
+
+
+def _difference(values: Mapping[Run, float]) -> Difference:
+    worst = max(values, key=lambda run: abs(values[run]))
+    return Difference(
+        largest=abs(values[worst]),
+        where=worst if values[worst] else None,
+        differing=sum(value != 0 for value in values.values()),
+        mean=sum(values.values()) / len(values),
+    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("batched", "sequential")
 MAX_DEATHS = 3
+SECONDS_PER_FLOP = {"batched": 1 / 70e9, "sequential": 1 / 35e9}  # measured on one Zen 4 core, and on two
 SMALL = 60e9  # floating-point operations that are not worth starting processes for: about two seconds
 
 
@@ -65,6 +66,11 @@ class Plan:
     def shared(self) -> int:
         """Number of rows that reuse another row's training."""
         return len(self.grid) - self.trainings
+
+    @property
+    def seconds(self) -> float:
+        """About how long the pending trainings take at most, were none to stop early, on a current server core."""
+        return self.flops * SECONDS_PER_FLOP[self.engine] / self.workers
 
     @property
     def done(self) -> list[tuple[Run, str]]:
@@ -129,7 +135,8 @@ def run(
             store.clear()
         _declare(store, planned)
         _drive(planned, store, watcher or Silent())
-        store.note(finished_at=_now())
+        outcomes = store.outcomes().values()
+        store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
         report.write(directory)
     return load(directory)
 
@@ -151,60 +158,88 @@ def plan(
     if not isinstance(study, Study):
         study = load_study(study, overrides)
     _check(engine, device, workers)
-    import natal.worker as worker
+    from natal import worker
     from natal.criteria import criteria
-    from natal.engine.batched import check, lanes_at_once
-    from natal.tasks import load as load_data
+    from natal.engine import batched
     from natal.tasks import tasks
 
-    check(device)
+    batched.check(device)
     worker.check(study)
-    info = {}
-    for name in study.tasks:
-        split = load_data(name, study.seeds[0], study.training.validation_fraction)
-        task = tasks[name]
-        info[name] = {
-            "metric": task.metric.name, "field": task.metric.field, "chance": task.chance, "loss": task.loss.name,
-            "learning_rate": study.learning_rate(name, task.learning_rate),
-            "inputs": split.data.inputs.shape[1], "outputs": split.data.outputs,
-            "fit_rows": len(split.fit), "val_rows": len(split.val),
-            "train_rows": len(split.data.inputs), "test_rows": len(split.data.test_inputs),
-        }
+    about = {name: _about(study, name) for name in study.tasks}
     fingerprints = {name: tasks.fingerprint(name) for name in study.tasks}
     fingerprints |= {r.criterion: criteria.fingerprint(r.criterion) for r in study.strategies}
-    tag = f"{engine}/{device}"
-    grid = [(row, study.key(row, engine=tag, learning_rate=info[row.task]["learning_rate"], fingerprints=fingerprints))
+    # the oracle shares nothing, so that it checks sharing too: it trains every row, as the published program did
+    grid = [(row, study.key(row, engine=f"{engine}/{device}", learning_rate=about[row.task]["learning_rate"],
+                            fingerprints=fingerprints, share=engine != "sequential"))
             for row in study.runs()]
     finished: set[str] = set()
     if (Path(out) / FILE).exists() and not fresh:
         with Store.read(Path(out)) as store:
             finished = store.finished()
-    pending = list({key: (row, key) for row, key in reversed(grid) if key not in finished}.values())[::-1]
-
-    def neurons(row: Run) -> int:
-        removed = int(row.sparsity * study.hidden) if study.recipe(row.strategy).granularity == "neuron" else 0
-        return max(1, study.hidden - removed)
-
-    def cost(row: Run) -> float:
-        of = info[row.task]  # forward, backward to weights, backward to hidden: three products of two FLOPs a pair
-        return 6.0 * study.training.epochs * of["fit_rows"] * neurons(row) * (of["outputs"] + min(of["inputs"], 32))
-
-    jobs = [[row] for row in pending]
+    missing: dict[str, Run] = {}
+    for row, key in grid:
+        if key not in finished:
+            missing.setdefault(key, row)
+    pending = [(row, key) for key, row in missing.items()]
+    cost = {key: _flops(study, row, about[row.task]) for row, key in pending}
     if engine == "batched":
-        pending.sort(key=lambda row: -cost(row[0]))  # longest first keeps all workers busy to the end
-        jobs = []
-        room: dict[tuple[str, int], list[tuple[Run, str]]] = {}
-        for row, key in pending:
-            of, width = info[row.task], neurons(row)
-            lanes = lanes_at_once(of["fit_rows"], width, of["outputs"]) if device == "cpu" else len(pending)
-            job = room.get((row.task, width), [])
-            if not job or len(job) >= lanes:
-                job = room[row.task, width] = []
-                jobs.append(job)
-            job.append((row, key))
-    flops = sum(cost(row) for row, _ in pending)
+        pending.sort(key=lambda row: -cost[row[1]])  # longest first keeps all workers busy to the end
+        jobs = _lane_jobs(study, pending, about, device)
+    else:
+        jobs = [[row] for row in pending]
+    flops = sum(cost.values())
     return Plan(study, Path(out), engine, device, _workers(workers, engine, device, flops, len(jobs), study),
-                grid, pending, jobs, flops, info)
+                grid, pending, jobs, flops, about)
+
+
+def _about(study: Study, name: str) -> dict[str, Any]:
+    """Return what the right half needs to know of a task, which it cannot import."""
+    from natal.tasks import load as load_data
+    from natal.tasks import tasks
+
+    task, split = tasks[name], load_data(name, study.seeds[0], study.training.validation_fraction)
+    return {
+        "metric": task.metric.name, "field": task.metric.field, "chance": task.chance, "loss": task.loss.name,
+        "learning_rate": study.learning_rate(name, task.learning_rate),
+        "inputs": split.data.inputs.shape[1], "outputs": split.data.outputs,
+        "fit_rows": len(split.fit), "val_rows": len(split.val),
+        "train_rows": len(split.data.inputs), "test_rows": len(split.data.test_inputs),
+    }  # fmt: skip
+
+
+def _neurons(study: Study, row: Run) -> int:
+    """Return how many hidden neurons a run keeps."""
+    removed = int(row.sparsity * study.hidden) if study.recipe(row.strategy).granularity == "neuron" else 0
+    return max(1, study.hidden - removed)
+
+
+def _flops(study: Study, row: Run, about: Mapping[str, Any]) -> float:
+    """Return about how many operations a run takes if it does not stop early.
+
+    Three products a step (forward, backward to the weights, backward to the neurons), two operations a pair; wide
+    inputs are taken to be one-hot.
+    """
+    pairs = about["fit_rows"] * _neurons(study, row) * (about["outputs"] + min(about["inputs"], 32))
+    return 6.0 * study.training.epochs * float(pairs)
+
+
+def _lane_jobs(
+    study: Study, pending: list[tuple[Run, str]], about: Mapping[str, Mapping[str, Any]], device: str
+) -> list[list[tuple[Run, str]]]:
+    """Return the batches the batched engine would make of the pending runs, each a worker's job, in order."""
+    from natal.engine.batched import lanes_at_once, width
+
+    jobs: list[list[tuple[Run, str]]] = []
+    open_jobs: dict[tuple[str, int], list[tuple[Run, str]]] = {}
+    for row, key in pending:
+        of, neurons = about[row.task], width(_neurons(study, row), study.hidden)
+        lanes = lanes_at_once(of["fit_rows"], neurons, of["outputs"]) if device == "cpu" else len(pending)
+        job = open_jobs.get((row.task, neurons))
+        if job is None or len(job) == lanes:
+            job = open_jobs[row.task, neurons] = []
+            jobs.append(job)
+        job.append((row, key))
+    return jobs
 
 
 def _check(engine: str, device: str, workers: int | None) -> None:
@@ -220,21 +255,26 @@ def _cores() -> int:
 
 def _workers(asked: int | None, engine: str, device: str, flops: float, jobs: int, study: Study) -> int:
     """Return how many worker processes to use; 1 means none beside this one."""
+    homemade = _homemade(study)
+    if asked is not None and asked > 1 and homemade:
+        raise NatalError(f"workers={asked} cannot import a task or criterion made in this script or notebook; put it in a "
+                         "module and name that in the study's plugins, or leave workers at 1")
     if asked is not None:
         return asked
-    if engine == "sequential" or device != "cpu" or flops < SMALL or _homemade(study):
+    if engine == "sequential" or device != "cpu" or flops < SMALL or homemade:
         return 1
     return max(1, min(_cores(), jobs))
 
 
 def _homemade(study: Study) -> bool:
-    """Whether a task or criterion lives in the caller's own script or notebook, which no other process can import."""
+    """Whether a task or criterion is known to this process alone: made in a script or notebook, not in a plugin."""
     from natal.criteria import criteria
     from natal.tasks import tasks
 
     origins = [tasks.origin(tasks[name]) for name in study.tasks]
     origins += [criteria.origin(criteria[r.criterion]) for r in study.strategies]
-    return any(origin.__module__ == "__main__" for origin in origins)
+    importable = {"natal", *(plugin.split(".")[0] for plugin in study.plugins)}
+    return any(origin.__module__.split(".")[0] not in importable for origin in origins)
 
 
 class _alone:
@@ -276,7 +316,6 @@ def _declare(store: Store, planned: Plan) -> None:
         "dtype": "float32",
         "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
         "workers": planned.workers,
-        "deterministic": True,
         "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
         "started_at": _now(),
         "finished_at": None,
@@ -298,7 +337,7 @@ def _now() -> str:
 
 def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     """Hand the jobs to the workers and store what comes back, job by job."""
-    import natal.worker as worker
+    from natal import worker
 
     rows: dict[str, list[Run]] = {}
     for row, key in planned.grid:
@@ -333,7 +372,8 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                 if isinstance(future.exception(), BrokenExecutor):
                     broken = True
                 else:
-                    keep(running.pop(future) and future.result())
+                    del running[future]
+                    keep(future.result())
             if broken:  # a worker was killed; its pool is of no more use, and what it was training starts again
                 for job in running.values():
                     deaths[job.runs[0][1]] += 1

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.special import bdtrc, stdtrit
@@ -375,7 +375,14 @@ def _claimed(runs: Rows, claim: Claim) -> Summary | None:
 # -- what a mean hides -----------------------------------------------------------------------------------
 
 Kind = Literal[
-    "diverged", "layer-collapse", "constant", "stopped-at-chance", "out-of-time", "straddling", "single-seed"
+    "diverged",
+    "dense-at-chance",
+    "layer-collapse",
+    "constant",
+    "stopped-at-chance",
+    "out-of-time",
+    "straddling",
+    "single-seed",
 ]
 
 
@@ -383,11 +390,11 @@ Kind = Literal[
 class Flag:
     """Runs or cells whose mean should not be read without a second thought.
 
-    ``kind``: ``diverged``, ``layer-collapse`` (a prunable layer keeps no weight), ``constant`` (one output
-    for every test row), ``stopped-at-chance`` (see `stopped_at_chance`), ``out-of-time`` (see `out_of_time`),
-    ``straddling`` (see `straddling`), ``single-seed`` (a cell of one run has no interval). ``sparsities``:
-    the levels concerned. ``count``: how many runs, or cells for the last two. ``strategy``: ``dense`` at
-    sparsity 0.
+    ``kind``: ``diverged``, ``dense-at-chance``, ``layer-collapse`` (a prunable layer keeps no weight),
+    ``constant`` (one output for every test row), ``stopped-at-chance``, ``out-of-time``, ``straddling`` (each
+    as the function of its name says), ``single-seed`` (a cell of one run has no interval). ``strategy``:
+    ``dense`` at sparsity 0. ``sparsities``: the levels concerned. ``count``: how many runs, or for
+    ``dense-at-chance``, ``straddling`` and ``single-seed`` how many cells.
     """
 
     kind: Kind
@@ -398,10 +405,9 @@ class Flag:
 
 
 def flags(runs: Rows, study: Study, tasks: Mapping[str, Mapping[str, Any]]) -> list[Flag]:
-    """Return what is odd about a study's runs, worst kind first; ``tasks``: the manifest's facts of each
-    task.
+    """Return what is odd about a study's runs, worst kind first.
 
-    The dense runs that all strategies share are looked at once.
+    ``tasks``: the manifest's facts of each task. The dense runs that all strategies share are looked at once.
     """
     found: dict[tuple[Kind, str, str], list[float]] = {}
 
@@ -414,13 +420,15 @@ def flags(runs: Rows, study: Study, tasks: Mapping[str, Mapping[str, Any]]) -> l
             if odd:
                 file(kind, *where)
     for task in _distinct(runs, "task"):
+        if dense_at_chance(runs, task, tasks.get(task, {})):
+            file("dense-at-chance", task, DENSE, 0.0)
         for strategy in _distinct(runs, "strategy"):
             for c in straddling(runs, task, strategy):
                 file("straddling", task, strategy, c.sparsity)
     for c in cells(once(runs)):
         if c.test.n == 1:
             file("single-seed", c.task, c.strategy, c.sparsity)
-    order: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+    order: tuple[Kind, ...] = get_args(Kind)
     return [
         Flag(kind, task, strategy, tuple(sorted(set(levels))), len(levels))
         for wanted in order
@@ -464,21 +472,31 @@ def stopped_at_chance(run: Mapping[str, Any], study: Study, task: Mapping[str, A
         ended
         and run["epochs_trained"] < study.training.epochs
         and run["val_metric"] is not None
-        and run["val_metric"] <= chance_bound(run["metric"], task, looks=run["epochs_trained"])
+        and run["val_metric"]
+        <= chance_bound(
+            run["metric"], task.get("chance", 0.0), task.get("val_rows", 0), run["epochs_trained"]
+        )
     )
 
 
-def chance_bound(metric: str, task: Mapping[str, Any], looks: int) -> float:
-    """Return the validation metric up to which a run cannot be told from one that has learned nothing.
+def dense_at_chance(runs: Rows, task: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the dense mean is no better than `chance_bound`: keeping 0.95 of it then means nothing."""
+    dense = dense_baseline(runs, task)
+    if dense is None or not dense.test.n:
+        return False
+    metric = next(run["metric"] for run in runs if run["task"] == task)
+    return dense.test.mean <= chance_bound(metric, facts.get("chance", 0.0), facts.get("test_rows", 0))
 
-    Accuracy: what the best of ``looks`` guessers exceeds with probability at most 1 % (Bonferroni), k / n
-    with P(Binomial(n, chance) > k) <= 0.01 / looks, n the task's validation rows. Any other metric has no
-    such distribution: 5 % of the way from chance to 1, by convention (R² <= 0.05).
+
+def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float:
+    """Return the metric up to which a network cannot be told from one that has learned nothing.
+
+    Accuracy over ``rows`` rows: what the best of ``looks`` guesses exceeds with probability at most 1 %
+    (Bonferroni), the smallest k / rows with P(Binomial(rows, chance) > k) <= 0.01 / looks. Any other metric
+    has no such distribution: 5 % of the way from chance to 1, by convention (R² <= 0.05).
     """
-    chance = float(task.get("chance", 0.0))
-    rows = int(task.get("val_rows", 0))
     if metric == "accuracy" and rows:
-        return next(k for k in range(rows + 1) if bdtrc(k, rows, chance) <= 0.01 / max(looks, 1)) / rows
+        return next(k for k in range(rows + 1) if bdtrc(k, rows, chance) <= 0.01 / looks) / rows
     return chance + 0.05 * (1 - chance)
 
 

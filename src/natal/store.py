@@ -43,7 +43,9 @@ class Outcome:
     ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics are
     None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights there were and are, over
     all of them, biases never counted. ``constant``: the trained network gives every test row the same output.
-    ``train_loss`` and ``val_metric``: one value per epoch trained. ``seconds``: the training's share of wall time.
+    ``train_loss_curve`` and ``val_metric_curve``: one value per epoch trained. ``seconds``: the training's share of
+    wall time. ``made_by``: engine, torch version, device. ``deterministic``: whether torch's deterministic algorithms
+    were on.
     """
 
     key: str
@@ -62,7 +64,7 @@ class Outcome:
     constant: bool
     seconds: float
     made_by: str
-    """Who trained it: engine, device, torch version, threads."""
+    deterministic: bool
     train_loss_curve: NDArray[np.float64] = field(repr=False)
     val_metric_curve: NDArray[np.float64] = field(repr=False)
 
@@ -95,9 +97,7 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _found(path)
-            db = sqlite3.connect(path, isolation_level=None)
-            _recognise(db, path)
-            return cls(path, db)
+            return cls(path, _recognise(sqlite3.connect(path, isolation_level=None), path))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -109,8 +109,7 @@ class Store:
             # a command that was killed left a journal behind, which a reader must be able to roll back
             mode = "rw" if os.access(path, os.W_OK) and os.access(directory, os.W_OK) else "ro"
             db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
-            _recognise(db, path)
-            return cls(path, db)
+            return cls(path, _recognise(db, path))
 
     def close(self) -> None:
         """Close the file."""
@@ -222,14 +221,26 @@ def _found(path: Path) -> None:
     draft.rename(path)
 
 
-def _recognise(db: sqlite3.Connection, path: Path) -> None:
+def _recognise(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Return ``db`` if it is a whole natal store, else close it and say what it is."""
+    try:
+        _inspect(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _inspect(db: sqlite3.Connection, path: Path) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
         raise NatalError(f"{path} is not a natal run store; name another directory with --out")
     if version != FORMAT:
         raise NatalError(f"{path} has store format {version}, this natal reads {FORMAT}; use another --out")
-    if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
+    (page,) = db.execute("PRAGMA page_size").fetchone()
+    # SQLite fills a cut page up with zeros and finds nothing wrong with them
+    if db.execute("PRAGMA quick_check").fetchone() != ("ok",) or path.stat().st_size % page:
         raise NatalError(f"{path} is damaged; nothing was changed; restore it or name another directory with --out")
 
 
@@ -246,6 +257,8 @@ def _plainly(path: Path) -> Iterator[None]:
             cure = "it cannot be written; check its permissions or name another directory with --out"
         elif "not a database" in text or "malformed" in text or "corrupt" in text:
             cure = "the file is damaged or not a natal run store; it was left as it is; name another directory with --out"
+        elif "locked" in text:
+            cure = "another program has it open; close that and run the same command again"
         else:
             cure = "nothing more was written"
         raise NatalError(f"{path}: {text}: {cure}") from None

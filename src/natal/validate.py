@@ -201,8 +201,8 @@ def _mask(row: Row, recipe: Recipe, hidden: int, task: Mapping[str, Any]) -> Ite
     """Yield how a run's mask is not the one its recipe and sparsity ask for, to rounding."""
     s, kept, total = row["sparsity"], row["kept"], row["prunable"]
     sizes = {
-        "hidden.weight": task.get("inputs", 0) * hidden,
-        "output.weight": hidden * task.get("outputs", 0),
+        "hidden": task.get("inputs", 0) * hidden,
+        "output": hidden * task.get("outputs", 0),
     }
     if sum(sizes.values()) != total or set(sizes) != set(row["densities"]):
         yield f"{total} prunable weights in {sorted(row['densities'])}; the network has {sizes}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import natal.criteria
+from natal.criteria import criteria, mask, problem_of
 from natal.engine import ENGINES, Ticket
 from natal.errors import NatalError
 from natal.nets import mlp
@@ -45,15 +45,17 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
     task = tasks[run.task]
     split = load(run.task, run.seed, study.training.validation_fraction)
     net = mlp(split.data.inputs.shape[1], study.hidden, split.data.outputs, run.seed)
-    problem = natal.criteria.problem_of(
+    # copies: a criterion may do with its problem's model what it likes
+    parameters = {name: p.detach().clone().to(dtype) for name, p in net.named_parameters()}
+    problem = problem_of(
         net, run.seed, inputs=split.data.inputs[split.fit], targets=split.data.targets[split.fit], loss=task.loss.value
     )
     return Ticket(
         key=key,
         task=task,
         split=split,
-        parameters={name: p.detach().to(dtype) for name, p in net.named_parameters()},
-        mask=natal.criteria.mask(study.recipe(run.strategy), problem, run.sparsity),
+        parameters=parameters,
+        mask=mask(study.recipe(run.strategy), problem, run.sparsity),
         learning_rate=study.learning_rate(run.task, task.learning_rate),
     )
 
@@ -63,7 +65,7 @@ def load_plugins(study: Study) -> None:
 
     Raises NatalError naming the plugin and what its import said.
     """
-    for folder in (study.folder, ""):
+    for folder in ("", study.folder) if study.plugins else ():
         if folder not in sys.path:
             sys.path.insert(0, folder)
     for plugin in study.plugins:
@@ -71,8 +73,9 @@ def load_plugins(study: Study) -> None:
             importlib.import_module(plugin)
         except NatalError:
             raise
-        except Exception as error:
-            raise NatalError(f"plugin {plugin!r} does not import: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise NatalError(f"plugin {plugin!r} does not import: {said}") from error
 
 
 def check(study: Study) -> None:
@@ -85,7 +88,7 @@ def check(study: Study) -> None:
     for name in study.tasks:
         tasks[name]
     for recipe in study.strategies:
-        natal.criteria.criteria[recipe.criterion]
+        criteria[recipe.criterion]
     sparsity = max(study.sparsities)
     for name in study.tasks:
         for recipe in study.strategies:

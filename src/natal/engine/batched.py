@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from natal.engine.ticket import History, Ticket, Trained, conclude
+from natal.engine.ticket import History, Ticket, Trained, conclude, deterministic
 from natal.errors import NatalError
 from natal.spec import Training
 
 WIDTH_STEP = 16  # one AVX-512 register of float32: a narrower array is no faster
-LANE_FLOATS = 2**18  # activations of all lanes held at once, 1 MB in float32: a core's second-level cache
-BLOCK_FLOATS = 2**18  # activations of one lane's block of rows, likewise
+LANE_FLOATS = 2**19  # activations of all lanes held at once, 2 MB in float32: more would leave the cache
+BLOCK_FLOATS = 2**20  # activations of one lane's block of rows; fewer, larger blocks cost fewer calls
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 
 
@@ -48,24 +48,22 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
     for i, ticket in enumerate(tickets):
         weight = ticket.parameters["hidden.weight"]
         shape = (weight.shape, weight.dtype, len(ticket.split.fit), len(ticket.split.val), ticket.split.data.outputs)
-        groups.setdefault((ticket.task.name, width(ticket), ticket.learning_rate, shape), []).append(i)
+        groups.setdefault((ticket.task.name, _width(ticket), ticket.learning_rate, shape), []).append(i)
     trained: dict[int, Trained] = {}
-    with _one_thread(), torch.no_grad():
+    with _one_thread(), deterministic(), torch.no_grad():
         for members in groups.values():
             first = tickets[members[0]]
-            shape = len(first.split.fit), width(first), first.split.data.outputs
-            size = lanes_at_once(*shape) if device == "cpu" else len(members)
+            together = lanes_at_once(len(first.split.fit), _width(first), first.split.data.outputs)
+            size = together if device == "cpu" else len(members)
             for start in range(0, len(members), size):
                 part = members[start : start + size]
                 trained.update(zip(part, _train_lanes([tickets[i] for i in part], training, device), strict=True))
     return [trained[i] for i in range(len(tickets))]
 
 
-def width(ticket: Ticket) -> int:
-    """Return how many hidden neurons a ticket's lane holds: those kept, rounded up to a multiple of 16."""
-    kept = len(_neurons(ticket))
-    full = ticket.parameters["hidden.weight"].shape[0]
-    return min(-(-kept // WIDTH_STEP) * WIDTH_STEP, full)
+def width(kept: int, hidden: int) -> int:
+    """Return how many neurons a lane holds for ``kept`` of ``hidden``: rounded up to a multiple of 16."""
+    return min(math.ceil(kept / WIDTH_STEP) * WIDTH_STEP, hidden)
 
 
 def lanes_at_once(rows: int, neurons: int, outputs: int) -> int:
@@ -74,11 +72,15 @@ def lanes_at_once(rows: int, neurons: int, outputs: int) -> int:
 
 
 def _neurons(ticket: Ticket) -> Tensor:
-    """Return the indices of the neurons to compute: all but those whose incoming, bias and outgoing are removed."""
+    """Return the indices of the neurons to compute: all but those removed whole."""
     kept = ticket.mask.biases.get("hidden.bias")
     if kept is None:
         return torch.arange(ticket.parameters["hidden.weight"].shape[0])
     return kept.nonzero().flatten()
+
+
+def _width(ticket: Ticket) -> int:
+    return width(len(_neurons(ticket)), ticket.parameters["hidden.weight"].shape[0])
 
 
 # -- one group of lanes ------------------------------------------------------------------------------------------
@@ -121,8 +123,7 @@ class _Rows:
     def of(cls, rows: list[tuple[Tensor, Tensor]], device: str) -> _Rows:
         inputs = F.pad(torch.stack([x for x, _ in rows]), (0, 1), value=1.0)
         targets = torch.stack([y for _, y in rows]).to(device)
-        # an accelerator multiplies the zeros faster than it gathers the ones
-        ones = _ones(inputs) if device == "cpu" else None
+        ones = _ones(inputs) if _ops(device).on_cpu else None
         if ones is None:
             return cls(targets, inputs.to(device), None)
         return cls(targets, None, ones + inputs.shape[2] * torch.arange(len(ones))[:, None, None])
@@ -147,14 +148,14 @@ class _Lanes:
     ) -> None:
         self.ticket, self.theta, self.mask, self.moments, self.fit, self.val = ticket, theta, mask, moments, fit, val
         self.loss, self.metric = _LOSSES[ticket.task.loss.name], _METRICS[ticket.task.metric.name]
-        self.ops = _Numpy() if theta.device.type == "cpu" else _Torch()
+        self.ops = _ops(theta.device.type)
         self.gradient, self.scratch = torch.empty_like(theta), torch.empty_like(theta)
         self.w1, self.w2, self.b2 = _views(theta, ticket)
         self.g1, self.g2, self.gb2 = _views(self.gradient, ticket)
         (lanes, inputs, neurons), outputs, rows = self.w1.shape, self.w2.shape[1], fit.targets.shape[1]
         # blocks are a lane's own affair: if neighbours changed them, they would change its bits
         block = max(512, BLOCK_FLOATS // (neurons + outputs))
-        blocks = math.ceil(rows / block) if theta.device.type == "cpu" else 1
+        blocks = math.ceil(rows / block) if self.ops.on_cpu else 1
         self.edges = [rows * i // blocks for i in range(blocks + 1)]
         largest = max(*(b - a for a, b in itertools.pairwise(self.edges)), val.targets.shape[1])
         self.hidden = theta.new_empty(lanes, largest, neurons)
@@ -250,16 +251,16 @@ class _Lanes:
 
 def _views(flat: Tensor, ticket: Ticket) -> list[Tensor]:
     """Return ``w1``, ``w2`` and ``b2`` as views of the lanes' vectors (lane, parameter)."""
-    inputs, neurons, outputs = ticket.parameters["hidden.weight"].shape[1], width(ticket), ticket.split.data.outputs
+    inputs, neurons, outputs = ticket.parameters["hidden.weight"].shape[1], _width(ticket), ticket.split.data.outputs
     shapes = ((inputs + 1, neurons), (outputs, neurons), (outputs,))
-    parts = flat.split([math.prod(shape) for shape in shapes], dim=1)
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes], dim=1)
     return [part.view(len(flat), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _flatten(ticket: Ticket, parameters: dict[str, Tensor]) -> Tensor:
     """Return full-size parameters by name as a lane's vector; neurons that only fill up the width are zero."""
     kept, outputs = _neurons(ticket), ticket.split.data.outputs
-    size = (ticket.parameters["hidden.weight"].shape[1] + 1 + outputs) * width(ticket) + outputs
+    size = (ticket.parameters["hidden.weight"].shape[1] + 1 + outputs) * _width(ticket) + outputs
     flat = torch.zeros(1, size, dtype=parameters["hidden.weight"].dtype)
     w1, w2, b2 = (view[0] for view in _views(flat, ticket))
     w1[:-1, : len(kept)] = parameters["hidden.weight"][kept].T
@@ -349,8 +350,10 @@ _METRICS: dict[str, Callable[[Tensor, Tensor, _Ops], list[float]]] = {"accuracy"
 # -- arithmetic ----------------------------------------------------------------------------------------------------
 
 
-class _Torch:
-    """The operations that differ by device, on an accelerator."""
+class _Ops:
+    """The operations that differ by device, as an accelerator does them: whole batches, zeros multiplied too."""
+
+    on_cpu = False
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return torch.matmul(a, b, out=out)
@@ -362,12 +365,14 @@ class _Torch:
         return x.argmax(2)
 
 
-class _Numpy(_Torch):
-    """The same on CPU, over NumPy's view of the same memory.
+class _NumpyOps(_Ops):
+    """The same on CPU, over NumPy's view of the same memory; rows go in blocks that fit the cache.
 
     NumPy hands one lane at a time to its BLAS, so a lane's bits cannot depend on its neighbours (torch.bmm may
-    regroup them); its BLAS, exp and argmax are also the faster ones here, by about 1.2, 2 and 10 times.
+    regroup them); its BLAS, exp and argmax are also the faster ones here, by about 1.2, 2 and 2 times.
     """
+
+    on_cpu = True
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         if a.shape[-1] == 1:  # an outer product: BLAS is slow at it
@@ -382,7 +387,8 @@ class _Numpy(_Torch):
         return torch.from_numpy(x.numpy().argmax(2))
 
 
-_Ops = _Torch
+def _ops(device: str) -> _Ops:
+    return _NumpyOps() if device == "cpu" else _Ops()
 
 
 @contextmanager

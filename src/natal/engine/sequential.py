@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
-from natal.engine.ticket import History, Ticket, Trained, conclude
+from natal.engine.ticket import History, Ticket, Trained, conclude, deterministic
 from natal.spec import Training
 
 
@@ -23,7 +22,7 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
     Full-batch Adam; after every step removed weights are set to zero again and the validation metric is measured;
     the best weights are restored before the final measurement.
     """
-    with _deterministic():
+    with deterministic():
         return [_train_one(ticket, training, device) for ticket in tickets]
 
 
@@ -55,13 +54,3 @@ def _train_one(ticket: Ticket, training: Training, device: str) -> Trained:
     best = {name: p.cpu() for name, p in best.items()}
     return conclude(ticket, history, best, time.perf_counter() - started,
                     f"sequential engine, torch {torch.__version__}, {device}")
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 from torch import Tensor, nn
 
 from natal.masks import Mask
@@ -136,6 +138,7 @@ def conclude(
             constant=constant,
             seconds=seconds,
             made_by=made_by,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
             train_loss_curve=np.array(history.train_loss, dtype=np.float64),
             val_metric_curve=np.array(history.val_metric, dtype=np.float64),
         ),
@@ -149,6 +152,16 @@ def _constant(outputs: Tensor) -> bool:
     return bool(spread <= 1e-6 * (1 + outputs.abs().max()))
 
 
-def finish(tickets: Sequence[Ticket], trained: Mapping[str, Trained]) -> list[Trained]:
-    """Return the trained networks in the tickets' order."""
-    return [trained[ticket.key] for ticket in tickets]
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Train under torch's deterministic algorithms; the caller's settings come back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    memory = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
