@@ -192,7 +192,7 @@ def trace(model: nn.Module, mask: Mask, example: Example | None = None, training
     except Exception as error:
         raise NatalError(
             f"cannot follow the forward pass of {type(model).__name__}: {_first_line(error)}; "
-            "torch.fx needs control flow that does not depend on tensors"
+            "it must be one torch.fx can trace, without branches on values"
         ) from error
     if example is not None:
         _propagate_shapes(model, graph, example)
@@ -456,7 +456,7 @@ class _Reader:
         return replace(source, value=self.settled(torch.where(source.value.isnan(), torch.nan, value)))
 
     def keep_zeros(self, source: Signal) -> Signal:
-        return replace(source, value=torch.where(source.value == 0, 0.0, torch.nan))
+        return replace(source, value=source.value.where(source.value == 0, torch.nan))
 
     def settled(self, value: Tensor) -> Tensor:
         trustworthy = value == 0 if self.training else value.isfinite()
