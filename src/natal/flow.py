@@ -153,11 +153,8 @@ class Flow:
 M = TypeVar("M", bound=nn.Module)
 
 
-def masked(model: M, mask: Mask) -> M:
-    """Return a copy of ``model`` whose removed parameters are zero.
-
-    Raises NatalError if the mask names a parameter the model does not have, or in another shape.
-    """
+def check(model: nn.Module, mask: Mask) -> None:
+    """Raise NatalError if the mask names a parameter ``model`` does not have, or in another shape."""
     parameters = dict(model.named_parameters())
     for name, kept in mask.items().items():
         if name not in parameters:
@@ -165,11 +162,17 @@ def masked(model: M, mask: Mask) -> M:
                 f"the mask names {name!r}, which is no parameter of this {type(model).__name__}"
                 f"{did_you_mean(name, parameters)}"
             )
-        if kept.shape != parameters[name].shape or kept.dtype != torch.bool:
+        shape = tuple(parameters[name].shape)
+        if kept.shape != shape or kept.dtype != torch.bool:
             raise NatalError(
                 f"the mask of {name!r} is {kept.dtype} of shape {tuple(kept.shape)}; "
-                f"it must be torch.bool of shape {tuple(parameters[name].shape)}"
+                f"it must be torch.bool of shape {shape}"
             )
+
+
+def masked(model: M, mask: Mask) -> M:
+    """Return a copy of ``model`` whose removed parameters are zero; raise NatalError as `check` does."""
+    check(model, mask)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, kept in mask.items().items():
