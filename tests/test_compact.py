@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import itertools
 import pickle
 
 import pytest
@@ -64,7 +65,7 @@ class View(nn.Module):
 
 def mlp(*widths: int, act: type[nn.Module] = nn.ReLU, norm: bool = False, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for i, o in zip(widths, widths[1:], strict=False):
+    for i, o in itertools.pairwise(widths):
         layers += [nn.Linear(i, o, bias=bias), *([nn.BatchNorm1d(o)] if norm else []), act()]
     return nn.Sequential(*layers[: -1 - norm])
 
@@ -80,8 +81,8 @@ def conv(act: type[nn.Module] = nn.ReLU, padding: int = 0) -> nn.Sequential:
 
 def depthwise() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(3, 6, 1), nn.PReLU(6), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.SiLU(), nn.Conv2d(6, 5, 1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
+        nn.Conv2d(3, 6, 1), nn.PReLU(6), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.SiLU(),
+        nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
     )  # fmt: skip
 
 
@@ -122,7 +123,9 @@ def random_mask(net: nn.Module, density: float, seed: int, units: float = 1.0) -
     weights, biases = {}, {}
     for name, w in prunable(net).items():
         rows = torch.rand(len(w), generator=generator) < units
-        weights[name] = (torch.rand(w.shape, generator=generator) < density) & rows.view(-1, *[1] * (w.ndim - 1))
+        weights[name] = (torch.rand(w.shape, generator=generator) < density) & rows.view(
+            -1, *[1] * (w.ndim - 1)
+        )
         bias = name.removesuffix("weight") + "bias"
         if bias in dict(net.named_parameters()):
             biases[bias] = rows
@@ -149,8 +152,11 @@ def test_it_computes_the_same_function(name, density, units, training, with_exam
     before = {k: v.clone() for k, v in net.state_dict().items()}
     expected = masked(net, mask)(x)
     small = compact(net, mask, x if with_example else None)
-    assert type(small) is type(net) and small.training == training
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())  # the caller's model is his own
+    assert type(small) is type(net)
+    assert small.training == training
+    assert all(
+        torch.equal(v, before[k]) for k, v in net.state_dict().items()
+    )  # the caller's model is his own
     torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-5)
     assert size(small) <= size(net) + 8  # 8: a bias that folding asked for
     torch.testing.assert_close(compact_training(net, mask).model(x), expected, atol=1e-5, rtol=1e-5)
@@ -176,7 +182,9 @@ def train(net: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, x: Tenso
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["mlp", "deep-norm", "conv-padded", "depthwise", "residual", "preactivated", "no-bias"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "deep-norm", "conv-padded", "depthwise", "residual", "preactivated", "no-bias"]
+)
 def test_it_trains_on_like_the_masked_network(name, optimizer):
     net, x = build(name)
     mask = random_mask(net, 0.35, seed=3, units=0.6)
@@ -184,7 +192,8 @@ def test_it_trains_on_like_the_masked_network(name, optimizer):
     opt = OPTIMIZERS[optimizer](net.parameters())
     train(net, mask, opt, x, 5)
     small, sliced, carried = compact_training(net, mask, opt)
-    assert type(carried) is type(opt) and size(small) < size(net)
+    assert type(carried) is type(opt)
+    assert size(small) < size(net)
     expected = train(net, mask, opt, x, 20)
     assert train(small, sliced, carried, x, 20) == pytest.approx(expected, abs=1e-4)
 
@@ -208,7 +217,8 @@ def test_neurons_leave_whole():
     assert (small[0].in_features, small[0].out_features, small[2].in_features) == (194, 64, 64)
     assert torch.equal(small[0].weight, net[0].weight[hidden])
     trained = compact_training(net, mask)
-    assert trained.mask.sparsity == 0 and trained.optimizer is None
+    assert trained.mask.sparsity == 0
+    assert trained.optimizer is None
     assert {n: tuple(m.shape) for n, m in trained.mask.items().items()} == {
         "0.weight": (64, 194), "2.weight": (97, 64), "0.bias": (64,)
     }  # fmt: skip
@@ -237,7 +247,8 @@ def test_a_layer_without_bias_gains_one_when_folding_needs_it():
     net = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), nn.Linear(2, 1, bias=False))
     mask = Mask({"0.weight": torch.tensor([[True], [False]])})
     small = compact(net, mask)
-    assert small[2].bias is not None and compact(net, dense(prunable(net)))[2].bias is None
+    assert small[2].bias is not None
+    assert compact(net, dense(prunable(net)))[2].bias is None
     torch.testing.assert_close(small(torch.ones(3, 1)), masked(net, mask)(torch.ones(3, 1)))
 
 
@@ -249,7 +260,13 @@ def masked_first_channel(net: nn.Module, name: str) -> Mask:
 
 @pytest.mark.parametrize(
     ("padding", "mode", "bias", "width"),
-    [(0, "zeros", 1.0, 3), (1, "zeros", 1.0, 4), (1, "zeros", -1.0, 3), (1, "reflect", 1.0, 3), ("same", "zeros", 1.0, 4)],
+    [
+        (0, "zeros", 1.0, 3),
+        (1, "zeros", 1.0, 4),
+        (1, "zeros", -1.0, 3),
+        (1, "reflect", 1.0, 3),
+        ("same", "zeros", 1.0, 4),
+    ],
 )
 def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mode, bias, width):
     first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=padding, padding_mode=mode)
@@ -386,7 +403,8 @@ class Branching(nn.Module):
 def test_bad_input_is_one_sentence(net, mask, message):
     with pytest.raises(NatalError) as error:
         compact(net, mask)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_wrong_example_and_a_foreign_optimizer_are_refused():
@@ -402,8 +420,10 @@ def test_frozen_parameters_stay_frozen_and_gradients_are_dropped():
     net[0].weight.requires_grad_(False)
     net(torch.ones(1, 2)).sum().backward()
     small = compact(net, masked_first_channel(net, "0.weight"))
-    assert not small[0].weight.requires_grad and small[2].weight.requires_grad
-    assert all(p.grad is None for p in small.parameters()) and net[2].weight.grad is not None
+    assert not small[0].weight.requires_grad
+    assert small[2].weight.requires_grad
+    assert all(p.grad is None for p in small.parameters())
+    assert net[2].weight.grad is not None
 
 
 def test_the_global_random_state_is_untouched():
@@ -442,7 +462,9 @@ def through_onnx(net: nn.Module, x: Tensor) -> Tensor:
 
 
 WAYS = [through_export, through_pickle, through_save, lambda net, x: copy.deepcopy(net)(x)]
-if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):  # not among natal's dependencies
+if importlib.util.find_spec("onnx") and importlib.util.find_spec(
+    "onnxscript"
+):  # not among natal's dependencies
     WAYS.append(through_onnx)
 
 
@@ -468,6 +490,7 @@ def test_savings_are_counted_from_shapes():
     assert saved.multiply_adds == (9 * 4 * 18 + 3 * 36, 9 * 3 * 18 + 3 * 27)
     assert saved.layers["0"] == ((76, 57), (648, 486))
     assert min(saved.seconds) > 0
-    assert "187 -> 141" in str(saved) and "times as fast" in str(saved)
+    assert "187 -> 141" in str(saved)
+    assert "times as fast" in str(saved)
     with pytest.raises(NatalError, match="repeats must be at least 1, got 0"):
         savings(net, small, torch.randn(7, 2, 5, 5), repeats=0)

@@ -195,9 +195,9 @@ def collapse_sparsity(scores: Mapping[str, Tensor]) -> float:
 def emptied_at(scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Return, for each layer, the smallest sparsity at which global selection by ``scores`` empties it.
 
-    ``scores``: any shapes, by name, as for `natal.masks.select`, whose ties this follows: ``select(scores,
-    s)`` empties the layer for every s from here on. Raises NatalError on a score that is NaN, or if there is
-    none.
+    ``scores``: any shapes, by name, as for `natal.masks.select`, whose ties this follows. A sparsity here is
+    k / n for the k of n weights removed; ``select`` empties the layer there and beyond. Raises NatalError on a
+    score that is NaN, or if there is none.
     """
     if not sum(score.numel() for score in scores.values()):
         raise NatalError("scores must hold at least one number")

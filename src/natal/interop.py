@@ -93,7 +93,7 @@ def load_mask(path: str | os.PathLike[str]) -> Mask:
 
 
 def save_ticket(path: str | os.PathLike[str], ticket: Ticket) -> None:
-    """Write mask, initial weights, recipe and provenance to one safetensors file; raises as `save_mask` does."""
+    """Write mask, initial weights, recipe and provenance to one safetensors file, as `save_mask` does."""
     tensors = {**_tensors(ticket.mask), **{f"initial/{name}": t for name, t in ticket.weights.items()}}
     recipe = None if ticket.recipe is None else ticket.recipe.model_dump(mode="json")
     _write(path, "ticket", tensors, {"provenance": dict(ticket.provenance), "recipe": recipe})
