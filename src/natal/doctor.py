@@ -195,7 +195,7 @@ def collapse_sparsity(scores: Mapping[str, Tensor]) -> float:
 def emptied_at(scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Return, for each layer, the smallest sparsity at which global selection by ``scores`` empties it.
 
-    ``scores``: any shapes, by name, as for `natal.masks.select`, whose ties this follows. A sparsity here is
+    ``scores``: any shapes, by name, with ties as in `natal.masks.select`. A sparsity here is
     k / n for the k of n weights removed; ``select`` empties the layer there and beyond. Raises NatalError on a
     score that is NaN, or if there is none.
     """
@@ -311,10 +311,11 @@ def _examine(name: str, kept: Tensor, path: _Path | None) -> LayerDiagnosis:
 def _correlate(
     layers: tuple[LayerDiagnosis, ...], model: nn.Module, mask: Mask, random: bool, findings: list[Finding]
 ) -> tuple[LayerDiagnosis, ...]:
-    weights = {name: model.get_parameter(name).detach() for name in mask.weights}
-    if mask.kept < mask.total and not any(
-        (weights[name] * ~kept).any() for name, kept in mask.weights.items()
-    ):
+    weights = {
+        name: model.get_parameter(name).detach().to(kept.device) for name, kept in mask.weights.items()
+    }
+    zero = not any((weights[name] * ~kept).any() for name, kept in mask.weights.items())
+    if zero and mask.kept < mask.total:
         text = "the removed weights are already zero; pass the network as initialised to compare them"
         findings.append(Finding("note", text))
         return layers

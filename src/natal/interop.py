@@ -31,6 +31,8 @@ from natal.spec import Recipe
 M = TypeVar("M", bound=nn.Module)
 FORMAT = 1
 """Version of the file layout; a reader refuses a higher one."""
+HEADER = {"kind": str, "format": int, "natal": str, "torch": str, "provenance": dict, "order": list}
+"""What the JSON of every file holds, by type; a ticket's also holds its ``recipe``."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _write(
         "kind": kind,
         "format": FORMAT,
         "natal": _version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         **more,
         "order": list(tensors),
     }
@@ -171,15 +173,13 @@ def _read(path: str | os.PathLike[str], kinds: tuple[str, ...]) -> tuple[dict[st
         raise NatalError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
         raise NatalError(f"{path} is no safetensors file: {error}") from error
-    if not isinstance(about, dict) or not {"kind", "format", "natal", "torch", "provenance", "order"} <= set(
-        about
-    ):
+    if not isinstance(about, dict) or any(type(about.get(word)) is not kind for word, kind in HEADER.items()):
         raise NatalError(f"{path} was not written by natal; use save_mask or save_ticket")
     if about["kind"] not in kinds:
         raise NatalError(f"{path} holds a {about['kind']}, not a {' or a '.join(kinds)}")
     if about["format"] > FORMAT:
         raise NatalError(f"{path} has format {about['format']}, this natal reads {FORMAT}; update natal")
-    if sorted(about["order"]) != sorted(tensors):
+    if sorted(map(str, about["order"])) != sorted(tensors):
         raise NatalError(f"{path} is damaged: its tensors are not the ones it lists")
     return {name: tensors[name] for name in about["order"]}, about
 
