@@ -86,6 +86,14 @@ def depthwise() -> nn.Sequential:
     )  # fmt: skip
 
 
+def depthwise_padded() -> nn.Sequential:
+    """A depthwise channel without weights is constant, and not foldable past the padding behind it."""
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 1), nn.Conv2d(5, 5, 3, groups=5), nn.Sigmoid(), nn.Conv2d(5, 3, 3, padding=1),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(3, 4),
+    )  # fmt: skip
+
+
 IMAGE, ROW = (3, 8, 8), (5,)
 NETS = {
     "mlp": (lambda: mlp(5, 9, 4), ROW),
@@ -95,6 +103,7 @@ NETS = {
     "conv": (conv, IMAGE),
     "conv-padded": (lambda: conv(nn.Sigmoid, padding=1), IMAGE),
     "depthwise": (depthwise, IMAGE),
+    "depthwise-padded": (depthwise_padded, IMAGE),
     "residual": (Residual, IMAGE),
     "residual-in-place": (lambda: Residual(inplace=True), IMAGE),
     "dense-block": (lambda: Residual(cat=True), IMAGE),
@@ -241,6 +250,38 @@ def test_a_constant_unit_is_folded_into_the_next_bias(bias, folded):
     assert small[2].bias.tolist() == [folded]
     # its bias would have learned: for training it must stay
     assert compact_training(net, mask).model[0].out_features == 2
+
+
+def test_a_kept_bias_of_zero_will_learn_and_so_stays_for_training():
+    net = mlp(1, 2, 1)
+    nn.init.zeros_(net[0].bias)
+    mask = Mask({"0.weight": torch.tensor([[True], [False]])})
+    assert compact(net, mask)[0].out_features == 1
+    assert compact_training(net, mask).model[0].out_features == 2
+    masked_bias = Mask(mask.weights, {"0.bias": torch.tensor([True, False])})
+    assert compact_training(net, masked_bias).model[0].out_features == 1
+
+
+class Written(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        x.masked_fill_(x > 0.2, 0.5)  # not understood, and it changes what b reads
+        return self.c(torch.relu(self.b(x)))
+
+
+def test_a_tensor_written_to_is_not_constant():
+    net, x = Written(), torch.randn(5, 3)
+    nn.init.ones_(net.a.bias)
+    only_first = torch.ones(3, 3, dtype=torch.bool)
+    only_first[0, 1:] = False
+    mask = Mask(
+        {"a.weight": masked_first_channel(net, "a.weight").weights["a.weight"], "b.weight": only_first}
+    )
+    torch.testing.assert_close(compact(net, mask)(x), masked(net, mask)(x))
 
 
 def test_a_layer_without_bias_gains_one_when_folding_needs_it():

@@ -67,12 +67,13 @@ def compact_training(
 ) -> Compacted:
     """Return the smaller network that trains like ``model`` under ``mask``: the same losses, step for step.
 
-    Only units that training can never wake are removed: those with no kept outgoing weight, and those that
-    are zero and stay zero because their bias is masked or absent too. A unit with a kept bias stays, since
-    its bias learns. Whatever the optimiser holds per parameter (momentum, Adam's moments) is cut with the
-    parameter; ``optimizer`` and ``model`` themselves are left alone. Dropout draws other numbers on another
-    width. Raises NatalError as `compact` does, or if the optimiser holds a tensor that is not a parameter of
-    the model.
+    Only units that training can never wake are removed: those with no kept outgoing weight, and those
+    that are zero and stay zero because their bias is masked or absent too. A unit with a kept bias stays,
+    since its bias learns. Whatever the optimiser holds per parameter (momentum, Adam's moments) is cut
+    with the parameter; ``optimizer`` and ``model`` themselves are left alone. The promise holds for
+    optimisers that treat every number alone, as SGD and Adam do, and for networks without dropout, which
+    draws other numbers on another width. Raises NatalError as `compact` does, or if the optimiser holds a
+    tensor that is not a parameter of the model.
     """
     small, cuts = _shrink(model, mask, example, training=True)
     parts = ({name: cuts.apply(name, t) for name, t in part.items()} for part in (mask.weights, mask.biases))

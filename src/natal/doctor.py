@@ -193,10 +193,10 @@ def collapse_sparsity(scores: Mapping[str, Tensor]) -> float:
 
 
 def emptied_at(scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return, for each layer, the smallest sparsity at which global selection by ``scores`` empties it.
+    """Return, by layer, the smallest sparsity at which global selection by ``scores`` empties it.
 
-    ``scores``: any shapes, by name, with ties as in `natal.masks.select`. A sparsity here is
-    k / n for the k of n weights removed; ``select`` empties the layer there and beyond. Raises NatalError on a
+    ``scores``: any shapes, by name, with ties as in `natal.masks.select`. A sparsity here is k / n for
+    the k of n weights removed; ``select`` empties the layer there and beyond. Raises NatalError on a
     score that is NaN, or if there is none.
     """
     if not sum(score.numel() for score in scores.values()):

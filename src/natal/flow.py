@@ -3,7 +3,8 @@
 A *unit* is a linear neuron or a convolution channel. `trace` reads a model's forward pass with ``torch.fx``
 and labels every feature of every tensor with the unit it carries; a removed unit must leave all of them at
 once. Two questions are then answered by walking the graph: which units lie on a path to the output
-(`Flow.used`), and which features can be reached from the input or else are constant (`Signal`).
+(`Flow.reaching`, `Flow.needed`), and which features can be reached from the input or else are constant
+(`Signal`).
 
 Tensors are taken to be batches, (rows, features) or (rows, channels, height, width). Whatever is not
 understood (an unknown operation, a reused layer, another shape) keeps its full width: it is `Flow.pinned`,
