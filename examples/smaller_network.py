@@ -1,4 +1,4 @@
-"""Prune a network, see what the mask did, make the network smaller: ``python examples/smaller_network.py``."""
+"""Prune a network, see what the mask did, make it smaller: ``python examples/smaller_network.py``."""
 
 import tempfile
 from pathlib import Path
