@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from natal.compact import compact, savings
+from natal.compaction import compact, savings
 from natal.flow import masked
 from natal.masks import Mask, prunable, select, select_units
 from natal.nets import mlp

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from natal.compact import compact, compact_training, savings
+from natal.compaction import compact, compact_training, savings
 from natal.doctor import collapse_sparsity, diagnose
 from natal.flow import masked
 from natal.interop import Ticket, load_ticket, save_ticket

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import time
 
 import pytest
 import torch
@@ -352,19 +351,3 @@ def test_magnitude_collapses_the_studys_hidden_layer():
     # output weights above 1/sqrt(194), of U(-1/sqrt(128), 1/sqrt(128)): a share 1 - sqrt(128/194) of a third
     assert at["hidden.weight"] == pytest.approx(1 - (1 - (128 / 194) ** 0.5) / 3, abs=0.002)
     assert at["output.weight"] == 1.0
-
-
-def test_the_masks_own_part_is_cheap():
-    net = mlp(194, 128, 97, seed=0)
-    mask = Mask(select({n: w.abs() for n, w in prunable(net).items()}, 0.9))
-
-    def best(call) -> float:
-        times = []
-        for _ in range(50):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert best(lambda: effective(mask)) < 2e-3
-    assert best(lambda: diagnose(net, mask, requested=0.9)) < 2e-3

@@ -1,19 +1,20 @@
 """The smaller network computes the same function, trains the same way, and remains an ordinary module."""
 
 import copy
-import importlib.util
 import io
 import itertools
 import pickle
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from natal.compact import compact, compact_training, savings
+from natal.compaction import compact, compact_training, savings
 from natal.errors import NatalError
 from natal.flow import masked
 from natal.masks import Mask, dense, prunable, remove_neurons
@@ -491,9 +492,6 @@ def through_save(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def through_onnx(net: nn.Module, x: Tensor) -> Tensor:
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
     buffer = io.BytesIO()
     torch.onnx.export(net, (x,), buffer, dynamo=True, verbose=False)
     model = onnx.load_from_string(buffer.getvalue())
@@ -502,11 +500,7 @@ def through_onnx(net: nn.Module, x: Tensor) -> Tensor:
     return torch.from_numpy(result)
 
 
-WAYS = [through_export, through_pickle, through_save, lambda net, x: copy.deepcopy(net)(x)]
-if importlib.util.find_spec("onnx") and importlib.util.find_spec(
-    "onnxscript"
-):  # not among natal's dependencies
-    WAYS.append(through_onnx)
+WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, x: copy.deepcopy(net)(x)]
 
 
 @pytest.mark.filterwarnings("ignore")
