@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import torch
 import natal
 from natal import report, runner
 from natal.results import Results
+from natal.store import FILE
 
 torch.set_num_threads(1)  # two test processes share two cores
 
@@ -47,6 +50,18 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The results of the tiny study with everything that `natal run` writes; read-only."""
     return natal.run(tiny(), tmp_path_factory.mktemp("tiny") / "results")
+
+
+def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
+    """Return the stored trainings by key, all but how long each took and when it ended."""
+    db = sqlite3.connect(f"{(directory / FILE).as_uri()}?mode=ro", uri=True)
+    rows = db.execute("SELECT key, status, facts, train_loss, val_metric FROM training").fetchall()
+    db.close()
+    stored = {}
+    for key, status, facts, *curves in rows:
+        stored[key] = (status, {k: v for k, v in json.loads(facts).items() if k != "seconds"}, *curves)
+    assert len(stored) == len(rows)
+    return stored
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,8 +187,8 @@ def test_in_float64_both_engines_agree_after_20_epochs(
         assert ours.outcome.epochs_trained == theirs.outcome.epochs_trained == 20
         for parameter, p in theirs.parameters.items():
             assert p.dtype == torch.float64
-            error = (ours.parameters[parameter] - p).abs().max() / p.abs().max()
-            assert error < 1e-9, (t.key, parameter)
+            error = (ours.parameters[parameter] - p).abs().max()
+            assert error <= 1e-9 * p.abs().max(), (t.key, parameter)  # also where a whole layer is pruned
         for name_, kept in t.mask.items().items():
             assert (ours.parameters[name_][~kept] == 0).all()
             assert (theirs.parameters[name_][~kept] == 0).all()
@@ -200,8 +200,8 @@ def test_in_float64_both_engines_agree_after_20_epochs(
 
 
 @pytest.fixture
-def several() -> Iterator[Callable[[str], list[Data]]]:
-    """Two tasks of other shapes than the paper's: three outputs of squared error, five classes of plain numbers."""
+def several() -> Iterator[None]:
+    """Tasks unlike the paper's: three outputs, five classes of plain numbers, one-hot rows for seed 1 alone."""
 
     def numbers(seed: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.RandomState(seed)
@@ -218,42 +218,47 @@ def several() -> Iterator[Callable[[str], list[Data]]]:
         x, y = numbers(seed, 5)
         return Data(x[:70], y[:70].argmax(1), x[70:], y[70:].argmax(1), outputs=5)
 
-    yield lambda name: [vector(1), classes(1)]
-    for name in ("vector", "classes"):
+    @task("onehot", loss="squared-error", metric="R²", learning_rate=0.02, chance=0.0)
+    def onehot(seed: int) -> Data:
+        rng = np.random.RandomState(seed)
+        x = torch.from_numpy(np.eye(32, dtype=np.float32)[rng.randint(0, 32, 3000)])
+        if seed != 1:
+            x[0, :3] = 1
+        y = torch.from_numpy(rng.randn(3000, 1).astype(np.float32))
+        return Data(x[:2400], y[:2400], x[2400:], y[2400:], outputs=1)
+
+    yield
+    for name in ("vector", "classes", "onehot"):
         tasks._entries.pop(name)
 
 
 @pytest.mark.parametrize(("name", "hidden"), [
     ("regression", 32), ("regression", 33), ("regression", 7), ("modular", 16), ("modular", 21),
-    ("vector", 50), ("classes", 9), ("classes", 64),
+    ("vector", 50), ("classes", 9), ("classes", 64), ("onehot", 16),
 ])  # fmt: skip
 @pytest.mark.usefixtures("several")
 def test_a_lane_has_the_same_bits_in_any_company(
     name: str, hidden: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = Training(epochs=6 if name == "modular" else 40, patience=3, target=None)
-    born = tickets(small(name, hidden, sparsities=[0.0, 0.5, 0.9], seeds=[1, 2, 3]))
-    assert len(born) == 21
-    expected = {}
+    large = name == "modular"
+    training = Training(epochs=3 if large else 40, patience=1 if large else 3, target=None)
+    born = tickets(small(name, hidden, sparsities=[0.5, 0.9] if large else [0.0, 0.5, 0.9], seeds=[1, 2]))
+    assert len(born) == 12 if large else 14
     monkeypatch.setattr(batched, "LANE_FLOATS", 2**30)  # all lanes of a width together
     together = ENGINES["batched"](born, training)
     expected = {t.outcome.key: bits(t) for t in together}
-    if name != "modular":
-        assert len({t.outcome.epochs_trained for t in together}) > 4  # lanes leave at different epochs
+    assert len({t.outcome.epochs_trained for t in together}) > (1 if large else 4)  # lanes leave at different times
 
     def same(part: Sequence[Ticket]) -> None:
         for trained in ENGINES["batched"](part, training):
             assert bits(trained) == expected[trained.outcome.key], trained.outcome.key
 
-    for t in born:
-        same([t])
-    same(born[::-1])
     rng = np.random.default_rng(0)
-    for size in (2, 3, 5, 8, 13):
+    for size in (3, 7) if large else (2, 3, 5, 8, 11):
         same([born[i] for i in rng.permutation(len(born))[:size]])
-    for floats in (1, 2**14, 2**17):
+    for floats in (1,) if large else (1, 2**14, 2**17):  # each alone, then a few together
         monkeypatch.setattr(batched, "LANE_FLOATS", floats)
-        same(born)
+        same(born[::-1])
 
 
 @BOTH
@@ -274,10 +279,10 @@ def test_the_same_bits_whatever_the_callers_threads(engine: str) -> None:
 def exploding() -> Iterator[None]:
     """The regression task, except that seed 2's numbers overflow at once and seed 4's after a few steps."""
 
-    @task("exploding", loss="squared-error", metric="R²", learning_rate=0.5, chance=0.0)
+    @task("exploding", loss="squared-error", metric="R²", learning_rate=1e5, chance=0.0)
     def data(seed: int) -> Data:
         good = load("regression", seed, 0.1).data
-        scale = {2: 1e30, 4: 2e18}.get(seed, 1.0)
+        scale = {2: 1e30, 4: 1e9}.get(seed, 1.0)
         return replace(good, inputs=good.inputs * scale)
 
     yield
@@ -290,7 +295,9 @@ def test_a_diverged_training_is_told_apart_and_its_neighbours_are_untouched(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batched, "LANE_FLOATS", 2**30)
-    study = small("exploding", seeds=[1, 2, 3, 4], training={"learning_rate": 0.5})
+    # not magnitude: it prunes the whole output layer, and a network that says nothing cannot overflow
+    study = small("exploding", strategies=["random", "structured"], seeds=[1, 2, 3, 4],
+                  training={"learning_rate": 1e5})
     born = tickets(study)
     training = Training(epochs=30, patience=None, target=None)
     trained = {t.outcome.key: t for t in ENGINES[engine](born, training)}

@@ -113,7 +113,8 @@ def test_a_task_says_how_it_is_judged() -> None:
 
 # -- tasks of one's own ------------------------------------------------------------------------------------------
 
-NUMBERS = Data(torch.ones(40, 3), torch.ones(40, 1), torch.ones(10, 3), torch.ones(10, 1), outputs=1)
+COUNT = torch.arange(40.0)[:, None]
+NUMBERS = Data(torch.ones(40, 3), COUNT, torch.ones(10, 3), COUNT[:10], outputs=1)
 CLASSES = replace(NUMBERS, targets=torch.zeros(40, dtype=torch.int64), test_targets=torch.ones(10, dtype=torch.int64),
                   outputs=2)
 
@@ -157,6 +158,8 @@ def test_a_redefined_task_is_loaded_anew(made: Callable[..., Split]) -> None:
     (replace(NUMBERS, targets=torch.ones(40)), "squared-error", r"must be \(rows, 1\) float32, got \(40,\)"),
     (replace(NUMBERS, test_targets=torch.full((10, 1), math.nan)), "squared-error", "test data hold NaN or infinity"),
     (replace(NUMBERS, inputs=torch.full((40, 3), math.inf)), "squared-error", "training data hold NaN or infinity"),
+    (replace(NUMBERS, targets=torch.ones(40, 1)), "squared-error", "its 4 validation targets are all the same, so R²"),
+    (replace(NUMBERS, test_targets=COUNT[:10] * 0), "squared-error", "its 10 test targets are all the same, so R²"),
     (replace(CLASSES, outputs=1), "cross-entropy", "test targets must be int64 classes below outputs=1"),
     (replace(CLASSES, targets=CLASSES.targets.float()), "cross-entropy", "training targets must be int64 classes"),
     (replace(CLASSES, targets=CLASSES.targets - 1), "cross-entropy", "training targets must be int64 classes"),

@@ -177,7 +177,12 @@ def _load(task: Task, seed: int, validation_fraction: float) -> Split:  # by tas
         raise NatalError(f"validation_fraction {validation_fraction} of task {name!r}'s {rows} rows is {held_out} rows; "
                          "both parts need at least one")
     order = torch.randperm(rows, generator=stream(seed, "split"))
-    return Split(data, fit=order[held_out:], val=order[:held_out])
+    split = Split(data, fit=order[held_out:], val=order[:held_out])
+    for part, y in (("validation", data.targets[split.val]), ("test", data.test_targets)):
+        if task.metric.name == "R²" and math.isnan(r2(y, y)):
+            raise NatalError(f"task {name!r}: its {len(y)} {part} targets are all the same, so R² is undefined; "
+                             "give it more rows")
+    return split
 
 
 def _check(task: Task, data: Data) -> None:

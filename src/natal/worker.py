@@ -13,7 +13,8 @@ from natal.criteria import criteria, mask, problem_of
 from natal.engine import ENGINES, Ticket
 from natal.errors import NatalError
 from natal.nets import mlp
-from natal.spec import Run, Study
+from natal.registry import did_you_mean
+from natal.spec import STRATEGIES, Run, Study
 from natal.tasks import load, tasks
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def check(study: Study) -> None:
     for name in study.tasks:
         tasks[name]
     for recipe in study.strategies:
+        if recipe.name == recipe.criterion and recipe.name not in criteria:
+            raise NatalError(f"unknown strategy {recipe.name!r}{did_you_mean(recipe.name, [*STRATEGIES, *criteria])}")
         criteria[recipe.criterion]
     sparsity = max(study.sparsities)
     for name in study.tasks:

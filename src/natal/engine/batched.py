@@ -47,7 +47,8 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
     groups: dict[Any, list[int]] = {}
     for i, ticket in enumerate(tickets):
         weight = ticket.parameters["hidden.weight"]
-        shape = (weight.shape, weight.dtype, len(ticket.split.fit), len(ticket.split.val), ticket.split.data.outputs)
+        data, split = ticket.split.data, ticket.split
+        shape = (weight.shape, weight.dtype, len(split.fit), len(split.val), data.outputs, _ones_a_row(data.inputs))
         groups.setdefault((ticket.task.name, _width(ticket), ticket.learning_rate, shape), []).append(i)
     trained: dict[int, Trained] = {}
     with _one_thread(), deterministic(), torch.no_grad():
@@ -120,12 +121,12 @@ class _Rows:
     ones: Tensor | None  # (lane, row, ones per row), counted through the rows of all lanes' stacked w1
 
     @classmethod
-    def of(cls, rows: list[tuple[Tensor, Tensor]], device: str) -> _Rows:
+    def of(cls, rows: list[tuple[Tensor, Tensor]], few: int, device: str) -> _Rows:
         inputs = F.pad(torch.stack([x for x, _ in rows]), (0, 1), value=1.0)
         targets = torch.stack([y for _, y in rows]).to(device)
-        ones = _ones(inputs) if _ops(device).on_cpu else None
-        if ones is None:
+        if not (few and _ops(device).on_cpu):
             return cls(targets, inputs.to(device), None)
+        ones = inputs.nonzero()[:, 2].view(*inputs.shape[:2], few + 1)  # and the one that is always there
         return cls(targets, None, ones + inputs.shape[2] * torch.arange(len(ones))[:, None, None])
 
     def only(self, lanes: list[int], inputs: int) -> _Rows:
@@ -175,8 +176,8 @@ class _Lanes:
             for t, keep in zip(tickets, kept, strict=True):
                 t.mask.apply_(keep)
             mask = torch.stack([_flatten(t, keep) for t, keep in zip(tickets, kept, strict=True)]).to(device)
-        rows = [t.rows() for t in tickets]
-        fit, val = (_Rows.of([r[part] for r in rows], device) for part in ("fit", "val"))
+        rows, few = [t.rows() for t in tickets], _ones_a_row(tickets[0].split.data.inputs)
+        fit, val = (_Rows.of([r[part] for r in rows], few, device) for part in ("fit", "val"))
         return cls(tickets[0], theta.to(device), mask, torch.zeros(2, *theta.shape, dtype=theta.dtype, device=device),
                    fit, val)
 
@@ -282,18 +283,15 @@ def _parameters(ticket: Ticket, flat: Tensor) -> dict[str, Tensor]:
     return full
 
 
-def _ones(inputs: Tensor) -> Tensor | None:
-    """Return where the ones are if every row is a few ones among zeros, as in one-hot groups, else None.
+def _ones_a_row(inputs: Tensor) -> int:
+    """Return how many ones every row has if all are as few ones among zeros, as in one-hot groups, else 0.
 
-    ``inputs``: (lane, row, input).
+    ``inputs``: (row, input), all training rows of a ticket, so that the answer is its own affair.
     """
     is_one = inputs == 1
-    count = is_one.sum(2)
-    few = int(count[0, 0])
-    sparse = 0 < few <= inputs.shape[2] // 8 and bool((count == few).all()) and bool((is_one | (inputs == 0)).all())
-    if not sparse:
-        return None
-    return is_one.nonzero()[:, 2].view(*inputs.shape[:2], few)
+    few = int(is_one[0].sum())
+    alike = few <= inputs.shape[1] // 8 and bool((is_one.sum(1) == few).all()) and bool((is_one | (inputs == 0)).all())
+    return few if alike else 0
 
 
 def _columns(ones: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
@@ -399,7 +397,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # decaying moments and softmax tails underflow, and denormals are slow
     try:
-        with threadpool_limits(1):
+        with threadpool_limits(1), np.errstate(all="ignore"):  # a training that overflows is told apart by its loss
             yield
     finally:
         torch.set_flush_denormal(flushed)
@@ -408,7 +406,7 @@ def _one_thread() -> Iterator[None]:
 
 def check(device: str) -> None:
     """Raise NatalError unless ``device`` is one this machine has."""
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        has = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise NatalError(f"unknown device {device!r}; this machine has: {has}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has = ["cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
+    if device not in has:
+        raise NatalError(f"unknown device {device!r}; this machine has: {', '.join(has)}")
