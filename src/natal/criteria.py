@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
-from natal.masks import Mask, dense, prunable, select, select_units
+from natal.masks import Mask, dense, prunable, remove_neurons, select, select_units
 from natal.registry import Registry
 from natal.spec import Recipe
 from natal.streams import stream
