@@ -715,3 +715,11 @@ def test_every_criterion_scope_and_control_is_documented():
         assert criteria.summary(name)
 
 
+
+
+def test_the_criterion_in_the_docs_works(forget):
+    text = (Path(__file__).parents[1] / "docs" / "criteria.md").read_text("utf-8")
+    example = re.findall(r"```python\n(.*?)```", text, re.S)[-1].replace('"taylor"', '"mine"')
+    exec(compile(example, "docs/criteria.md", "exec"), {})
+    taylor = mask(Recipe(name="t", criterion="mine"), problem_for("deep"), 0.5)
+    assert taylor.total - taylor.kept == 78

@@ -298,7 +298,8 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
         if layer not in known:
             raise NatalError(f"exclude names no prunable layer {layer!r}{did_you_mean(layer, known)}")
     left_alone = {known[layer] for layer in exclude}
-    found = {name: model.get_parameter(name).detach().clone() for name in names if name not in left_alone}
+    parameters = dict(model.named_parameters())
+    found = {name: parameters[name].detach().clone() for name in names if name not in left_alone}
     if not found:
         raise NatalError(f"exclude leaves no layer of {type(model).__name__} to prune, not even {known['last']!r}")
     return found

@@ -98,7 +98,7 @@ class _Follower:
     def units_of(self, node: fx.Node) -> Units:
         """Return what hangs on the units of the layer that ``node`` calls."""
         target = str(node.target)
-        weight = self.modules[target].get_parameter("weight")
+        weight = _weight(self.modules[target])
         has_bias = self.modules[target]._parameters.get("bias") is not None
         own = Units(others=(f"{target}.bias",) if has_bias else ())
         return own | self._users(node, len(weight), convolution=weight.ndim > 2)
@@ -138,7 +138,7 @@ class _Follower:
         return Units(tie=f"go through {called!r}, which may mix them")
 
     def _consumed(self, layer: nn.Module, name: str, count: int, convolution: bool) -> Units:
-        inputs = layer.get_parameter("weight").shape[1]
+        inputs = _weight(layer).shape[1]
         if getattr(layer, "groups", 1) != 1:
             return Units(tie=f"feed the grouped convolution {name!r}")
         flattened = convolution and isinstance(layer, nn.Linear)
@@ -146,6 +146,12 @@ class _Follower:
             return Units(tie=f"reach {name!r} in an order that cannot be followed")
         # a layer that is left alone keeps its columns; the unit it reads is silent anyway
         return Units(consumers=((name, inputs // count),) if name in self.weights else ())
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 def removable(found: Mapping[str, Units]) -> dict[str, Units]:
