@@ -1,19 +1,21 @@
 """Which weights a network keeps: exact selection, scopes, granularities, densities.
 
-Scores go in, a `Mask` comes out: ``mask = select({"hidden": scores}, 0.9)``. True means kept, a higher score means
-keep. Exactly ``int(s * n)`` weights go, found by rank: a threshold would prune extra weights on ties.
+Scores go in, a `Mask` comes out: ``mask = select({"hidden": scores}, 0.9)``. True means kept, a higher score
+means keep. Exactly ``int(s * n)`` weights go, found by rank: a threshold would prune extra weights on ties.
 
-A *scope* says where scores compete. ``global`` and ``layerwise`` need no explanation; the others are budgets, which
-give each layer a density and let scores compete inside it. All of them are one idea: a weight with rank r in a layer
-of n sits at the *height* u = (r + 1/2) / n, near 0 for the layer's best weight and near 1 for its worst; the budget
-turns height and layer into a key, and the keys compete globally. The count is therefore exact under every budget, a
-layer that would exceed density 1 simply runs out of weights while the rest share what is left, and masks are nested.
+A *scope* says where scores compete. ``global`` and ``layerwise`` need no explanation; the others are budgets,
+which give each layer a density and let scores compete inside it. All of them are one idea: a weight with rank
+r in a layer of n sits at the *height* u = (r + 1/2) / n, near 0 for the layer's best weight and near 1 for
+its worst; the budget turns height and layer into a key, and the keys compete globally. The count is therefore
+exact under every budget, a layer that would exceed density 1 simply runs out of weights while the rest share
+what is left, and masks are nested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -24,18 +26,18 @@ from natal.registry import did_you_mean
 from natal.spec import SCOPES
 
 Scope = str | Mapping[str, float]
-"""A name in `natal.spec.SCOPES`, or densities by layer: those layers get exactly theirs, the others compete globally
-for the rest."""
+"""A name in `natal.spec.SCOPES`, or densities by layer: those layers get exactly theirs, the others compete
+globally for the rest."""
 
 
 @dataclass(frozen=True)
 class Mask:
     """Which weights are kept, by parameter name; True = kept.
 
-    ``weights``: the prunable weights, whose share of removals is the sparsity. ``biases``: what is set to zero along
-    with a removed neuron and never counted: its bias, and the scale and shift of a batch norm that follows it.
-    ``units``: for a mask of whole neurons, which neurons of each layer stay, by the layer's weight. ``redrawn``:
-    initial values that replace the network's own, for the controls that redraw them.
+    ``weights``: the prunable weights, whose share of removals is the sparsity. ``biases``: what is set to
+    zero along with a removed neuron and never counted: its bias, and the scale and shift of a batch norm that
+    follows it. ``units``: for a mask of whole neurons, which neurons of each layer stay, by the layer's
+    weight. ``redrawn``: initial values that replace the network's own, for the controls that redraw them.
     """
 
     weights: Mapping[str, Tensor]
@@ -76,14 +78,15 @@ class Mask:
 def select(
     scores: Mapping[str, Tensor], sparsity: float, scope: Scope = "global", *, last: bool = True
 ) -> dict[str, Tensor]:
-    """Keep the highest scores: exactly ``int(sparsity * n)`` are removed, ties broken by position, first goes first.
+    """Keep the highest scores: exactly ``int(sparsity * n)`` are removed, ties broken by position, first goes
+    first.
 
     ``scores``: any shapes, by name. ``scope``: ``global`` ranks all of them together (n over everything),
-    ``layerwise`` each entry on its own (n per entry), a budget as described in the module, or densities by layer.
-    ``last``: False while an iterative criterion has rounds to go, when a budget may still be on its way. Returns
-    boolean tensors of the same shapes, True = kept. Masks are nested: what a higher sparsity keeps, a lower one keeps
-    too. Raises NatalError on a sparsity outside [0, 1), an unknown scope or layer, a budget that cannot be met at
-    this sparsity, or a score that is NaN.
+    ``layerwise`` each entry on its own (n per entry), a budget as described in the module, or densities by
+    layer. ``last``: False while an iterative criterion has rounds to go, when a budget may still be on its
+    way. Returns boolean tensors of the same shapes, True = kept. Masks are nested: what a higher sparsity
+    keeps, a lower one keeps too. Raises NatalError on a sparsity outside [0, 1), an unknown scope or layer, a
+    budget that cannot be met at this sparsity, or a score that is NaN.
     """
     if not 0 <= sparsity < 1:
         raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -100,7 +103,8 @@ def select(
         _check_feasible(tiers, removed, scope, sparsity)
     together, tier = (torch.cat([t.flatten() for t in by_name.values()]) for by_name in (keys, tiers))
     order = together.argsort(stable=True)
-    order = order[tier[order].argsort(stable=True)]  # the tier first, then the key, then the position
+    if budget.least or budget.exact:
+        order = order[tier[order].argsort(stable=True)]  # the tier first, then the key, then the position
     kept = torch.ones(len(order), dtype=torch.bool, device=order.device)
     kept[order[:removed]] = False
     parts = torch.split(kept, [score.numel() for score in scores.values()])
@@ -115,7 +119,9 @@ def select_units(
     Raises NatalError where that is impossible, and on a scope that has no meaning for neurons.
     """
     if isinstance(scope, str) and scope in SCOPES and scope not in ("global", "layerwise"):
-        raise NatalError(f"scope {scope!r} budgets single weights; neurons take global, layerwise or densities by layer")
+        raise NatalError(
+            f"scope {scope!r} budgets single weights; neurons take global, layerwise or densities by layer"
+        )
     safe = {}
     for name, score in scores.items():
         best = score.argsort(stable=True)[-1]
@@ -136,10 +142,12 @@ def _keep_highest(scores: Tensor, removed: int) -> Tensor:
 
 
 def heights(scores: Tensor) -> Tensor:
-    """Return u = (r + 1/2) / n for each score, r its rank from the top: near 0 is best; ties as in `select`."""
+    """Return u = (r + 1/2) / n for each score, r its rank from the top: near 0 is best; ties as in
+    `select`."""
     n = scores.numel()
     u = torch.empty(n, dtype=torch.float64, device=scores.device)
-    u[scores.flatten().argsort(stable=True)] = (torch.arange(n, 0, -1, dtype=torch.float64, device=scores.device) - 0.5) / n
+    ranks = torch.arange(n, 0, -1, dtype=torch.float64, device=scores.device) - 0.5
+    u[scores.flatten().argsort(stable=True)] = ranks / n
     return u.view(scores.shape)
 
 
@@ -147,8 +155,8 @@ def heights(scores: Tensor) -> Tensor:
 class _Budget:
     """How a scope ranks weights of different layers: by tier first, by key within a tier.
 
-    ``rank``: (height, layer's name) -> key, or None to compete by the score itself. ``least``: densities that a layer
-    keeps in any case. ``exact``: densities that a layer neither undercuts nor exceeds.
+    ``rank``: (height, layer's name) -> key, or None to compete by the score itself. ``least``: densities that
+    a layer keeps in any case. ``exact``: densities that a layer neither undercuts nor exceeds.
     """
 
     rank: Callable[[Tensor, str], Tensor] | None = None
@@ -164,18 +172,20 @@ class _Budget:
         """2 is kept before all others, 0 goes before all others, 1 competes."""
         if name in self.exact:
             return (heights(score) <= self.exact[name]).long() * 2
-        return 1 + (heights(score) <= self.least.get(name, 0.0)).long()
+        if name in self.least:
+            return 1 + (heights(score) <= self.least[name]).long()
+        return torch.ones_like(score, dtype=torch.long)
 
 
 def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Budget:
     """Return the budget of a scope for layers of these shapes; each entry is its formula for the density d.
 
     er            d ∝ (n_in + n_out) / (n_in n_out)        Erdős–Rényi; Mocanu et al. 2018, §Methods
-    erk           d ∝ Σ dims / ∏ dims                      RigL, Evci et al. 2020, §3; same as er on linear layers
+    erk           d ∝ Σ dims / ∏ dims                      RigL, Evci et al. 2020, §3; er on linear layers
     igq           d = 1 / (F n + 1), one F for all         ideal gas quotas; Vysogorets & Kempe 2023, §5
     smart-ratios  d ∝ (L - l + 1)² + (L - l + 1), the last layer 0.3 if it is linear; Su et al. 2020, §4.1
-    uniform+      the same d everywhere, but a first convolution stays dense and the last layer keeps at least 20 %;
-                  Gale et al. 2019, §5.2
+    uniform+      the same d everywhere, but a first convolution stays dense and the last layer keeps at least
+                  20 %; Gale et al. 2019
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     names, depth = list(shapes), len(shapes)
@@ -206,7 +216,9 @@ def _proportional(ratios: Mapping[str, float]) -> _Budget:
     return _Budget(lambda u, name: -u / ratios[name])
 
 
-def _by_layer(densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]], sparsity: float) -> _Budget:
+def _by_layer(
+    densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]], sparsity: float
+) -> _Budget:
     named = {}
     for layer, density in densities.items():
         name = layer if layer in shapes else f"{layer}.weight"
@@ -221,8 +233,10 @@ def _by_layer(densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]
     planned = sum(density * prod(shapes[name]) for name, density in named.items())
     kept = total - int(sparsity * total)
     if abs(planned - kept) > len(named):
-        raise NatalError(f"scope gives every layer a density, {planned:g} weights in all, but sparsity {sparsity} keeps "
-                         f"{kept}; set sparsity={1 - planned / total:.4g} or leave {list(named)[-1]!r} out")
+        raise NatalError(
+            f"scope gives every layer a density, {planned:g} weights in all, but sparsity {sparsity} keeps "
+            f"{kept}; set sparsity={1 - planned / total:.4g} or leave {list(named)[-1]!r} out"
+        )
     # a density of 0 is granted last
     return _Budget(lambda u, name: -u / max(named[name], 1e-12))
 
@@ -233,12 +247,16 @@ def _check_feasible(tiers: Mapping[str, Tensor], removed: int, scope: Scope, spa
     word = repr(scope) if isinstance(scope, str) else "with densities by layer"
     name = max(counts, key=lambda n: counts[n][2])
     if kept < sum(c[2] for c in counts.values()):
-        raise NatalError(f"scope {word} keeps {counts[name][2]} weights of {name!r}, but sparsity {sparsity} leaves only "
-                         f"{kept} in all; lower the sparsity")
+        raise NatalError(
+            f"scope {word} keeps {counts[name][2]} weights of {name!r}, but sparsity {sparsity} leaves only "
+            f"{kept} in all; lower the sparsity"
+        )
     name = max(counts, key=lambda n: counts[n][0])
     if kept > sum(c[1] + c[2] for c in counts.values()):
-        raise NatalError(f"scope {word} removes {counts[name][0]} weights of {name!r}, but sparsity {sparsity} removes only "
-                         f"{removed} in all; raise the sparsity")
+        raise NatalError(
+            f"scope {word} removes {counts[name][0]} weights of {name!r}, but sparsity {sparsity} removes "
+            f"only {removed} in all; raise the sparsity"
+        )
 
 
 def dense(weights: Mapping[str, Tensor]) -> Mask:
@@ -247,14 +265,16 @@ def dense(weights: Mapping[str, Tensor]) -> Mask:
 
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The modules whose ``weight`` is prunable. An attention module's input projections count too: they are linear."""
+"""The modules whose ``weight`` is prunable. An attention module's input projections count too: they are
+linear."""
 
 
 def weight_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return the prunable parameters of a model, each with all the names it goes by; shared weights count once.
+    """Return the prunable parameters of a model, each with all the names it goes by; shared weights count
+    once.
 
-    These are the weights of linear and convolution layers and the input projections of ``nn.MultiheadAttention``.
-    Not among them: biases, norms, embeddings, recurrent and transposed layers.
+    These are the weights of linear and convolution layers and the input projections of
+    ``nn.MultiheadAttention``. Not among them: biases, norms, embeddings, recurrent and transposed layers.
     """
     names: dict[str, list[str]] = {}
     by_identity: dict[int, str] = {}
@@ -263,10 +283,14 @@ def weight_names(model: nn.Module) -> dict[str, list[str]]:
             name = f"{prefix}.{leaf}" if prefix else leaf
             parameter = module._parameters.get(leaf)
             if parameter is None:
-                raise NatalError(f"{name!r} is computed, not a parameter (a parametrization or weight norm?); "
-                                 "make it plain before pruning")
+                raise NatalError(
+                    f"{name!r} is computed, not a parameter (a parametrization or weight norm?); make it "
+                    "plain before pruning"
+                )
             if isinstance(parameter, nn.UninitializedParameter):
-                raise NatalError(f"{name!r} has no shape yet; run one batch through the lazy layer before pruning")
+                raise NatalError(
+                    f"{name!r} has no shape yet; run one batch through the lazy layer before pruning"
+                )
             first = by_identity.setdefault(id(parameter), name)
             names.setdefault(first, []).append(name)
     return names
@@ -284,13 +308,15 @@ def _leaves(module: nn.Module) -> list[str]:
 def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return copies of the prunable weights by parameter name: those of linear and convolution layers.
 
-    Biases and normalisation parameters are never pruned. ``exclude``: layers to leave alone, by name (``"fc1"`` or
-    ``"fc1.weight"``), or ``"first"`` and ``"last"`` in the order in which the model registers them. Raises NatalError
-    if nothing is left or a name is unknown.
+    Biases and normalisation parameters are never pruned. ``exclude``: layers to leave alone, by name
+    (``"fc1"`` or ``"fc1.weight"``), or ``"first"`` and ``"last"`` in the order in which the model registers
+    them. Raises NatalError if nothing is left or a name is unknown.
     """
     names = weight_names(model)
     if not names:
-        raise NatalError(f"{type(model).__name__} has no linear or convolution layer, so nothing can be pruned")
+        raise NatalError(
+            f"{type(model).__name__} has no linear or convolution layer, so nothing can be pruned"
+        )
     known = {alias: first for first, aliases in names.items() for alias in aliases}
     known |= {alias.removesuffix(".weight"): first for alias, first in known.items()}
     known |= {"first": next(iter(names)), "last": list(names)[-1]}
@@ -301,20 +327,23 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
     parameters = dict(model.named_parameters())
     found = {name: parameters[name].detach().clone() for name in names if name not in left_alone}
     if not found:
-        raise NatalError(f"exclude leaves no layer of {type(model).__name__} to prune, not even {known['last']!r}")
+        raise NatalError(
+            f"exclude leaves no layer of {type(model).__name__} to prune, not even {known['last']!r}"
+        )
     return found
 
 
 def remove_neurons(weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Mask:
     """Return the mask of a chain of linear layers that loses whole neurons.
 
-    ``weights``: the (out, in) matrices in order, by parameter name. ``kept``: a boolean vector of neurons for every
-    layer but the last. A removed neuron loses its incoming row, its bias and its column in the next layer.
+    ``weights``: the (out, in) matrices in order, by parameter name. ``kept``: a boolean vector of neurons for
+    every layer but the last. A removed neuron loses its incoming row, its bias and its column in the next
+    layer.
     """
     masks = dict(dense(weights).weights)
     biases = {}
     names = list(weights)
-    for name, following in zip(names, names[1:], strict=False):
+    for name, following in pairwise(names):
         neurons = kept[name].bool()
         masks[name] = masks[name] & neurons[:, None]
         masks[following] = masks[following] & neurons[None, :]

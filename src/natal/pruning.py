@@ -1,7 +1,7 @@
 """Prune any network in two calls: ``mask = prune(model, 0.9, "synflow")``, then ``net = apply(model, mask)``.
 
-The caller's model is never changed. What `apply` returns is an ordinary network of the same classes whose pruned
-weights are zero and stay zero, whatever loop and optimiser train it.
+The caller's model is never changed. What `apply` returns is an ordinary network of the same classes whose
+pruned weights are zero and stay zero, whatever loop and optimiser train it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ def prune(
 ) -> Mask:
     """Return the mask that a criterion chooses for a model; the model is untouched.
 
-    ``sparsity``: share of the prunable weights (neurons) to remove. ``criterion``, ``scope``, ``granularity``,
-    ``aggregate``, ``control``: as in a study's strategies, see `natal.criteria.mask`. ``batch``: (inputs, targets)
-    for criteria that need data, or inputs whose shape counts; ``loss(outputs, targets)``: one number. ``seed``: all
-    draws come from it. ``exclude``: layers left alone: names, ``"first"``, ``"last"``. Raises NatalError, one
-    sentence naming the argument or the layer, for what cannot be done.
+    ``sparsity``: share of the prunable weights (neurons) to remove. ``criterion``, ``scope``,
+    ``granularity``, ``aggregate``, ``control``: as in a study's strategies, see `natal.criteria.mask`.
+    ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
+    targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
+    ``"first"``, ``"last"``. Raises NatalError, one sentence naming the argument or the layer, for what cannot
+    be done.
     """
     if isinstance(exclude, str):
         raise NatalError(f"exclude takes a sequence of names; write exclude=({exclude!r},)")
-    if batch is not None and (not isinstance(batch, Sequence) or isinstance(batch, Tensor) or len(batch) != 2):
+    if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
         raise NatalError(f"batch must be a pair (inputs, targets), got {type(batch).__name__}")
     try:
         recipe = Recipe.model_validate({
@@ -63,10 +64,11 @@ def prune(
 def apply(model: nn.Module, mask: Mask) -> nn.Module:
     """Return a copy of the model in which the removed parameters are zero and stay zero.
 
-    Each masked layer's parameter is read through its mask, so what is removed gets no gradient and no optimiser,
-    momentum or weight decay brings it back. The parameters keep their names; each layer's mask is a buffer of
-    its own (``fc1.weight_kept``). The copy can be deep-copied, pickled, saved and loaded, and applied to again.
-    A control's redrawn weights replace the model's. Raises NatalError naming a parameter that does not fit.
+    Each masked layer's parameter is read through its mask, so what is removed gets no gradient and no
+    optimiser, momentum or weight decay brings it back. The parameters keep their names; each layer's mask is
+    a buffer of its own (``fc1.weight_kept``). The copy can be deep-copied, pickled, saved and loaded, and
+    applied to again. A control's redrawn weights replace the model's. Raises NatalError naming a parameter
+    that does not fit.
     """
     net = deepcopy(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
@@ -105,8 +107,9 @@ _MADE: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 def _masked_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module]:
     """Return ``base`` with properties that read some of its parameters through their masks.
 
-    The parameters stay where ``nn.Module`` keeps them, under their own names; a class attribute is found before
-    ``nn.Module.__getattr__`` looks there. Pickle cannot find a class made here by name, so it is told how to make it.
+    The parameters stay where ``nn.Module`` keeps them, under their own names; a class attribute is found
+    before ``nn.Module.__getattr__`` looks there. Pickle cannot find a class made here by name, so it is told
+    how to make it.
     """
     if (base, leaves) in _MADE:
         return _MADE[base, leaves]

@@ -46,7 +46,9 @@ SCOPES = ("global", "layerwise", "er", "erk", "igq", "smart-ratios", "uniform+")
 """Where scores compete; `natal.masks` says what each means."""
 
 Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]
-Control = Literal["shuffle", "reinit", "invert", "quota-random", "random-neurons", "highest-norm", "fresh-narrow"]
+Control = Literal[
+    "shuffle", "reinit", "invert", "quota-random", "random-neurons", "highest-norm", "fresh-narrow"
+]
 
 
 def _scope(value: Any) -> Any:
@@ -64,9 +66,9 @@ class Recipe(_Model):
     """How to choose a mask: which score, where scores compete, what is removed.
 
     A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
-    compete (a name in `SCOPES`, or densities by layer), ``granularity`` whether single weights or whole neurons are
-    removed, ``aggregate`` how a neuron's score comes from its weights', ``control`` the comparison that replaces the
-    mask or the initial weights, see `natal.criteria.mask`.
+    compete (a name in `SCOPES`, or densities by layer), ``granularity`` whether single weights or whole
+    neurons are removed, ``aggregate`` how a neuron's score comes from its weights', ``control`` the comparison
+    that replaces the mask or the initial weights, see `natal.criteria.mask`.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Recipe(_Model):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: Any) -> dict[str, Any]:
-        # left out unless used, so that the keys of runs stored before these fields existed stay what they were
+        # left out unless used, so that the keys of runs stored before these fields existed stay the same
         later = {"aggregate": "incoming-l2", "control": None}
         return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
 
@@ -90,15 +92,16 @@ STRATEGIES: dict[str, Recipe] = {
     "structured": Recipe(name="structured", **_STRUCTURED),
     **{control: Recipe(name=control, control=control, **_STRUCTURED) for control in _WIDTH_CONTROLS},
 }
-"""Strategies with a name of their own: the study's structured pruning and its three controls. Any criterion's name is
-a strategy too: global scope, single weights."""
+"""Strategies with a name of their own: the study's structured pruning and its three controls. Any criterion's
+name is a strategy too: global scope, single weights."""
 
 
 def _recipe(entry: Any) -> Any:
     if isinstance(entry, str):
         return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
     if isinstance(entry, Mapping) and "name" not in entry and isinstance(entry.get("criterion"), str):
-        words = [entry[k] for k in ("criterion", "scope", "granularity", "aggregate", "control") if k in entry]
+        order = ("criterion", "scope", "granularity", "aggregate", "control")
+        words = [entry[k] for k in order if k in entry]
         return {"name": "-".join("by-layer" if isinstance(w, Mapping) else str(w) for w in words), **entry}
     return entry
 

@@ -1,8 +1,9 @@
 """Which neurons a network has: what goes when one of a layer's units (neuron, channel) goes.
 
-``units(model, weights)`` follows every layer's output through the graph that ``torch.fx`` traces, up to the next
-layers. On the way each step must treat units one by one (an activation, a pooling, a batch norm, a flattening of
-channels); where units are mixed or added to others', removing one alone has no meaning and the reason is recorded.
+``units(model, weights)`` follows every layer's output through the graph that ``torch.fx`` traces, up to the
+next layers. On the way each step must treat units one by one (an activation, a pooling, a batch norm, a
+flattening of channels); where units are mixed or added to others', removing one alone has no meaning and the
+reason is recorded.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class Units:
     """What hangs on the units of one layer.
 
     ``consumers``: (weight, inputs per unit) of the layers that read them; a flattened channel is many inputs.
-    ``norms``: batch norms on the way, by module name. ``others``: the bias and the norms' parameters, zeroed with a
-    unit. ``output``: whether they are the network's outputs, which stay. ``tie``: why they cannot go alone, or "".
+    ``norms``: batch norms on the way, by module name. ``others``: the bias and the norms' parameters, zeroed
+    with a unit. ``output``: whether they are the network's outputs, which stay. ``tie``: why they cannot go
+    alone, or "".
     """
 
     consumers: tuple[tuple[str, int], ...] = ()
@@ -70,8 +72,9 @@ def units(model: nn.Module, weights: Params) -> dict[str, Units]:
 _UNITWISE_MODULES = ("activation", "dropout", "flatten", "linear.Identity")
 _MIXING_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU)
 _UNITWISE_CALLS = {
-    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid", "hardtanh",
-    "hardswish", "hardsigmoid", "softplus", "dropout", "dropout1d", "dropout2d", "contiguous", "flatten", "view", "reshape",
+    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid",
+    "hardtanh", "hardswish", "hardsigmoid", "softplus", "dropout", "dropout1d", "dropout2d", "contiguous",
+    "flatten", "view", "reshape",
 }
 _POOLING_CALLS = {  # max pooling is dispatched under the second name
     "max_pool1d", "boolean_dispatch", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
@@ -128,7 +131,7 @@ class _Follower:
             if unitwise or (kind.startswith("pooling") and convolution):
                 return onward()
             return Units(tie=f"go through {name!r} ({type(module).__name__}), which mixes them")
-        called = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", str(user.target))
+        called = getattr(user.target, "__name__", str(user.target))
         if called in ("size", "dim") or (called == "getattr" and user.args[1] in ("shape", "ndim")):
             return Units()  # looks at the shape, not at the values
         if called in _UNITWISE_CALLS or (called in _POOLING_CALLS and convolution):
@@ -163,15 +166,20 @@ def removable(found: Mapping[str, Units]) -> dict[str, Units]:
     if tied:
         listed = " and ".join(f"those of {name!r} {tie}" for name, tie in tied.items())
         cure = ", ".join(f'"{name.removesuffix(".weight")}"' for name in tied)
-        raise NatalError(f"granularity 'neuron' cannot remove units one by one: {listed}; pass exclude=({cure},)")
+        raise NatalError(
+            f"granularity 'neuron' cannot remove units one by one: {listed}; pass exclude=({cure},)"
+        )
     free = {name: unit for name, unit in found.items() if not unit.output}
     if not free:
-        raise NatalError(f"granularity 'neuron' finds no hidden layer: the units of {next(iter(found))!r} are outputs")
+        raise NatalError(
+            f"granularity 'neuron' finds no hidden layer: the units of {next(iter(found))!r} are outputs"
+        )
     return free
 
 
 def columns(weight: Tensor, count: int) -> Tensor:
-    """Return what a layer's weight (out, count * factor, ...) holds for each of ``count`` incoming units, one row each."""
+    """Return what a layer's weight (out, count * factor, ...) holds for each of ``count`` incoming units, one
+    row each."""
     return weight.transpose(0, 1).reshape(count, -1)
 
 
@@ -192,7 +200,8 @@ def remove_units(weights: Params, kept: Params, found: Mapping[str, Units]) -> M
 
 
 def gates(unit: Units, name: str, parameters: Params, c: Tensor) -> dict[str, Tensor]:
-    """Return the parameters under a gate c on every unit of a layer: what its last affine map puts out, times c."""
+    """Return the parameters under a gate c on every unit of a layer: what its last affine map puts out, times
+    c."""
     gated = [f"{norm}.{p}" for norm in unit.norms[-1:] for p in ("weight", "bias")] or [
         name, *(other for other in unit.others if other.endswith("bias"))]
     return {p: parameters[p] * c.view(-1, *[1] * (parameters[p].ndim - 1)) for p in gated}

@@ -28,9 +28,9 @@ def problem_of(model: nn.Module, seed: int, *, exclude: Sequence[str] = (), **da
 def score(name: str, problem: Problem) -> Scores:
     """Return the scores of criterion ``name``, checked: one number for every prunable weight.
 
-    An iterative criterion is asked once, on the problem as it is. Nothing of the caller's is touched: model, mode,
-    gradients, global random state. Raises NatalError naming the criterion and the layer if the answer is none, or
-    if the problem lacks what the criterion needs.
+    An iterative criterion is asked once, on the problem as it is. Nothing of the caller's is touched: model,
+    mode, gradients, global random state. Raises NatalError naming the criterion and the layer if the answer
+    is none, or if the problem lacks what the criterion needs.
     """
     criteria[name]  # an unknown name speaks before missing data does
     _check_needs(name, problem)
@@ -41,16 +41,16 @@ def score(name: str, problem: Problem) -> Scores:
 def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
     """Return the mask a recipe chooses for a problem.
 
-    Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the n
-    prunable weights go. With neuron granularity ``sparsity`` is the share of neurons removed, the output layer's
-    stay, and a neuron's score aggregates its weights' (by default the L2 norm of the incoming ones).
+    Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the
+    n prunable weights go. With neuron granularity ``sparsity`` is the share of neurons removed, the output
+    layer's stay, and a neuron's score aggregates its weights' (by default the L2 norm of the incoming ones).
 
-    Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` keeps as many weights of each layer,
-    chosen by the criterion `random`: the same law, paired with that strategy. ``invert`` negates the scores.
-    ``reinit`` keeps the mask and redraws the weights, see `natal.criteria.redraw`. For neurons: ``random-neurons``
-    removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of weights,
-    ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's initialisation. New weights
-    are in the mask's ``redrawn``.
+    Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` keeps as many weights of each
+    layer, chosen by the criterion `random`: the same law, paired with that strategy. ``invert`` negates the
+    scores. ``reinit`` keeps the mask and redraws the weights, see `natal.criteria.redraw`. For neurons:
+    ``random-neurons`` removes as many of each layer at random, ``highest-norm`` those with the largest
+    incoming L2 norm of weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from
+    PyTorch's initialisation. New weights are in the mask's ``redrawn``.
     """
     how = _check(recipe, problem, sparsity)
     if sparsity == 0:
@@ -82,17 +82,22 @@ def _scores(name: str, problem: Problem) -> Scores:
     scores = criteria[name](problem)
     if not isinstance(scores, Mapping) or set(scores) != set(problem.weights):
         got = sorted(scores) if isinstance(scores, Mapping) else type(scores).__name__
-        raise NatalError(f"criterion {name!r} must return one tensor for each of {sorted(problem.weights)}, got {got}")
+        raise NatalError(
+            f"criterion {name!r} must return one tensor for each of {sorted(problem.weights)}, got {got}"
+        )
     for layer, w in problem.weights.items():
         if not isinstance(scores[layer], Tensor) or scores[layer].shape != w.shape:
-            shape = tuple(scores[layer].shape) if isinstance(scores[layer], Tensor) else type(scores[layer]).__name__
+            shape = getattr(scores[layer], "shape", None)
+            shape = type(scores[layer]).__name__ if shape is None else tuple(shape)
             raise NatalError(f"criterion {name!r} gave {layer!r} scores of shape {shape}; "
                              f"its weights have shape {tuple(w.shape)}")
         if scores[layer].isnan().any():
             raise NatalError(f"criterion {name!r} gave {layer!r} scores that are NaN")
         if problem.round == 1 and not scores[layer].any():
-            warnings.warn(f"criterion {name!r} gives every weight of {layer!r} the score 0, so position decides there",
-                          stacklevel=3)
+            warnings.warn(
+                f"criterion {name!r} gives every weight of {layer!r} the score 0, so position decides there",
+                stacklevel=3,
+            )
     return {layer: scores[layer].detach() for layer in problem.weights}
 
 
@@ -107,9 +112,9 @@ def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict
 def _aggregate(how: str, scores: Scores, problem: Problem, hidden: Mapping[str, Units]) -> dict[str, Tensor]:
     """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
 
-    ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm.
-    ``gate``: |∂L/∂c_i|, c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019, §3.2;
-    Molchanov et al. 2019, §3.2): SNIP for neurons.
+    ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
+    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019, §3.2; Molchanov et al.
+    2019, §3.2): SNIP for neurons.
     """
     if how == "gate":
         return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}
@@ -148,7 +153,9 @@ def _quota_random(chosen: Mask, problem: Problem, found: Mapping[str, Units]) ->
 
 def _random_neurons(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
     generator = problem.stream("random-neurons")
-    draws = {name: torch.rand(len(kept), generator=generator).to(kept.device) for name, kept in chosen.units.items()}
+    draws = {
+        name: torch.rand(len(kept), generator=generator).to(kept.device) for name, kept in chosen.units.items()
+    }
     return _with_units(draws, chosen, problem, found)
 
 
@@ -174,7 +181,8 @@ def _reinit(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
 
 
 def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
-    """Draw U(±1/√fan_in) with the fan-in that is left, as PyTorch's linear and convolution layers of that width do."""
+    """Draw U(±1/√fan_in) with the fan-in that is left, as PyTorch's linear and convolution layers of that
+    width do."""
     generator = problem.stream("fresh-narrow")
     parameters = dict(problem.model.named_parameters())
     redrawn = {}
@@ -183,7 +191,8 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) ->
         for parameter in (name, name.removesuffix("weight") + "bias"):
             if parameter in parameters and name.endswith("weight"):
                 like = parameters[parameter]
-                redrawn[parameter] = (2 * torch.rand(like.shape, generator=generator) - 1).to(like) / fan_in**0.5
+                uniform = 2 * torch.rand(like.shape, generator=generator) - 1
+                redrawn[parameter] = uniform.to(like) / fan_in**0.5
     return replace(chosen, redrawn=redrawn)
 
 
@@ -215,13 +224,17 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     if not neurons and recipe.aggregate != "incoming-l2":
         raise NatalError(f"aggregate {recipe.aggregate!r} is for whole neurons; use granularity 'neuron'")
     if recipe.aggregate == "gate" and name != "snip":
-        raise NatalError(f"aggregate 'gate' is SNIP's score of a whole neuron; use criterion 'snip', not {name!r}")
+        raise NatalError(
+            f"aggregate 'gate' is SNIP's score of a whole neuron; use criterion 'snip', not {name!r}"
+        )
     total = sum(w.numel() for w in problem.weights.values())
     kept = total - int(sparsity * total)
     if not neurons and kept < len(problem.weights):
         smallest = min(problem.weights, key=lambda n: problem.weights[n].numel())
-        raise NatalError(f"sparsity {sparsity} leaves {kept} of {total} weights for {len(problem.weights)} layers, so one of "
-                         f"them, such as {smallest!r}, would be empty; lower it")
+        raise NatalError(
+            f"sparsity {sparsity} leaves {kept} of {total} weights for {len(problem.weights)} layers, so one "
+            f"of them, such as {smallest!r}, would be empty; lower it"
+        )
     if sparsity:
         _check_needs(name, problem)
     return how
@@ -231,8 +244,12 @@ def _check_needs(name: str, problem: Problem) -> None:
     needs = traits.get(name, Traits("nothing")).needs
     if needs == "data" and (problem.inputs is None or problem.targets is None or problem.loss is None):
         free = ", ".join(sorted(n for n, t in traits.items() if t.needs != "data"))
-        raise NatalError(f"criterion {name!r} needs data: pass a batch (inputs, targets) and a loss; without data: {free}")
+        raise NatalError(
+            f"criterion {name!r} needs data: pass a batch (inputs, targets) and a loss; without data: {free}"
+        )
     first, w = next(iter(problem.weights.items()))
     if needs == "shape" and problem.inputs is None and w.ndim > 2:
-        raise NatalError(f"criterion {name!r} needs the shape of an input, which the convolution {first!r} does not tell; "
-                         "pass a batch, whose values are not used")
+        raise NatalError(
+            f"criterion {name!r} needs the shape of an input, which the convolution {first!r} does not tell; "
+            "pass a batch, whose values are not used"
+        )

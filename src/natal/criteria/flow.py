@@ -19,14 +19,15 @@ _SELF_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._
 
 @criterion("synflow", needs="shape", rounds=100)
 def synflow(problem: Problem) -> Scores:
-    """|θ ⊙ ∂R/∂θ|, R = 1ᵀ f(1; |θ|), 100 rounds at density d^(t/100) (SynFlow; Tanaka et al. 2020, §6, algorithm 1).
+    """|θ ⊙ ∂R/∂θ|, R = 1ᵀ f(1; |θ|), 100 rounds at density d^(t/100) (SynFlow; Tanaka et al. 2020, §6,
+    algorithm 1).
 
-    For a chain of layers R = 1ᵀ ∏|W_l| 1, the flow over all paths: the scores of each layer add up to R, those entering a
-    hidden unit to those leaving it. In float64, on one all-ones input, batch norms with running statistics.
-    Departures: biases and running means are out of R (the authors' code keeps |bias|), which makes both laws exact;
-    norms without running statistics (layer, group, instance) count as the identity, because on an all-ones input
-    they output zero. Softmax attention passes on an average of equal tokens, so nothing flows through its query and
-    key weights: they score 0.
+    For a chain of layers R = 1ᵀ ∏|W_l| 1, the flow over all paths: the scores of each layer add up to R,
+    those entering a hidden unit to those leaving it. In float64, on one all-ones input, batch norms with
+    running statistics. Departures: biases and running means are out of R (the authors' code keeps |bias|),
+    which makes both laws exact; norms without running statistics (layer, group, instance) count as the
+    identity, because on an all-ones input they output zero. Softmax attention passes on an average of equal
+    tokens, so nothing flows through its query and key weights: they score 0.
     """
     model = _absolute(problem.model)
     flow = replace(problem, model=model)
@@ -36,7 +37,8 @@ def synflow(problem: Problem) -> Scores:
 
 
 def _absolute(model: nn.Module) -> nn.Module:
-    """Return a float64 copy in evaluation mode with every parameter |θ| and nothing added: no bias, no mean."""
+    """Return a float64 copy in evaluation mode with every parameter |θ| and nothing added: no bias, no
+    mean."""
     model = deepcopy(model).double().eval()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -49,7 +51,8 @@ def _absolute(model: nn.Module) -> nn.Module:
 
 
 def _example(problem: Problem) -> Tensor:
-    """Return one input: the first row of the batch, or what a network that starts with a linear layer takes."""
+    """Return one input: the first row of the batch, or what a network that starts with a linear layer
+    takes."""
     if problem.inputs is not None:
         return problem.inputs[:1]
     first = next(iter(problem.weights.values()))
@@ -63,24 +66,27 @@ def _float64(problem: Problem) -> torch.dtype | None:
 
 def _tensor(outputs: object) -> Tensor:
     if not isinstance(outputs, Tensor):
-        raise NatalError(f"the model must return one tensor, got {type(outputs).__name__}; wrap it to return its logits")
+        raise NatalError(
+            f"the model must return one tensor, got {type(outputs).__name__}; wrap it to return its logits"
+        )
     return outputs
 
 
 EPSILON, REDRAWS, ROWS = 0.01, 5, 256
-"""NTK-SAP's perturbation and redraws a round (``--ntksap_epsilon``, ``--ntksap_R`` of the authors' CIFAR-10 script),
-and natal's bound on the rows of its Gaussian input."""
+"""NTK-SAP's perturbation and redraws a round (``--ntksap_epsilon``, ``--ntksap_R`` of the authors' CIFAR-10
+script), and natal's bound on the rows of its Gaussian input."""
 
 
 @criterion("ntk-sap", needs="shape", rounds=20)
 def ntk_sap(problem: Problem) -> Scores:
-    """|∂/∂m Σ_x ‖f(x; m ⊙ θ) − f(x; m ⊙ (θ + εΔ))‖²|, 20 rounds (NTK-SAP; Wang et al. 2023, §4, eq. 10, algorithm 1).
+    """|∂/∂m Σ_x ‖f(x; m ⊙ θ) − f(x; m ⊙ (θ + εΔ))‖²|, 20 rounds (NTK-SAP; Wang et al. 2023, §4, eq. 10,
+    algorithm 1).
 
-    An estimate of the trace of the neural tangent kernel and of the mask's hold on it. x ~ N(0, 1) of the inputs'
-    shape, Δ ~ N(0, 1), ε = 0.01; x, θ and Δ are drawn anew five times a round. Batch norms use the statistics of
-    f(x; m ⊙ θ), held fixed. Departures: θ is redrawn by shuffling each layer's initial weights, which is right for
-    any independent initialisation, where the authors call their models' own initialiser; at most 256 rows; integer inputs
-    (tokens) are taken as they are.
+    An estimate of the trace of the neural tangent kernel and of the mask's hold on it. x ~ N(0, 1) of the
+    inputs' shape, Δ ~ N(0, 1), ε = 0.01; x, θ and Δ are drawn anew five times a round. Batch norms use the
+    statistics of f(x; m ⊙ θ), held fixed. Departures: θ is redrawn by shuffling each layer's initial weights,
+    which is right for any independent initialisation, where the authors call their models' own initialiser;
+    at most 256 rows; integer inputs (tokens) are taken as they are.
     """
     generator = problem.stream(f"ntk-sap/{problem.round}")
     total = {name: torch.zeros_like(w) for name, w in problem.weights.items()}
@@ -119,8 +125,8 @@ def _fix_batch_norms(problem: Problem, x: Tensor, weights: Mapping[str, Tensor])
 def redraw(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """Return new initial weights: each layer's own values in random order.
 
-    A draw without replacement from the layer's initial distribution, whatever that was; PyTorch's own reset would
-    change the scale of a network that was initialised in another way.
+    A draw without replacement from the layer's initial distribution, whatever that was; PyTorch's own reset
+    would change the scale of a network that was initialised in another way.
     """
     return {name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(w.shape)
             for name, w in weights.items()}
@@ -134,16 +140,19 @@ WALKS = 1024
 def phew(problem: Problem) -> Scores:
     """−(number of the random walk that visits the weight first) (PHEW; Patil & Dovrolis 2021, §4).
 
-    Walks start in turn at every input unit and, going back, at every output unit, and step along a weight with
-    probability |θ| / Σ|θ| over the weights leaving the unit; in a convolution to a channel by Σ|kernel|, then to an
-    element of the kernel by |θ|. PHEW keeps what was visited once the budget is met: the highest scores.
-    Departures: the walk that meets the budget is cut short, so that the count is exact; weights never visited in
-    10 walks a weight are ranked by |θ|, below all visited ones; only chains of layers can be walked (the authors'
-    code has a rule for its own residual networks). One score for all sparsities: masks are nested.
+    Walks start in turn at every input unit and, going back, at every output unit, and step along a weight
+    with probability |θ| / Σ|θ| over the weights leaving the unit; in a convolution to a channel by Σ|kernel|,
+    then to an element of the kernel by |θ|. PHEW keeps what was visited once the budget is met: the highest
+    scores. Departures: the walk that meets the budget is cut short, so that the count is exact; weights never
+    visited in 10 walks a weight are ranked by |θ|, below all visited ones; only chains of layers can be
+    walked (the authors' code has a rule for its own residual networks). One score for all sparsities: masks
+    are nested.
     """
     chain = _chain(problem)
     n = sum(w.numel() for w in problem.weights.values())
-    first = {name: w.new_full((w.numel(),), torch.inf, dtype=torch.float64) for name, w in problem.weights.items()}
+    first = {
+        name: w.new_full((w.numel(),), torch.inf, dtype=torch.float64) for name, w in problem.weights.items()
+    }
     generator = problem.stream("phew")
     for start in range(0, 10 * n, 2 * WALKS):
         numbers = torch.arange(start, start + 2 * WALKS, dtype=torch.float64).view(WALKS, 2)
@@ -152,21 +161,26 @@ def phew(problem: Problem) -> Scores:
                 first[name].scatter_reduce_(0, edges, numbers[:, direction].to(first[name].device), "amin")
         if all(float(seen.isfinite().double().mean()) >= 1 - problem.sparsity for seen in first.values()):
             break
-    # never visited: after all walks, the largest weights first
-    largest = max(float(w.abs().max()) for w in problem.weights.values())
-    return {name: -torch.where(first[name].isinf(), 10 * n + 2 * WALKS + largest - w.flatten().abs(), first[name]).view(w.shape)
-            for name, w in problem.weights.items()}
+    scores = {}
+    for name, w in problem.weights.items():
+        # never visited: below every walk's number, the largest weight first
+        never = 10 * n + 2 * WALKS + 1 / (1 + w.flatten().abs().double())
+        scores[name] = -torch.where(first[name].isinf(), never, first[name]).view(w.shape)
+    return scores
 
 
 def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
-    """Return (name, |weights|, inputs per unit of the layer before) along the chain; raise where it is none."""
+    """Return (name, |weights|, inputs per unit of the layer before) along the chain; raise where it is
+    none."""
     found = units(problem.model, problem.weights)
     names = list(found)
     for name, unit in found.items():
         follows = names[names.index(name) + 1:][:1]
         if unit.tie or [c for c, _ in unit.consumers] != follows:
             reason = unit.tie or f"feed {len(unit.consumers)} layers"
-            raise NatalError(f"criterion 'phew' walks along a chain of layers, but the units of {name!r} {reason}")
+            raise NatalError(
+                f"criterion 'phew' walks along a chain of layers, but the units of {name!r} {reason}"
+            )
     factors = [1] + [unit.consumers[0][1] for unit in list(found.values())[:-1]]
     return [(name, problem.weights[name].abs().double(), f) for name, f in zip(names, factors, strict=True)]
 

@@ -14,8 +14,8 @@ ROUNDS = 60
 def snip(problem: Problem) -> Scores:
     """|θ ⊙ ∂L/∂θ| = |∂L(c ⊙ θ)/∂c| at c = 1: connection sensitivity (SNIP; Lee et al. 2019, §3, eqs. 4–6).
 
-    Departures: the weights scored are the weights trained, while the authors' code scores another draw; scores are
-    not divided by their sum, which changes no rank.
+    Departures: the weights scored are the weights trained, while the authors' code scores another draw;
+    scores are not divided by their sum, which changes no rank.
     """
     θ = leaves(problem.weights)
     g = gradient(problem.loss_at(θ), θ)
@@ -24,7 +24,8 @@ def snip(problem: Problem) -> Scores:
 
 @criterion("iterative-snip", needs="data", rounds=ROUNDS)
 def iterative_snip(problem: Problem) -> Scores:
-    """|θ̄ ⊙ ∂L/∂θ̄| on the network pruned so far, 60 rounds (iterative SNIP; de Jorge et al. 2021, §4; Verdenius 2020).
+    """|θ̄ ⊙ ∂L/∂θ̄| on the network pruned so far, 60 rounds (iterative SNIP; de Jorge et al. 2021, §4;
+    Verdenius 2020).
 
     θ̄ = m ⊙ θ₀, so a removed weight scores 0 and stays removed.
     """
@@ -33,10 +34,11 @@ def iterative_snip(problem: Problem) -> Scores:
 
 @criterion("force", needs="data", rounds=ROUNDS, returns=True)
 def force(problem: Problem) -> Scores:
-    """|θ₀ ⊙ ∂L/∂θ̄| with θ̄ = m ⊙ θ₀, 60 rounds: a removed weight may return (FORCE; de Jorge et al. 2021, §4, eq. 7).
+    """|θ₀ ⊙ ∂L/∂θ̄| with θ̄ = m ⊙ θ₀, 60 rounds: a removed weight may return (FORCE; de Jorge et al. 2021,
+    §4, eq. 7).
 
-    The gradient is taken in the pruned network, also for weights that are absent from it, and weighted by what they
-    would be if they were there. Masks of two sparsities need not be nested.
+    The gradient is taken in the pruned network, also for weights that are absent from it, and weighted by
+    what they would be if they were there. Masks of two sparsities need not be nested.
     """
     θ = leaves(problem.weights)
     g = gradient(problem.loss_at(θ), θ)
@@ -60,33 +62,38 @@ def _hessian_gradient(problem: Problem) -> dict[str, Tensor]:
 
 @criterion("grasp", needs="data", neurons=False)
 def grasp(problem: Problem) -> Scores:
-    """θ ⊙ Hg, signed: keeps what preserves the gradient norm (GraSP; Wang et al. 2020, §4, eq. 8 and algorithm 2).
+    """θ ⊙ Hg, signed: keeps what preserves the gradient norm (GraSP; Wang et al. 2020, §4, eq. 8 and
+    algorithm 2).
 
-    To first order, removing weight q changes gᵀg by −2 θ_q (Hg)_q, and GraSP removes the *largest* −θ ⊙ Hg: weights
-    whose removal raises the gradient norm go first. Logits are divided by T = 200. Departures: g and H are
-    those of the whole batch, where the authors add up two half batches to save memory (four times this, without batch
-    norm); and the weights scored are the weights trained, where theirs redraws the linear layers.
+    To first order, removing weight q changes gᵀg by −2 θ_q (Hg)_q, and GraSP removes the *largest* −θ ⊙ Hg:
+    weights whose removal raises the gradient norm go first. Logits are divided by T = 200. Departures: g and
+    H are those of the whole batch, where the authors add up two half batches to save memory (four times this,
+    without batch norm); and the weights scored are the weights trained, where theirs redraws the linear
+    layers.
     """
     return _hessian_gradient(problem)
 
 
 @criterion("grasp-absolute", needs="data")
 def grasp_absolute(problem: Problem) -> Scores:
-    """|θ ⊙ Hg|: weights that change the gradient norm least go first ("Missing the Mark", Frankle et al. 2021, §5)."""
+    """|θ ⊙ Hg|: weights that change the gradient norm least go first ("Missing the Mark", Frankle et al.
+    2021, §5)."""
     return {name: score.abs() for name, score in _hessian_gradient(problem).items()}
 
 
 STEPS, LEARNING_RATE, MOMENTUM = 3, 0.5, 0.9
-"""ProsPr's inner training (the authors' README; their command line's own defaults are 0.1 and no momentum)."""
+"""ProsPr's inner training (the authors' README; their command line's own defaults are 0.1 and no
+momentum)."""
 
 
 @criterion("prospr", needs="data")
 def prospr(problem: Problem) -> Scores:
     """|∂L(θ_M)/∂c|, where θ_0 = c ⊙ θ and SGD took M = 3 steps from there (ProsPr; Alizadeh et al. 2022, §3).
 
-    θ_{t+1} = θ_t − α v_{t+1}, v_{t+1} = μ v_t + ∂L/∂θ_t, with α = 0.5 and μ = 0.9; biases and norms learn too. The
-    derivative is taken through all steps. With M = 0 it is SNIP. Departures: every step sees the whole batch, where
-    the authors' code draws a new one; and their code detaches v_1, which drops a term of the derivative.
+    θ_{t+1} = θ_t − α v_{t+1}, v_{t+1} = μ v_t + ∂L/∂θ_t, with α = 0.5 and μ = 0.9; biases and norms learn
+    too. The derivative is taken through all steps. With M = 0 it is SNIP. Departures: every step sees the
+    whole batch, where the authors' code draws a new one; and their code detaches v_1, which drops a term of
+    the derivative.
     """
     c = {name: w.new_ones(w.shape).requires_grad_() for name, w in problem.weights.items()}
     others = {name: p for name, p in problem.model.named_parameters() if name not in c}

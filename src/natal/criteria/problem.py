@@ -1,4 +1,5 @@
-"""What a criterion sees and what it answers: `Problem`, `Scores`, the registry, and the two gradients all of them use.
+"""What a criterion sees and what it answers: `Problem`, `Scores`, the registry, and the two gradients all of
+them use.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ class Problem:
     """What a criterion may look at: a network at initialisation and the data it will be trained on.
 
     ``model``: a private copy when a criterion is called. ``weights``: its prunable weights by parameter name.
-    ``inputs``, ``targets``, ``loss``: the training rows and the loss, absent for a data-free use. ``seed``: the run's;
-    draw from ``problem.stream("mask")``, never from the global generator.
+    ``inputs``, ``targets``, ``loss``: the training rows and the loss, absent for a data-free use. ``seed``:
+    the run's; draw from ``problem.stream("mask")``, never from the global generator.
 
-    The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed; ``initial``
-    are those before the first; ``kept``: the mask so far; ``round``: 1 in the first; ``sparsity``: the final one.
+    The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
+    ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
+    ``sparsity``: the final one.
     """
 
     model: nn.Module
@@ -77,7 +79,9 @@ class Problem:
             value = self.loss(outputs, self.targets)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise NatalError(f"the loss does not fit the model's outputs and the batch's targets: {reason}") from error
+            raise NatalError(
+                f"the loss does not fit the model's outputs and the batch's targets: {reason}"
+            ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise NatalError(f"the loss must be one number, got {got}; average over the rows")
@@ -111,10 +115,10 @@ Needs = Literal["nothing", "shape", "data"]
 class Traits:
     """What a criterion asks for, beside its formula.
 
-    ``needs``: ``data`` for a batch and a loss, ``shape`` for the shape of an input, whose values are not used,
-    ``nothing``. ``rounds``: how often scores are computed, the density after round t being d^(t / rounds).
-    ``returns``: whether a weight removed in an earlier round may come back. ``neurons``: whether a neuron's score
-    can be made from its weights'.
+    ``needs``: ``data`` for a batch and a loss, ``shape`` for the shape of an input, whose values are not
+    used, ``nothing``. ``rounds``: how often scores are computed, the density after round t being d^(t /
+    rounds). ``returns``: whether a weight removed in an earlier round may come back. ``neurons``: whether a
+    neuron's score can be made from its weights'.
     """
 
     needs: Needs = "data"
@@ -156,7 +160,8 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
              if value.requires_grad else [None])
     if all(g is None for g in found):
         raise NatalError(f"the loss does not depend on the model's weights, not even on {next(iter(at))!r}")
-    return {name: torch.zeros_like(w) if g is None else g for (name, w), g in zip(at.items(), found, strict=True)}
+    pairs = zip(at.items(), found, strict=True)
+    return {name: torch.zeros_like(w) if g is None else g for (name, w), g in pairs}
 
 
 @contextmanager
@@ -164,13 +169,15 @@ def private(problem: Problem) -> Iterator[Problem]:
     """Yield the problem with a model of its own, so that scoring leaves no trace on the caller.
 
     The copy is in evaluation mode (no dropout), except that batch norms use the batch's own statistics: at
-    initialisation the running ones are placeholders. Internal draws happen on a forked global generator. Attention
-    uses the kernel that can be differentiated twice.
+    initialisation the running ones are placeholders. Internal draws happen on a forked global generator.
+    Attention uses the kernel that can be differentiated twice.
     """
     try:
         model = deepcopy(problem.model).eval().requires_grad_(False)
     except RuntimeError as error:
-        raise NatalError(f"{type(problem.model).__name__} cannot be copied: {str(error).splitlines()[0]}") from error
+        raise NatalError(
+            f"{type(problem.model).__name__} cannot be copied: {str(error).splitlines()[0]}"
+        ) from error
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()

@@ -12,24 +12,27 @@ from natal.criteria.problem import Problem, Scores, criterion
 def random(problem: Problem) -> Scores:
     """Uniform draws from the stream ``mask``, independent of the initial weights."""
     generator = problem.stream("mask")
-    return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in problem.weights.items()}
+    weights = problem.weights.items()
+    return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights}
 
 
 @criterion("magnitude")
 def magnitude(problem: Problem) -> Scores:
     """|θ₀|: the absolute initial weight (Janowsky 1989; Han et al. 2015, §3).
 
-    Under ``nn.Linear``'s initialisation the layers' scales differ, so a global scope can remove a layer whole.
+    Under ``nn.Linear``'s initialisation the layers' scales differ, so a global scope can remove a layer
+    whole.
     """
     return {name: w.abs() for name, w in problem.weights.items()}
 
 
 @criterion("init-magnitude")
 def init_magnitude(problem: Problem) -> Scores:
-    """|θ₀| · √fan_in: magnitude in units of the initialisation's scale, so that layers compete on equal terms.
+    """|θ₀| · √fan_in: magnitude in units of the initialisation's scale, so that layers compete on equal
+    terms.
 
-    fan_in: inputs of one unit, kernel included. natal's own baseline: what `magnitude` measures once the 1/√fan_in
-    of PyTorch's, LeCun's and He's initialisations is divided out.
+    fan_in: inputs of one unit, kernel included. natal's own baseline: what `magnitude` measures once the
+    1/√fan_in of PyTorch's, LeCun's and He's initialisations is divided out.
     """
     return {name: w.abs() * (w.numel() / w.shape[0]) ** 0.5 for name, w in problem.weights.items()}
 
@@ -38,8 +41,8 @@ def init_magnitude(problem: Problem) -> Scores:
 def lamp(problem: Problem) -> Scores:
     """w_u² / Σ_{v: w_v² ≥ w_u²} w_v², the sum over the same layer (LAMP; Lee et al. 2021, §2.1, eq. 2).
 
-    The largest weight of a layer scores 1, so a global scope never empties a layer while another holds two weights.
-    Equal weights are put in order of position, as in the authors' code. A layer of zeros scores 0.
+    The largest weight of a layer scores 1, so a global scope never empties a layer while another holds two
+    weights. Equal weights are put in order of position, as in the authors' code. A layer of zeros scores 0.
     """
     return {name: _lamp(w) for name, w in problem.weights.items()}
 
