@@ -14,7 +14,7 @@ from natal.masks import Mask, heights, prunable, remove_neurons, select, select_
 from natal.spec import SCOPES
 
 torch.set_num_threads(1)
-BUDGETS = [s for s in SCOPES if s not in ("global", "layerwise")]
+BUDGETS = [s for s in SCOPES if s not in ("global", "layerwise", "threshold")]
 
 
 @st.composite

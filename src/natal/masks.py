@@ -68,6 +68,11 @@ class Mask:
         """Return all masked parameters by name, weights and biases alike."""
         return {**self.weights, **self.biases}
 
+    def to(self, device: str | torch.device) -> Mask:
+        """Return the mask on a device."""
+        parts = (self.weights, self.biases, self.units, self.redrawn)
+        return Mask(*({name: t.to(device) for name, t in part.items()} for part in parts))
+
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:
         """Set the removed entries of ``parameters`` (by name) to zero, in place."""
@@ -83,10 +88,12 @@ def select(
 
     ``scores``: any shapes, by name. ``scope``: ``global`` ranks all of them together (n over everything),
     ``layerwise`` each entry on its own (n per entry), a budget as described in the module, or densities by
-    layer. ``last``: False while an iterative criterion has rounds to go, when a budget may still be on its
-    way. Returns boolean tensors of the same shapes, True = kept. Masks are nested: what a higher sparsity
-    keeps, a lower one keeps too. Raises NatalError on a sparsity outside [0, 1), an unknown scope or layer, a
-    budget that cannot be met at this sparsity, or a score that is NaN.
+    layer. ``threshold`` keeps the scores above ``sparsity`` itself, so that the count is only binomial when
+    they are uniform: the published program's random masks. ``last``: False while an iterative criterion has
+    rounds to go, when a budget may still be on its way. Returns boolean tensors of the same shapes, True =
+    kept. Masks are nested: what a higher sparsity keeps, a lower one keeps too. Raises NatalError on a
+    sparsity outside [0, 1), an unknown scope or layer, a budget that cannot be met at this sparsity, or a
+    score that is NaN.
     """
     if not 0 <= sparsity < 1:
         raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -95,6 +102,8 @@ def select(
             raise NatalError(f"scores of {name!r} hold NaN; a criterion must give every weight a number")
     if scope == "layerwise":
         return {name: _keep_highest(score, int(sparsity * score.numel())) for name, score in scores.items()}
+    if scope == "threshold":
+        return {name: score > sparsity for name, score in scores.items()}
     removed = int(sparsity * sum(score.numel() for score in scores.values()))
     budget = _budget(scope, scores, sparsity)
     keys = {name: budget.key(name, score) for name, score in scores.items()}

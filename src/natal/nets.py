@@ -21,9 +21,10 @@ def mlp(inputs: int, hidden: int, outputs: int, seed: int, dtype: torch.dtype = 
     in float32 from the stream ``init`` of ``seed``, first layer then second: the same bits as building the layers
     after ``torch.manual_seed(seed)``, without touching the global generator.
     """
-    # on the meta device nn.Linear draws nothing, so the caller's generator is not disturbed
-    layers = [nn.Linear(inputs, hidden, device="meta"), nn.Linear(hidden, outputs, device="meta")]
-    net = nn.Sequential(OrderedDict(hidden=layers[0], relu=nn.ReLU(), output=layers[1])).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the caller's generator; give it back as it was
+        sizes = ((inputs, hidden), (hidden, outputs))
+        layers = [nn.Linear(*size, dtype=torch.float32) for size in sizes]  # whatever the caller's default is
+    net = nn.Sequential(OrderedDict(hidden=layers[0], relu=nn.ReLU(), output=layers[1]))
     generator = stream(seed, "init")
     for layer in layers:
         nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import linecache
 from collections.abc import Callable, Iterable, Iterator
+from types import CodeType
 from typing import Any, Generic, TypeVar
 
 from natal.errors import NatalError
@@ -31,12 +33,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class Registry(Generic[T]):
     """Entries of one kind by name.
 
-    Parameters: ``kind`` is the word used in messages (``"criterion"``).
+    ``kind`` is the word used in messages (``"criterion"``); ``origin`` returns the function an entry was made from.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, origin: Callable[[T], Any] = lambda entry: entry) -> None:
         self.kind = kind
+        self.origin = origin
         self._entries: dict[str, T] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return the decorator that files its argument under ``name``.
@@ -46,9 +50,11 @@ class Registry(Generic[T]):
 
         def file(entry: T) -> T:
             old = self._entries.get(name)
-            if old is not None and _source(old) != _source(entry):
+            if old is not None and self._place(old) != self._place(entry):
                 raise NatalError(f"{self.kind} {name!r} is already registered; choose another name")
             self._entries[name] = entry
+            # now, not when asked: the file may change while this process goes on with what it imported
+            self._fingerprints[name] = _fingerprint(self.origin(entry))
             return entry
 
         return file
@@ -67,18 +73,32 @@ class Registry(Generic[T]):
 
     def summary(self, name: str) -> str:
         """Return the first line of the entry's docstring."""
-        return (inspect.getdoc(self[name]) or "").split("\n")[0]
+        return (inspect.getdoc(self.origin(self[name])) or "").split("\n")[0]
 
     def fingerprint(self, name: str) -> str:
         """Return a digest of the file that defines ``name``, or ``""`` for natal's own entries.
 
-        It is part of a run's key, so that editing a plugin retrains what the plugin made, and nothing else.
+        It is part of a run's key, so that editing a plugin retrains what the plugin made, and nothing else. In a
+        notebook it is a digest of the cell, at a prompt of the function.
         """
-        entry: Any = self[name]
-        if entry.__module__.startswith("natal."):
-            return ""
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(entry) or entry).encode()).hexdigest()[:16]
+        self[name]
+        return self._fingerprints[name]
+
+    def _place(self, entry: T) -> tuple[str, str]:
+        function = self.origin(entry)
+        return function.__module__, function.__qualname__
 
 
-def _source(entry: Any) -> tuple[str, str]:
-    return entry.__module__, entry.__qualname__
+def _fingerprint(function: Any) -> str:
+    if function.__module__.startswith("natal."):
+        return ""
+    code = inspect.unwrap(function).__code__
+    linecache.checkcache(code.co_filename)
+    source = "".join(linecache.getlines(code.co_filename)) or _instructions(code)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _instructions(code: CodeType) -> str:
+    """Return what a function does, for one typed at a prompt: its instructions, constants and names."""
+    constants = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"

@@ -42,7 +42,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-SCOPES = ("global", "layerwise", "er", "erk", "igq", "smart-ratios", "uniform+")
+SCOPES = ("global", "layerwise", "er", "erk", "igq", "smart-ratios", "uniform+", "threshold")
 """Where scores compete; `natal.masks` says what each means."""
 
 Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]
@@ -99,7 +99,7 @@ name is a strategy too: global scope, single weights."""
 def _recipe(entry: Any) -> Any:
     if isinstance(entry, str):
         return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
-    if isinstance(entry, Mapping) and "name" not in entry and isinstance(entry.get("criterion"), str):
+    if isinstance(entry, Mapping) and "name" not in entry:
         order = ("criterion", "scope", "granularity", "aggregate", "control")
         words = [entry[k] for k in order if k in entry]
         return {"name": "-".join("by-layer" if isinstance(w, Mapping) else str(w) for w in words), **entry}
@@ -107,6 +107,8 @@ def _recipe(entry: Any) -> Any:
 
 
 def _none(value: Any) -> Any:
+    if isinstance(value, str) and value != "none":
+        raise ValueError('must be a number or "none"')
     return None if value == "none" else value
 
 
@@ -235,8 +237,8 @@ class Study(_Model):
     @model_validator(mode="after")
     def _one_rate_per_task(self) -> Self:
         rates = self.training.learning_rate
-        for task in self.tasks if isinstance(rates, dict) else ():
-            if task not in rates:
+        for task in self.tasks:
+            if isinstance(rates, dict) and task not in rates:
                 raise ValueError(f"training.learning_rate has no entry for task {task!r}"
                                  f"{did_you_mean(task, rates)}")
         return self
@@ -267,22 +269,25 @@ class Study(_Model):
             return rate[task]
         return own if rate is None else rate
 
-    def key(self, run: Run, *, engine: str, learning_rate: float, fingerprints: Mapping[str, str]) -> str:
+    def key(
+        self, run: Run, *, engine: str, learning_rate: float, fingerprints: Mapping[str, str], share: bool = True
+    ) -> str:
         """Return the digest of everything the training behind ``run`` depends on.
 
-        At sparsity 0 no recipe enters it, so every strategy's dense run is one training. ``engine`` says how the
-        arithmetic is ordered (engine, precision, device); ``fingerprints`` hold the digests of plugin files by the
-        name of the task or criterion that they define.
+        At sparsity 0 no recipe enters it, so every strategy's dense run is one training; without ``share`` the
+        strategy's name enters it, so that every row is trained on its own. ``engine`` says how the arithmetic is
+        ordered (engine, precision, device); ``fingerprints`` hold the digests of plugin files by the name of the
+        task or criterion that they define.
         """
         recipe = self.recipe(run.strategy)
-        mask = None if run.sparsity == 0 else {**recipe.model_dump(exclude={"name"}), "sparsity": run.sparsity}
+        mask: object = None if run.sparsity == 0 else {**recipe.model_dump(exclude={"name"}), "sparsity": run.sparsity}
         sources = {run.task} if mask is None else {run.task, recipe.criterion}
         return _digest({
             "task": run.task,
             "seed": run.seed,
             "hidden": self.hidden,
             "training": {**self.training.model_dump(), "learning_rate": learning_rate},
-            "mask": mask,
+            "mask": mask if share else [run.strategy, mask],
             "engine": engine,
             "plugins": {name: fingerprints[name] for name in sorted(sources) if fingerprints.get(name)},
         })
@@ -302,13 +307,18 @@ def load_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
     """
     folder, where = "", "study"
     if isinstance(source, Mapping):
-        table = json.loads(json.dumps(source))
+        try:
+            table = json.loads(json.dumps(source))
+        except (TypeError, ValueError) as error:
+            raise NatalError(f"study: {error}; use plain tables, lists, text and numbers") from None
     else:
         path = _find(source)
         folder, where = str(path.parent.resolve()), path.name
-        table = _parse(path.read_text("utf-8"), where)
+        table = _parse(path.read_bytes(), where)
     for override in overrides:
         _set(table, override)
+    if "folder" in table:
+        raise NatalError(f"{where}: unknown key 'folder'; plugins are looked for beside the study file")
     try:
         return Study.model_validate({**table, "folder": folder})
     except ValidationError as error:
@@ -327,9 +337,12 @@ def _find(source: str | Path) -> Path:
     return known[str(source)]
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(content: bytes, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise NatalError(f"{where}: not valid TOML: not UTF-8 text (at line {line})") from None
     except tomllib.TOMLDecodeError as error:
         raise NatalError(f"{where}: not valid TOML: {error}") from None
 
@@ -356,17 +369,16 @@ def _one_line(error: ValidationError) -> str:
     first, *others = error.errors()
     where = ".".join(str(part) for part in first["loc"] if str(part) not in _UNION_BRANCHES)
     if first["type"] == "extra_forbidden":
-        owner = {"training": Training, "strategies": Recipe, "claims": Claim}.get(str(first["loc"][0]), Study)
-        if len(first["loc"]) == 1:
-            owner = Study
+        owners: dict[str, type[_Model]] = {"training": Training, "strategies": Recipe, "claims": Claim}
+        owner = owners.get(str(first["loc"][0]), Study) if len(first["loc"]) > 1 else Study
         known = set(owner.model_fields) - {"folder"}
         message = f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), known)}"
     elif first["type"] == "missing":
         message = f"key {where!r} is missing"
     else:
         what = first["msg"].removeprefix("Value error, ")
-        what = what[0].lower() + what[1:]
-        shown = "" if "got " in what or first["type"] == "value_error" and "twice" in what or not where else (
+        what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
+        shown = "" if "got " in what or (first["type"] == "value_error" and "twice" in what) or not where else (
             f", got {_show(first['input'])}")
         message = f"{where}: {what}{shown}" if where else f"{what}"
     return message + (f" (and {len(others)} more)" if others else "")

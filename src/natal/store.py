@@ -8,6 +8,7 @@ finished, so a kill at any moment loses only what was still being trained.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ class Outcome:
     ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics are
     None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights there were and are, over
     all of them, biases never counted. ``constant``: the trained network gives every test row the same output.
-    ``train_loss`` and ``val_metric``: one value per epoch trained. ``seconds``: the training's share of wall time.
+    ``train_loss_curve`` and ``val_metric_curve``: one value per epoch trained. ``seconds``: the training's share of
+    wall time. ``made_by``: engine, torch version, device. ``deterministic``: whether torch's deterministic algorithms
+    were on.
     """
 
     key: str
@@ -61,7 +64,7 @@ class Outcome:
     constant: bool
     seconds: float
     made_by: str
-    """Who trained it: engine, device, torch version, threads."""
+    deterministic: bool
     train_loss_curve: NDArray[np.float64] = field(repr=False)
     val_metric_curve: NDArray[np.float64] = field(repr=False)
 
@@ -92,17 +95,9 @@ class Store:
         path = directory / FILE
         with _plainly(path):
             directory.mkdir(parents=True, exist_ok=True)
-            fresh = not path.exists()
-            db = sqlite3.connect(path, isolation_level=None)
-            if fresh:
-                db.executescript(
-                    f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;"
-                )
-            else:
-                _recognise(db, path)
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA journal_mode = WAL")
-            return cls(path, db)
+            if not path.exists():
+                _found(path)
+            return cls(path, _recognise(sqlite3.connect(path, isolation_level=None), path))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -111,9 +106,10 @@ class Store:
         if not path.is_file():
             raise NatalError(f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one")
         with _plainly(path):
-            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-            _recognise(db, path)
-            return cls(path, db)
+            # a command that was killed left a journal behind, which a reader must be able to roll back
+            mode = "rw" if os.access(path, os.W_OK) and os.access(directory, os.W_OK) else "ro"
+            db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+            return cls(path, _recognise(db, path))
 
     def close(self) -> None:
         """Close the file."""
@@ -142,8 +138,14 @@ class Store:
         with self._transaction():
             self._write_manifest(manifest)
 
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Store finished trainings in one transaction; a key stored already keeps its first outcome."""
+    def clear(self) -> None:
+        """Forget every training and the study."""
+        with self._transaction():
+            for table in ("training", "grid", "manifest"):
+                self._db.execute(f"DELETE FROM {table}")
+
+    def add(self, outcomes: Iterable[Outcome], **manifest: Any) -> None:
+        """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO training (key, status, facts, train_loss, val_metric) VALUES (?, ?, ?, ?, ?)",
@@ -152,6 +154,7 @@ class Store:
                     for o in outcomes
                 ],
             )
+            self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO manifest VALUES (?, ?)",
@@ -208,14 +211,36 @@ class Store:
             }
 
 
-def _recognise(db: sqlite3.Connection, path: Path) -> None:
+def _found(path: Path) -> None:
+    """Make an empty store at ``path``, whole or not at all: a kill must not leave a file that no one recognises."""
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    db = sqlite3.connect(draft)
+    db.executescript(f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;")
+    db.close()
+    draft.rename(path)
+
+
+def _recognise(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Return ``db`` if it is a whole natal store, else close it and say what it is."""
+    try:
+        _inspect(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _inspect(db: sqlite3.Connection, path: Path) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
         raise NatalError(f"{path} is not a natal run store; name another directory with --out")
     if version != FORMAT:
         raise NatalError(f"{path} has store format {version}, this natal reads {FORMAT}; use another --out")
-    if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
+    (page,) = db.execute("PRAGMA page_size").fetchone()
+    # SQLite fills a cut page up with zeros and finds nothing wrong with them
+    if db.execute("PRAGMA quick_check").fetchone() != ("ok",) or path.stat().st_size % page:
         raise NatalError(f"{path} is damaged; nothing was changed; restore it or name another directory with --out")
 
 
@@ -226,12 +251,14 @@ def _plainly(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         text = str(error)
-        if "full" in text:
-            cure = "the disk is full; free some space and run the same command again"
+        if "full" in text or "disk I/O" in text:
+            cure = "no space is left, or the disk fails; free some and run the same command again"
         elif "readonly" in text or "unable to open" in text:
             cure = "it cannot be written; check its permissions or name another directory with --out"
         elif "not a database" in text or "malformed" in text or "corrupt" in text:
             cure = "the file is damaged or not a natal run store; it was left as it is; name another directory with --out"
+        elif "locked" in text:
+            cure = "another program has it open; close that and run the same command again"
         else:
             cure = "nothing more was written"
         raise NatalError(f"{path}: {text}: {cure}") from None

@@ -91,18 +91,9 @@ class Task:
     metric: Metric
     learning_rate: float
     chance: float
-    __doc__: str | None = None
-
-    @property
-    def __module__(self) -> str:  # type: ignore[override]
-        return self.data.__module__
-
-    @property
-    def __qualname__(self) -> str:
-        return self.data.__qualname__
 
 
-tasks: Registry[Task] = Registry("task")
+tasks: Registry[Task] = Registry("task", origin=lambda task: task.data)
 
 
 def task(
@@ -115,9 +106,14 @@ def task(
     for kind, given, known in (("loss", loss, LOSSES), ("metric", metric, METRICS)):
         if given not in known:
             raise NatalError(f"task {name!r}: unknown {kind} {given!r}; known: {', '.join(known)}")
+    if (loss == "cross-entropy") != (metric == "accuracy"):  # classes or numbers: one kind of target serves both
+        raise NatalError(f"task {name!r}: metric {metric!r} does not go with loss {loss!r}; accuracy goes with "
+                         "cross-entropy, R² with squared-error")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise NatalError(f"task {name!r}: learning_rate must be positive, such as 0.001, got {learning_rate}")
 
     def file(data: Callable[[int], Data]) -> Callable[[int], Data]:
-        tasks.register(name)(Task(name, data, LOSSES[loss], METRICS[metric], learning_rate, chance, data.__doc__))
+        tasks.register(name)(Task(name, data, LOSSES[loss], METRICS[metric], learning_rate, chance))
         return data
 
     return file
@@ -162,15 +158,19 @@ class Split:
     val: Tensor
 
 
-@functools.lru_cache(maxsize=64)
 def load(name: str, seed: int, validation_fraction: float) -> Split:
     """Return the data of a task for a seed, with ``round(fraction * rows)`` validation rows drawn from ``split``.
 
     Shared by all trainings of that task and seed in this process; treat it as read-only. Raises NatalError for data
     a network cannot be trained on.
     """
-    data = tasks[name].data(seed)
-    _check(name, data)
+    return _load(tasks[name], seed, validation_fraction)
+
+
+@functools.lru_cache(maxsize=64)
+def _load(task: Task, seed: int, validation_fraction: float) -> Split:  # by task, not name: a notebook redefines it
+    name, data = task.name, task.data(seed)
+    _check(task, data)
     rows = len(data.inputs)
     held_out = round(validation_fraction * rows)
     if not 0 < held_out < rows:
@@ -180,17 +180,24 @@ def load(name: str, seed: int, validation_fraction: float) -> Split:
     return Split(data, fit=order[held_out:], val=order[:held_out])
 
 
-def _check(name: str, data: Data) -> None:
+def _check(task: Task, data: Data) -> None:
+    name = task.name
     if not isinstance(data, Data):
         raise NatalError(f"task {name!r} must return natal.Data, got {type(data).__name__}")
     for part, x, y in (("training", data.inputs, data.targets), ("test", data.test_inputs, data.test_targets)):
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            raise NatalError(f"task {name!r}: {part} inputs and targets must be torch tensors, "
+                             f"got {type(x).__name__} and {type(y).__name__}")
         if x.ndim != 2 or x.dtype != torch.float32:
             raise NatalError(f"task {name!r}: {part} inputs must be (rows, features) float32, got {tuple(x.shape)} {x.dtype}")
-        if len(x) != len(y) or not len(x):
-            raise NatalError(f"task {name!r}: {len(x)} {part} inputs but {len(y)} targets")
+        if x.shape[1] != data.inputs.shape[1]:
+            raise NatalError(f"task {name!r}: {x.shape[1]} test features but {data.inputs.shape[1]} training features")
+        if y.ndim == 0 or len(x) != len(y) or not len(x):
+            raise NatalError(f"task {name!r}: {part} inputs {tuple(x.shape)} and targets {tuple(y.shape)} must have as many "
+                             "rows, at least one")
         if not x.isfinite().all() or (y.is_floating_point() and not y.isfinite().all()):
             raise NatalError(f"task {name!r}: {part} data hold NaN or infinity")
-        if tasks[name].loss.name == "cross-entropy":
+        if task.loss.name == "cross-entropy":
             if y.dtype != torch.int64 or y.ndim != 1 or not 0 <= int(y.min()) <= int(y.max()) < data.outputs:
                 raise NatalError(f"task {name!r}: {part} targets must be int64 classes below outputs={data.outputs}")
         elif y.dtype != torch.float32 or y.shape != (len(x), data.outputs):

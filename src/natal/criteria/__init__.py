@@ -25,7 +25,7 @@ from natal.criteria.problem import (
     leaves,
     traits,
 )
-from natal.criteria.simple import init_magnitude, lamp, magnitude, random
+from natal.criteria.simple import init_magnitude, init_stream, lamp, magnitude, random
 
 __all__ = [
     "Criterion",
@@ -39,6 +39,7 @@ __all__ = [
     "grasp",
     "grasp_absolute",
     "init_magnitude",
+    "init_stream",
     "iterative_snip",
     "lamp",
     "leaves",

@@ -16,6 +16,18 @@ def random(problem: Problem) -> Scores:
     return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights}
 
 
+@criterion("init-stream")
+def init_stream(problem: Problem) -> Scores:
+    """Uniform draws from the very stream that drew the initial weights: the published program's "random".
+
+    Its mask generator was seeded with the number that seeded the initialisation, so the first layer's scores are
+    the uniforms behind its weights, and "random" keeps the most positive of them. Only for the study
+    ``as-published``, with the scope ``threshold``.
+    """
+    generator = problem.stream("init")
+    return {name: torch.rand(w.shape, generator=generator) for name, w in problem.weights.items()}
+
+
 @criterion("magnitude")
 def magnitude(problem: Problem) -> Scores:
     """|θ₀|: the absolute initial weight (Janowsky 1989; Han et al. 2015, §3).

@@ -1,0 +1,29 @@
+# Two commands set everything up on a machine with Python >= 3.11, make and a package registry:
+#   make study   the paper's study, its tables, figures and report, validated
+#   make test    tests, lint and types
+
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= results
+
+.PHONY: study test clean
+
+study: .venv/installed
+	$(BIN)/natal run paper --out $(OUT)
+	$(BIN)/natal validate $(OUT)
+	@echo "Open $(OUT)/report.txt and $(OUT)/accuracy_vs_sparsity.png"
+
+test: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "natal needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,207 @@
+"""How fast is the batched engine? Both engines in turn, on the same study, in one session.
+
+    python benchmarks/study.py                the whole study with both engines (about eight minutes on two cores)
+    python benchmarks/study.py --seeds        also: does ten times the seeds cost ten times the time?
+    python benchmarks/study.py --repeats 3    medians of three rounds
+
+Every figure is that of a whole `natal run` command in a fresh process; "training" leaves out starting Python and
+torch, planning, and writing figures. The floor is the arithmetic the study cannot avoid, at the speed of the matrix
+products of this very machine in this very session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from threadpoolctl import threadpool_limits
+
+import natal
+from natal.results import Results
+
+TASKS = ("modular", "regression")
+
+
+class Timing(NamedTuple):
+    """One `natal run`: seconds of the command and of training alone, peak memory in MB, and what it made."""
+
+    command: float
+    training: float
+    peak: float
+    results: Results
+
+
+def measure(folder: Path, study: str, engine: str, *options: str) -> Timing:
+    """Run a study in a fresh process and directory; memory is sampled over all its processes (proportional set size)."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    command = [sys.executable, "-m", "natal.cli", "run", study, "--engine", engine, "--out", str(out), "--quiet", *options]
+    started = time.perf_counter()
+    process = psutil.Popen(command)
+    peak = [0.0]
+    watch = threading.Thread(target=_watch, args=(process, peak))
+    watch.start()
+    if process.wait() != 0:
+        sys.exit(f"{' '.join(command)} failed")
+    seconds = time.perf_counter() - started
+    watch.join()
+    results = natal.load(out)
+    return Timing(seconds, float(results.manifest["elapsed_seconds"]), peak[0], results)
+
+
+def _watch(process: psutil.Process, peak: list[float]) -> None:
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        total = 0.0
+        try:
+            for each in (process, *process.children(recursive=True)):
+                total += each.memory_full_info().pss
+        except psutil.Error:
+            pass
+        peak[0] = max(peak[0], total / 1e6)
+        time.sleep(0.25)
+
+
+def gflops(rows: int, inner: int, columns: int) -> float:
+    """Return the single-thread speed of a float32 matrix product through NumPy, in GFLOP/s (median of 30)."""
+    a, b = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
+    out = np.empty((rows, columns), np.float32)
+    times = []
+    with threadpool_limits(1):
+        for _ in range(30):
+            started = time.perf_counter()
+            np.matmul(a, b, out=out)
+            times.append(time.perf_counter() - started)
+    return 2 * rows * inner * columns / median(times) / 1e9
+
+
+def floor_tflop(results: Results) -> float:
+    """Return the products no exact program avoids, in TFLOP, given the epochs each training took.
+
+    Three products an epoch between hidden neurons kept and outputs, forward on the validation rows, and for dense
+    inputs two more; removed neurons and shared trainings are free.
+    """
+    tasks, total, seen = results.manifest["tasks"], 0.0, set()
+    for row in results.runs:
+        identity = (row["task"], row["seed"], "dense" if row["sparsity"] == 0 else (row["strategy"], row["sparsity"]))
+        if identity in seen:
+            continue
+        seen.add(identity)
+        of, recipe = tasks[row["task"]], results.study.recipe(row["strategy"])
+        hidden = results.study.hidden
+        kept = max(1, hidden - int(row["sparsity"] * hidden)) if recipe.granularity == "neuron" else hidden
+        inputs = 0 if row["task"] == "modular" else of["inputs"]
+        per_epoch = kept * (of["fit_rows"] * (3 * of["outputs"] + 2 * inputs) + of["val_rows"] * (of["outputs"] + inputs))
+        total += 2 * per_epoch * row["epochs_trained"]
+    return total / 1e12
+
+
+def hardware() -> str:
+    """Return processor, cores and memory in a line."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")), model)
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--study", default="as-published")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--seeds", action="store_true", help="measure three seeds against thirty")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    asked = parser.parse_args()
+
+    print(f"machine     {hardware()}; load before: {os.getloadavg()[0]:.2f}")
+    print(f"versions    natal {_version()}, torch {torch.__version__}, numpy {np.__version__}, "
+          f"Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        speed = gflops(1693, 128, 97)
+        print(f"sgemm       {speed:.0f} GFLOP/s on one core (1693 x 128 x 97 through NumPy)")
+        figures = compare_engines(folder, asked.study, asked.repeats, speed)
+        if asked.seeds:
+            figures["seeds"] = compare_seeds(folder, asked.study)
+    if asked.json:
+        asked.json.write_text(json.dumps(figures, indent=1))
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("natal")
+
+
+def compare_engines(folder: Path, study: str, repeats: int, speed: float) -> dict[str, object]:
+    """Time the batched engine against the sequential one, in turn; print and return the figures."""
+    rounds: dict[tuple[str, str], list[Timing]] = {}
+    for _ in range(repeats):
+        for task in TASKS:
+            for engine in ("batched", "sequential"):
+                only = ("--set", f'tasks=["{task}"]')
+                rounds.setdefault((engine, task), []).append(measure(folder, study, engine, *only))
+        rounds.setdefault(("batched", "whole"), []).append(measure(folder, study, "batched"))
+    cores = len(os.sched_getaffinity(0))
+    print(f"study       {study!r}; the sequential engine trains all 144 runs one by one, as the published program did;")
+    print("            the batched engine trains the 132 that differ")
+    print(f"{'':12}{'sequential':>12}{'batched':>12}{'ratio':>9}{'floor':>9}   training seconds, medians of {repeats}")
+    figures: dict[str, object] = {"sgemm_gflops": speed}
+    whole = {e: [sum(r.training for r in part) for part in zip(*(rounds[e, t] for t in TASKS), strict=True)]
+             for e in ("batched", "sequential")}
+    for name in ("modular", "regression", "whole"):
+        if name == "whole":
+            slow = median(whole["sequential"])
+        else:
+            slow = median(t.training for t in rounds["sequential", name])
+        fast = median(t.training for t in rounds["batched", name])
+        floor = floor_tflop(rounds["batched", name][0].results) * 1e3 / speed / cores
+        print(f"{name:12}{slow:12.1f}{fast:12.2f}{slow / fast:8.1f}x{floor:8.1f}s")
+        figures[name] = {"sequential": slow, "batched": fast, "ratio": slow / fast, "floor": floor}
+    command = median(t.command for t in rounds["batched", "whole"])
+    slow_command = median(sum(r.command for r in part) for part in
+                          zip(*(rounds["sequential", t] for t in TASKS), strict=True))
+    print(f"commands    whole study, start-up and report included: sequential {slow_command:.1f} s (two commands), "
+          f"batched {command:.1f} s, {slow_command / command:.1f}x")
+    once = sum(_without_repeats(rounds["sequential", task][0]) for task in TASKS)
+    print(f"sharing     without its 12 repeated dense runs the sequential engine takes {once:.1f} s: "
+          f"{once / median(t.training for t in rounds['batched', 'whole']):.1f}x")
+    peak = max(t.peak for t in rounds["batched", "whole"])
+    print(f"memory      at most {peak:.0f} MB over all processes of the batched engine")
+    figures |= {"command_seconds": command, "peak_mb": peak, "sequential_without_repeats": once}
+    return figures
+
+
+def _without_repeats(timing: Timing) -> float:
+    """Return the seconds of a sequential run's trainings, counting a dense network once per seed."""
+    runs = timing.results.runs
+    first = timing.results.study.strategies[0].name
+    return sum(float(row["seconds"]) for row in runs if row["sparsity"] > 0 or row["strategy"] == first)
+
+
+def compare_seeds(folder: Path, study: str) -> dict[str, float]:
+    """Time three seeds against thirty with the batched engine; print and return the ratio per task."""
+    ratios = {}
+    for task, options in (("regression", ()), ("modular", ("--set", "training.epochs=100"))):
+        only = ("--set", f'tasks=["{task}"]', *options)
+        few = measure(folder, study, "batched", *only, "--seeds", ",".join(map(str, range(3))))
+        many = measure(folder, study, "batched", *only, "--seeds", ",".join(map(str, range(30))))
+        ratios[task] = many.training / few.training
+        print(f"seeds       {task}: 30 seeds cost {ratios[task]:.1f} times 3 seeds "
+              f"({many.training:.1f} s against {few.training:.1f} s)")
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The ``natal`` command: thin verbs over the library; what goes wrong becomes one clear line. Starts without torch."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from natal.errors import NatalError
+
+if TYPE_CHECKING:
+    from natal.runner import Plan
+
+app = typer.Typer(
+    help="The laboratory for pruning at initialisation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+_Study = Annotated[str, typer.Argument(metavar="[STUDY]", help="A preset's name (see `natal list`) or a TOML file.")]
+_Directory = Annotated[Path, typer.Argument(metavar="[DIR]", help="A directory that `natal run` has filled.")]
+_Out = Annotated[Path, typer.Option("--out", help="Where the run store, tables, figures and report go.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study; VALUE is "
+                 "TOML. May be given again. Example: --set 'tasks=[\"regression\"]'")]
+_Seeds = Annotated[str | None, typer.Option("--seeds", metavar="1,2,3", help="Run these seeds instead of the study's.")]
+_Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes; by default one per core.")]
+_Engine = Annotated[str, typer.Option("--engine", help="`batched` (fast) or `sequential` (the oracle, plain PyTorch).")]
+_Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+@app.command()
+def run(
+    study: _Study = "paper", out: _Out = Path("results"), set_: _Set = None, seeds: _Seeds = None,
+    workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
+    quiet: _Quiet = False,
+) -> None:  # fmt: skip
+    """Run a study, going on from what is stored already, and write its tables, figures and report."""
+    import natal
+    from natal.progress import Lines, View
+    from natal.runner import Silent
+
+    console = Console(quiet=quiet)
+    lively = console.is_terminal and not console.is_dumb_terminal
+    watcher = View(console) if lively else Lines(console)
+    try:
+        if quiet:
+            results = natal.run(study, out, overrides=_overrides(set_, seeds), workers=workers, engine=engine,
+                                device=device, fresh=fresh, watcher=Silent())
+        else:
+            with watcher:
+                results = natal.run(study, out, overrides=_overrides(set_, seeds), workers=workers, engine=engine,
+                                    device=device, fresh=fresh, watcher=watcher)
+    except KeyboardInterrupt:
+        _interrupted(out)
+    diverged = sum(row["status"] == "diverged" for row in results.runs)
+    console.print(f"{len(results.runs)} runs of study {results.study.name!r} are in {out}"
+                  f"{f', {diverged} of them diverged' if diverged else ''} "
+                  f"({results.manifest['elapsed_seconds']:.0f} s of training).", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Report: {out / 'report.txt'}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    study: _Study = "paper", out: _Out = Path("results"), set_: _Set = None, seeds: _Seeds = None,
+    workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
+) -> None:  # fmt: skip
+    """Show what `natal run` with the same options would do; trains nothing."""
+    import natal
+
+    planned = natal.plan(study, out, overrides=_overrides(set_, seeds), workers=workers, engine=engine,
+                         device=device, fresh=fresh)
+    for name, value in _plan_lines(planned):
+        print(f"{name:<12} {value}")
+
+
+def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    from natal.results import percent
+
+    study, total = planned.study, len(planned.grid)
+    yield "study", f"{study.name}: {study.description}" if study.description else study.name
+    yield "tasks", ", ".join(study.tasks)
+    yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
+    yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
+    yield "seeds", ", ".join(str(s) for s in study.seeds)
+    yield "runs", (f"{total} = {len(study.tasks)} tasks x {len(study.strategies)} strategies x "
+                   f"{len(study.sparsities)} sparsities x {len(study.seeds)} seeds")
+    yield "shared", (f"{planned.shared} runs reuse another run's training (the dense network is the same whatever the "
+                     f"strategy): {planned.trainings} trainings")
+    yield "done", f"{len(planned.done)} of {total} runs are stored in {planned.directory}"
+    if planned.pending:
+        yield "to do", (f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs, {planned.engine} engine on "
+                        f"{planned.device}, {planned.workers} worker{'s' if planned.workers > 1 else ''}")
+        yield "estimate", f"at most about {planned.seconds:.0f} s, less what early stopping saves"
+    else:
+        yield "to do", "nothing to train; `natal run` only writes the tables, figures and report again"
+
+
+@app.command()
+def validate(directory: _Directory = Path("results")) -> None:
+    """Check that a study is whole and that every table and figure agrees with its run store."""
+    from natal.validate import verdict
+
+    text, code = verdict(directory)
+    print(text)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(directory: _Directory = Path("results")) -> None:
+    """Write a study's tables, figures and report again from its run store alone."""
+    from natal.report import write
+
+    for path in write(directory):
+        print(path)
+
+
+@app.command()
+def compare(
+    directory: _Directory,
+    reference: Annotated[Path, typer.Argument(help="A results.json, or a directory that `natal run` has filled.")],
+    rename: Annotated[list[str] | None, typer.Option("--as", metavar="THEIRS=OURS", help="A strategy goes by another "
+                      "name in DIR. May be given again.")] = None,
+) -> None:  # fmt: skip
+    """Compare two studies run by run, field by field; exit status 0 if they are identical to the last bit."""
+    from natal.results import compare as compare_runs
+    from natal.results import load, published_objects, read_published
+
+    names = {}
+    for pair in rename or ():
+        theirs, equals, ours = pair.partition("=")
+        if not equals:
+            raise NatalError(f"--as {pair!r}: write it as THEIRS=OURS, such as random=random-from-init-stream")
+        names[theirs] = ours
+    comparison = compare_runs(published_objects(load(directory)), read_published(reference), names)
+    print("\n".join(comparison.lines()))
+    raise typer.Exit(0 if comparison.identical else 1)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List studies, tasks, strategies and criteria, one line each."""
+    from natal.spec import STRATEGIES, load_study, presets
+
+    _section("studies", ((name, load_study(name).description) for name in presets()))
+    from natal.criteria import criteria
+    from natal.tasks import tasks
+
+    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
+    _section("strategies", (
+        (name, f"criterion {recipe.criterion}, scope {recipe.scope}, granularity {recipe.granularity}")
+        for name, recipe in STRATEGIES.items()
+    ))  # fmt: skip
+    _section("criteria (each also a strategy: scope global, granularity weight)",
+             ((name, criteria.summary(name)) for name in criteria))
+
+
+def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
+    print(title)
+    for name, summary in entries:
+        print(f"  {name:<16} {summary}")
+
+
+@app.command()
+def show(study: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
+    """Print a preset's study file, to copy and edit."""
+    from natal.registry import did_you_mean
+    from natal.spec import presets
+
+    if study not in presets():
+        raise NatalError(f"unknown preset {study!r}{did_you_mean(study, presets())}")
+    print(presets()[study].read_text("utf-8"), end="")
+
+
+def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
+    """Return ``--set`` and ``--seeds`` as overrides of a study's keys."""
+    overrides = list(changes or ())
+    if seeds is not None:
+        if not all(seed.strip().lstrip("-").isdigit() for seed in seeds.split(",")):
+            raise NatalError(f"--seeds {seeds!r}: write whole numbers with commas between, such as 1,2,3")
+        overrides.append(f"seeds=[{seeds}]")
+    return overrides
+
+
+def _interrupted(out: Path) -> None:
+    from natal.store import FILE, Store
+
+    kept = 0
+    if (out / FILE).is_file():
+        with Store.read(out) as store:
+            kept = len(store.outcomes())
+    print(f"\nnatal: stopped. {kept} trainings are stored in {out}; the same command goes on from there.", file=sys.stderr)
+    raise typer.Exit(130)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn what a user can mend into one line on standard error and exit status 2."""
+    try:
+        yield
+    except NatalError as error:
+        print(f"natal: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `natal list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        print(f"natal: {error.filename or 'output'}: {error.strerror}; nothing stored was lost", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show θ shows ?
+    with _plain_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

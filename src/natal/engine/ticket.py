@@ -1,0 +1,167 @@
+"""What goes into training and what comes out: a `Ticket` (initial weights and mask) and a `Trained` network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.utils.deterministic
+from torch import Tensor, nn
+
+from natal.masks import Mask
+from natal.nets import mlp
+from natal.store import Outcome
+from natal.tasks import Split, Task
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A network about to be trained: initial weights, mask, data and learning rate.
+
+    ``parameters``: initial values by name (``hidden.weight``, ``hidden.bias``, ``output.weight``, ``output.bias``),
+    not yet masked.
+    """
+
+    key: str
+    task: Task
+    split: Split
+    parameters: Mapping[str, Tensor]
+    mask: Mask
+    learning_rate: float
+
+    def network(self, parameters: Mapping[str, Tensor] | None = None) -> nn.Sequential:
+        """Return the network as a module, with its initial weights under the mask or with ``parameters``."""
+        hidden, inputs = self.parameters["hidden.weight"].shape
+        net = mlp(inputs, hidden, self.split.data.outputs, seed=0, dtype=self.parameters["hidden.weight"].dtype)
+        net.load_state_dict(dict(parameters or self.parameters))
+        if parameters is None:
+            self.mask.apply_(dict(net.named_parameters()))
+        return net
+
+    def rows(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return (inputs, targets) of the rows trained on (``fit``), ``val``, ``train`` (both) and ``test``."""
+        data, dtype = self.split.data, self.parameters["hidden.weight"].dtype
+        x, y, test_x, test_y = data.inputs, data.targets, data.test_inputs, data.test_targets
+        parts = {
+            "fit": (x[self.split.fit], y[self.split.fit]),
+            "val": (x[self.split.val], y[self.split.val]),
+            "train": (x, y),
+            "test": (test_x, test_y),
+        }
+        return {name: (a.to(dtype), b.to(dtype) if b.is_floating_point() else b) for name, (a, b) in parts.items()}
+
+
+@dataclass
+class History:
+    """A training as it unfolds: its curves, and which epoch was best so far.
+
+    A strictly better validation metric is a new best. Training ends after ``patience`` epochs without one, at
+    ``target``, or when the loss is no longer finite.
+    """
+
+    patience: int | None
+    target: float | None
+    train_loss: list[float] = field(default_factory=list)
+    val_metric: list[float] = field(default_factory=list)
+    best: float = -math.inf
+    best_epoch: int = 0
+    diverged: bool = False
+
+    def record(self, loss: float, metric: float) -> bool:
+        """Add an epoch; return whether its metric is a new best."""
+        self.train_loss.append(loss)
+        self.val_metric.append(metric)
+        self.diverged = not math.isfinite(loss)
+        better = metric > self.best and not self.diverged
+        if better:
+            self.best, self.best_epoch = metric, len(self.val_metric)
+        return better
+
+    @property
+    def over(self) -> bool:
+        """Whether training ends before the epoch budget does."""
+        waited = len(self.val_metric) - self.best_epoch
+        return (
+            self.diverged
+            or (self.patience is not None and waited >= self.patience)
+            or (self.target is not None and self.val_metric[-1] >= self.target)
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network: its outcome for the store and its parameters (best weights, by name)."""
+
+    outcome: Outcome
+    parameters: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def conclude(
+    ticket: Ticket, history: History, parameters: Mapping[str, Tensor], seconds: float, made_by: str
+) -> Trained:
+    """Measure the best weights of a training and sum it up.
+
+    Train metric and loss are over all training rows, validation rows included.
+    """
+    rows = ticket.rows()
+    metric: dict[str, float | None] = dict.fromkeys(("train", "val", "test"))
+    loss, constant = None, False
+    if not history.diverged:
+        net = ticket.network(parameters)
+        outputs = {part: net(rows[part][0]) for part in metric}
+        metric = {part: ticket.task.metric.value(outputs[part], rows[part][1]) for part in metric}
+        loss = ticket.task.loss.value(outputs["train"], rows["train"][1]).item()
+        constant = _constant(outputs["test"])
+    mask, biases = ticket.mask, ticket.mask.biases.values()
+    total = sum(p.numel() for p in ticket.parameters.values())
+    removed = mask.total - mask.kept + sum(int((~kept).sum()) for kept in biases)
+    return Trained(
+        Outcome(
+            key=ticket.key,
+            status="diverged" if history.diverged else "finished",
+            total_params=total,
+            nonzero_params=total - removed,
+            prunable=mask.total,
+            kept=mask.kept,
+            densities={name.removesuffix(".weight"): d for name, d in mask.densities().items()},
+            epochs_trained=len(history.val_metric),
+            best_epoch=history.best_epoch,
+            train_metric=metric["train"],
+            val_metric=metric["val"],
+            test_metric=metric["test"],
+            final_loss=loss,
+            constant=constant,
+            seconds=seconds,
+            made_by=made_by,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            train_loss_curve=np.array(history.train_loss, dtype=np.float64),
+            val_metric_curve=np.array(history.val_metric, dtype=np.float64),
+        ),
+        parameters,
+    )
+
+
+def _constant(outputs: Tensor) -> bool:
+    """Whether every row gets the same outputs, up to the rounding of a float32 sum."""
+    spread = (outputs - outputs[0]).abs().max()
+    return bool(spread <= 1e-6 * (1 + outputs.abs().max()))
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Train under torch's deterministic algorithms; the caller's settings come back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    memory = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -1,0 +1,94 @@
+"""Where trainings run: in this process, or in worker processes behind ``concurrent.futures``.
+
+The runner knows only the `Executor` protocol, so any engine that speaks it can take a study's jobs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class InProcess(Executor):
+    """Runs a job at once, in the calling process: for one worker, notebooks and debuggers."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call ``fn`` and return its finished future."""
+        future: Future[R] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["natal.worker"])
+
+
+def prepare() -> None:
+    """Start the fork server, which imports torch while the coordinator does the same; returns at once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the coordinator's to handle
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Processes(ProcessPoolExecutor):
+    """Worker processes that share one preloaded torch and end with their coordinator, however it ends.
+
+    They are forked from a fork server that has imported ``natal.worker``, so a worker starts in milliseconds. Every
+    worker watches a pipe whose other end only the coordinator holds: when the coordinator calls `stop`, or is
+    killed, the pipe closes and the worker exits at once.
+    """
+
+    def __init__(self, workers: int) -> None:
+        watched, self._lifeline = _context.Pipe(duplex=False)
+        super().__init__(workers, mp_context=_context, initializer=_start_worker, initargs=(watched,))
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Hand ``fn`` to a worker; see `concurrent.futures.Executor.submit`."""
+        with _without_main():
+            return super().submit(fn, *args, **kwargs)
+
+    def stop(self) -> None:
+        """End the workers at once, whatever they are doing."""
+        self._lifeline.close()
+        self.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new workers from importing the caller's script: a script without a main guard would run itself again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_worker(lifeline: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
+    threading.Thread(target=_exit_when_closed, args=(lifeline,), daemon=True).start()
+
+
+def _exit_when_closed(lifeline: Connection) -> None:
+    try:
+        lifeline.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,116 @@
+"""Following a study while it runs: a live view on a terminal, plain lines elsewhere. No torch here."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from natal.results import describe, percent
+from natal.spec import Run
+from natal.store import Outcome
+
+if TYPE_CHECKING:
+    from natal.runner import Plan
+
+
+def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> str:
+    """Return a finished run in the paper's form: ``[1/144] task=modular, ... seed=42 ... test_acc=0.2784``."""
+    if outcome.test_metric is None:
+        result = f"diverged at epoch {outcome.epochs_trained}"
+    else:
+        result = f"test_{field}={outcome.test_metric:.4f}"
+    return f"[{position}/{total}] {describe(run)} ... {result}"
+
+
+class Lines:
+    """One line a finished run, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.total = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, plan: Plan) -> None:
+        """Say what is done already."""
+        self.total = len(plan.grid)
+        if plan.done:
+            self._print(f"{len(plan.done)} of {self.total} runs are stored already; training the rest.")
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """Say nothing: a line follows when they are finished."""
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Print the run's line."""
+        self._print(line(position, self.total, run, outcome, field))
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class View:
+    """A live view on a terminal: done of total, runs per second, time left, what is being trained, the last results."""
+
+    RECENT = 4
+
+    def __init__(self, console: Console) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}", style="bold", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
+        )  # fmt: skip
+        self.live = Live(console=console, refresh_per_second=8, transient=False)
+        self.recent: list[str] = []
+        self.now = Text()
+        self.diverged = 0
+        self.task: TaskID = self.bar.add_task("", total=1, rate="", left="")
+
+    def __enter__(self) -> Self:
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.now = Text()
+        self._show()
+        self.live.__exit__(kind, error, trace)
+
+    def started(self, plan: Plan) -> None:
+        """Show the empty bar."""
+        self.total, self.before, self.began = len(plan.grid), len(plan.done), time.monotonic()
+        self.bar.update(self.task, description=plan.study.name, total=self.total, completed=self.before)
+        self._show()
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """Show what is being trained, the runs of one task and strategy together."""
+        groups = Counter((run.task, run.strategy, run.sparsity) for run in runs)
+        shown = [f"{task} {strategy} {percent(sparsity)}" for task, strategy, sparsity in groups]
+        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        self.now = Text("training  " + ", ".join(shown[:3]) + more, style="dim", no_wrap=True, overflow="ellipsis")
+        self._show()
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Move the bar on and show the run's line."""
+        self.diverged += outcome.status == "diverged"
+        spent = time.monotonic() - self.began
+        rate = (position - self.before) / spent if spent else 0.0
+        left = (self.total - position) / rate if rate else 0.0
+        failed = f"  [red]{self.diverged} diverged[/red]" if self.diverged else ""
+        self.bar.update(self.task, completed=position, rate=f"{rate:.1f} runs/s",
+                        left=f"about {left:.0f} s left{failed}" if position < self.total else f"done{failed}")
+        self.recent = [*self.recent, line(position, self.total, run, outcome, field)][-self.RECENT :]
+        self._show()
+
+    def _show(self) -> None:
+        recent = [Text(text, no_wrap=True, overflow="ellipsis") for text in self.recent]
+        self.live.update(Group(*recent, self.bar, self.now))

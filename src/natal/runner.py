@@ -1,0 +1,390 @@
+"""From a study to stored runs: plan what is to be trained, train it, keep every finished run.
+
+`plan` compares a study's grid with what the directory already holds; `run` trains the rest and writes the tables,
+figures and report. The coordinating process alone writes to the store.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from natal import report
+from natal.errors import NatalError
+from natal.executors import InProcess, Processes, prepare
+from natal.registry import did_you_mean
+from natal.results import Results, describe, load
+from natal.spec import Run, Study, load_study
+from natal.store import FILE, Outcome, Store
+
+if TYPE_CHECKING:
+    from natal.worker import Job
+
+ENGINES = ("batched", "sequential")
+MAX_DEATHS = 3
+SECONDS_PER_FLOP = {"batched": 1 / 70e9, "sequential": 1 / 35e9}  # measured on one Zen 4 core, and on two
+SMALL = 60e9  # floating-point operations that are not worth starting processes for: about two seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command would do: the grid with each row's key, the trainings behind it, and which are still to do.
+
+    ``pending``: one row for each training still to be done, in the order they will be started. ``jobs``: the same,
+    in the batches that workers take. ``flops``: about what is to be computed at most, were no training to stop early.
+    """
+
+    study: Study
+    directory: Path
+    engine: str
+    device: str
+    workers: int
+    grid: list[tuple[Run, str]]
+    pending: list[tuple[Run, str]]
+    jobs: list[list[tuple[Run, str]]] = field(repr=False)
+    flops: float
+    tasks: dict[str, dict[str, Any]] = field(repr=False)
+
+    @property
+    def trainings(self) -> int:
+        """Number of different trainings behind the grid's rows."""
+        return len({key for _, key in self.grid})
+
+    @property
+    def shared(self) -> int:
+        """Number of rows that reuse another row's training."""
+        return len(self.grid) - self.trainings
+
+    @property
+    def seconds(self) -> float:
+        """About how long the pending trainings take at most, were none to stop early, on a current server core."""
+        return self.flops * SECONDS_PER_FLOP[self.engine] / self.workers
+
+    @property
+    def done(self) -> list[tuple[Run, str]]:
+        """The rows whose training is stored already."""
+        missing = {key for _, key in self.pending}
+        return [(run, key) for run, key in self.grid if key not in missing]
+
+
+class Watcher(Protocol):
+    """Whoever wants to follow a study while it runs."""
+
+    def started(self, plan: Plan) -> None:
+        """Training begins."""
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """These runs are being trained now."""
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Row number ``position`` of the grid's rows is stored; ``field`` is its metric's short name."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def started(self, plan: Plan) -> None:
+        """Say nothing."""
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """Say nothing."""
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Say nothing."""
+
+
+def run(
+    study: str | Path | Mapping[str, Any] | Study = "paper",
+    out: str | Path = "results",
+    *,
+    overrides: Sequence[str] = (),
+    workers: int | None = None,
+    engine: str = "batched",
+    device: str = "cpu",
+    fresh: bool = False,
+    watcher: Watcher | None = None,
+) -> Results:
+    """Run a study into a directory, going on from what the directory already holds, and return its results.
+
+    ``study``: a preset's name, a TOML file, a mapping of its keys, or a Study. ``overrides``: as for ``--set``.
+    ``workers``: processes; by default one per core, or none beside this one when the work is small or ``engine`` is
+    ``sequential`` (whose torch uses all cores by itself). ``fresh``: forget what the directory holds.
+    Raises NatalError, before anything is trained or written, for anything wrong with the input.
+    """
+    if not isinstance(study, Study):
+        study = load_study(study, overrides)
+    directory = Path(out)
+    _check(engine, device, workers)
+    if engine == "batched" and (_cores() if workers is None else workers) > 1:
+        prepare()
+    planned = plan(study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
+    with _alone(directory), Store.create(directory) as store:
+        if fresh:
+            store.clear()
+        _declare(store, planned)
+        _drive(planned, store, watcher or Silent())
+        outcomes = store.outcomes().values()
+        store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
+        report.write(directory)
+    return load(directory)
+
+
+def plan(
+    study: str | Path | Mapping[str, Any] | Study = "paper",
+    out: str | Path = "results",
+    *,
+    overrides: Sequence[str] = (),
+    workers: int | None = None,
+    engine: str = "batched",
+    device: str = "cpu",
+    fresh: bool = False,
+) -> Plan:
+    """Return what `run` with the same arguments would do; trains and writes nothing.
+
+    Every task and strategy of the study is tried out once. Raises NatalError for the first that does not work.
+    """
+    if not isinstance(study, Study):
+        study = load_study(study, overrides)
+    _check(engine, device, workers)
+    from natal import worker
+    from natal.criteria import criteria
+    from natal.engine import batched
+    from natal.tasks import tasks
+
+    batched.check(device)
+    worker.check(study)
+    about = {name: _about(study, name) for name in study.tasks}
+    fingerprints = {name: tasks.fingerprint(name) for name in study.tasks}
+    fingerprints |= {r.criterion: criteria.fingerprint(r.criterion) for r in study.strategies}
+    # the oracle shares nothing, so that it checks sharing too: it trains every row, as the published program did
+    grid = [(row, study.key(row, engine=f"{engine}/{device}", learning_rate=about[row.task]["learning_rate"],
+                            fingerprints=fingerprints, share=engine != "sequential"))
+            for row in study.runs()]
+    finished: set[str] = set()
+    if (Path(out) / FILE).exists() and not fresh:
+        with Store.read(Path(out)) as store:
+            finished = store.finished()
+    missing: dict[str, Run] = {}
+    for row, key in grid:
+        if key not in finished:
+            missing.setdefault(key, row)
+    pending = [(row, key) for key, row in missing.items()]
+    cost = {key: _flops(study, row, about[row.task]) for row, key in pending}
+    if engine == "batched":
+        pending.sort(key=lambda row: -cost[row[1]])  # longest first keeps all workers busy to the end
+        jobs = _lane_jobs(study, pending, about, device)
+    else:
+        jobs = [[row] for row in pending]
+    flops = sum(cost.values())
+    return Plan(study, Path(out), engine, device, _workers(workers, engine, device, flops, len(jobs), study),
+                grid, pending, jobs, flops, about)
+
+
+def _about(study: Study, name: str) -> dict[str, Any]:
+    """Return what the right half needs to know of a task, which it cannot import."""
+    from natal.tasks import load as load_data
+    from natal.tasks import tasks
+
+    task, split = tasks[name], load_data(name, study.seeds[0], study.training.validation_fraction)
+    return {
+        "metric": task.metric.name, "field": task.metric.field, "chance": task.chance, "loss": task.loss.name,
+        "learning_rate": study.learning_rate(name, task.learning_rate),
+        "inputs": split.data.inputs.shape[1], "outputs": split.data.outputs,
+        "fit_rows": len(split.fit), "val_rows": len(split.val),
+        "train_rows": len(split.data.inputs), "test_rows": len(split.data.test_inputs),
+    }  # fmt: skip
+
+
+def _neurons(study: Study, row: Run) -> int:
+    """Return how many hidden neurons a run keeps."""
+    removed = int(row.sparsity * study.hidden) if study.recipe(row.strategy).granularity == "neuron" else 0
+    return max(1, study.hidden - removed)
+
+
+def _flops(study: Study, row: Run, about: Mapping[str, Any]) -> float:
+    """Return about how many operations a run takes if it does not stop early.
+
+    Three products a step (forward, backward to the weights, backward to the neurons), two operations a pair; wide
+    inputs are taken to be one-hot.
+    """
+    pairs = about["fit_rows"] * _neurons(study, row) * (about["outputs"] + min(about["inputs"], 32))
+    return 6.0 * study.training.epochs * float(pairs)
+
+
+def _lane_jobs(
+    study: Study, pending: list[tuple[Run, str]], about: Mapping[str, Mapping[str, Any]], device: str
+) -> list[list[tuple[Run, str]]]:
+    """Return the batches the batched engine would make of the pending runs, each a worker's job, in order."""
+    from natal.engine.batched import lanes_at_once, width
+
+    jobs: list[list[tuple[Run, str]]] = []
+    open_jobs: dict[tuple[str, int], list[tuple[Run, str]]] = {}
+    for row, key in pending:
+        of, neurons = about[row.task], width(_neurons(study, row), study.hidden)
+        lanes = lanes_at_once(of["fit_rows"], neurons, of["outputs"]) if device == "cpu" else len(pending)
+        job = open_jobs.get((row.task, neurons))
+        if job is None or len(job) == lanes:
+            job = open_jobs[row.task, neurons] = []
+            jobs.append(job)
+        job.append((row, key))
+    return jobs
+
+
+def _check(engine: str, device: str, workers: int | None) -> None:
+    if engine not in ENGINES:
+        raise NatalError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}")
+    if workers is not None and workers < 1:
+        raise NatalError(f"workers must be at least 1, got {workers}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers(asked: int | None, engine: str, device: str, flops: float, jobs: int, study: Study) -> int:
+    """Return how many worker processes to use; 1 means none beside this one."""
+    homemade = _homemade(study)
+    if asked is not None and asked > 1 and homemade:
+        raise NatalError(f"workers={asked} cannot import a task or criterion made in this script or notebook; put it in a "
+                         "module and name that in the study's plugins, or leave workers at 1")
+    if asked is not None:
+        return asked
+    if engine == "sequential" or device != "cpu" or flops < SMALL or homemade:
+        return 1
+    return max(1, min(_cores(), jobs))
+
+
+def _homemade(study: Study) -> bool:
+    """Whether a task or criterion is known to this process alone: made in a script or notebook, not in a plugin."""
+    from natal.criteria import criteria
+    from natal.tasks import tasks
+
+    origins = [tasks.origin(tasks[name]) for name in study.tasks]
+    origins += [criteria.origin(criteria[r.criterion]) for r in study.strategies]
+    importable = {"natal", *(plugin.split(".")[0] for plugin in study.plugins)}
+    return any(origin.__module__.split(".")[0] not in importable for origin in origins)
+
+
+class _alone:
+    """The right to write in a directory: held by one command at a time, released by the system if it is killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.directory / ".lock")
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise NatalError(f"another natal command is at work in {str(self.directory)!r}; wait for it, or name another "
+                             "directory with --out") from None
+        except OSError as error:
+            raise NatalError(f"{error.filename or self.directory}: {error.strerror}; name a directory that can be written "
+                             "with --out") from None
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def _declare(store: Store, planned: Plan) -> None:
+    import torch
+
+    store.declare(planned.study, planned.grid, {
+        "study_hash": planned.study.digest,
+        "tasks": planned.tasks,
+        "natal_version": metadata.version("natal"),
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "numpy_version": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": planned.device,
+        "engine": planned.engine,
+        "dtype": "float32",
+        "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
+        "workers": planned.workers,
+        "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
+        "started_at": _now(),
+        "finished_at": None,
+        "elapsed_seconds": store.manifest().get("elapsed_seconds", 0.0) if planned.done else 0.0,
+    })
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
+    """Hand the jobs to the workers and store what comes back, job by job."""
+    from natal import worker
+
+    rows: dict[str, list[Run]] = {}
+    for row, key in planned.grid:
+        rows.setdefault(key, []).append(row)
+    position = len(planned.done)
+    started, before = time.monotonic(), float(store.manifest()["elapsed_seconds"])
+
+    def keep(outcomes: list[Outcome]) -> None:
+        nonlocal position
+        store.add(outcomes, elapsed_seconds=round(before + time.monotonic() - started, 3))
+        for outcome in outcomes:
+            for row in rows[outcome.key]:
+                position += 1
+                watcher.finished(position, row, outcome, planned.tasks[row.task]["field"])
+
+    executor: Executor = InProcess() if planned.workers == 1 else Processes(planned.workers)
+    queue = deque(worker.Job(planned.study, planned.engine, planned.device, tuple(job)) for job in planned.jobs)
+    running: dict[Future[list[Outcome]], Job] = {}
+    deaths: Counter[str] = Counter()
+    watcher.started(planned)
+    try:
+        while queue or running:
+            broken = False
+            while queue and len(running) < planned.workers and not broken:
+                watcher.training([row for job in [*running.values(), queue[0]] for row, _ in job.runs])
+                try:
+                    running[executor.submit(worker.train, queue[0])] = queue[0]
+                    queue.popleft()
+                except BrokenExecutor:
+                    broken = True
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if isinstance(future.exception(), BrokenExecutor):
+                    broken = True
+                else:
+                    del running[future]
+                    keep(future.result())
+            if broken:  # a worker was killed; its pool is of no more use, and what it was training starts again
+                for job in running.values():
+                    deaths[job.runs[0][1]] += 1
+                    if deaths[job.runs[0][1]] == MAX_DEATHS:
+                        raise NatalError(f"a worker died {MAX_DEATHS} times while training {describe(job.runs[0][0])}; "
+                                         "is memory short? Finished runs are stored; try again with --workers 1")
+                queue.extendleft(running.values())
+                running.clear()
+                assert isinstance(executor, Processes)
+                executor.stop()
+                executor = Processes(planned.workers)
+    finally:
+        if isinstance(executor, Processes):
+            executor.stop()

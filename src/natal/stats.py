@@ -1,0 +1,519 @@
+"""Run rows in, numbers with their uncertainty out: every number a report or a figure shows. No torch here.
+
+All functions are pure and take the rows of `natal.results.load`: mappings with task, strategy, sparsity,
+seed, status, test_metric, epochs_trained and so on. A *cell* is the rows that differ in seed alone. Metrics:
+higher is better. A run whose test metric is None has diverged; it is left out of means, counted, and flagged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.special import bdtrc, stdtrit
+
+from natal.spec import Claim, Study
+
+Rows = Sequence[Mapping[str, Any]]
+DENSE = "dense"
+"""What a flag calls the unpruned network, which belongs to no strategy."""
+RETAINED = 0.95
+"""The share of the dense network's metric that a pruned one must keep, in the paper's critical sparsity."""
+
+# -- one cell --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``n`` numbers in brief: mean, standard deviation (ddof 0) and the 95 % interval of the mean.
+
+    Everything is nan for n = 0, the interval is nan for n = 1.
+    """
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+def summarise(values: Iterable[float], level: float = 0.95) -> Summary:
+    """Summarise numbers: mean, standard deviation with ddof 0, Student-t interval with ddof 1.
+
+    mean ± t(1 - (1 - level) / 2, n - 1) · s / √n, with s² = Σ(x - mean)² / (n - 1).
+    """
+    x = np.array(list(values), dtype=np.float64)
+    n = len(x)
+    if n == 0:
+        return Summary(0, math.nan, math.nan, math.nan, math.nan)
+    mean, std = float(x.mean()), float(x.std())
+    if n == 1:
+        return Summary(1, mean, std, math.nan, math.nan)
+    half = float(stdtrit(n - 1, 0.5 + level / 2) * x.std(ddof=1) / math.sqrt(n))
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one task, strategy and sparsity, over seeds.
+
+    ``test``: their test metric; ``epochs``: epochs trained; both over the runs that did not diverge.
+    ``realised``: mean realised sparsity over prunable weights. ``values``: the test metric by seed.
+    ``diverged``: runs that did.
+    """
+
+    task: str
+    strategy: str
+    sparsity: float
+    metric_name: str
+    test: Summary
+    epochs: Summary
+    realised: float
+    values: Mapping[int, float]
+    diverged: int
+
+
+def cells(runs: Rows, task: str | None = None, strategy: str | None = None) -> list[Cell]:
+    """Return the cells of ``runs``, in the order they first appear; of one task or strategy if named."""
+    grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if task in (None, run["task"]) and strategy in (None, run["strategy"]):
+            grouped.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append(run)
+    return [_cell(*which, rows) for which, rows in grouped.items()]
+
+
+def cell(runs: Rows, task: str, strategy: str, sparsity: float) -> Cell | None:
+    """Return one cell, or None if it has no run yet."""
+    found = cells([run for run in runs if run["sparsity"] == sparsity], task, strategy)
+    return found[0] if found else None
+
+
+def _cell(task: str, strategy: str, sparsity: float, rows: Rows) -> Cell:
+    kept = [run for run in rows if run["test_metric"] is not None]
+    return Cell(
+        task,
+        strategy,
+        sparsity,
+        metric_name=f"test_{rows[0]['field']}",
+        test=summarise(run["test_metric"] for run in kept),
+        epochs=summarise(run["epochs_trained"] for run in kept),
+        realised=float(np.mean([run["realised_sparsity"] for run in rows])),
+        values={run["seed"]: run["test_metric"] for run in kept},
+        diverged=len(rows) - len(kept),
+    )
+
+
+# -- one strategy ----------------------------------------------------------------------------------------
+
+
+def dense_baseline(runs: Rows, task: str) -> Cell | None:
+    """Return the cell of the unpruned network, which all strategies share; None if ``runs`` has none."""
+    dense = cells([run for run in runs if run["sparsity"] == 0], task)
+    return dense[0] if dense else None
+
+
+def threshold(runs: Rows, task: str) -> float | None:
+    """Return 0.95 · the dense mean; None if there is no dense mean, or it is not positive.
+
+    Of a dense network at or below zero (R² can be), 0.95 of its metric is no less than the metric itself:
+    keeping most of nothing is undefined.
+    """
+    dense = dense_baseline(runs, task)
+    return RETAINED * dense.test.mean if dense and dense.test.mean > 0 else None
+
+
+def critical_sparsity(runs: Rows, task: str, strategy: str) -> float | None:
+    """Return the highest level whose mean test metric is at least 0.95 of the dense mean, whatever happens
+    below it.
+
+    A cell in which a run diverged does not count as keeping it: its mean is over the survivors. None where
+    `threshold` is, or where no level reaches it.
+    """
+    return _highest(runs, task, strategy, lambda c, bar: c.test.mean >= bar)
+
+
+def critical_range(runs: Rows, task: str, strategy: str) -> tuple[float | None, float | None]:
+    """Return the lowest and highest critical sparsity that the cells' 95 % intervals allow.
+
+    First the highest level whose whole interval is at least 0.95 of the dense mean, then the highest whose
+    interval reaches it; the dense mean is taken as known. Cells of one run have no interval and count by
+    their mean.
+    """
+    return (
+        _highest(
+            runs,
+            task,
+            strategy,
+            lambda c, bar: (c.test.mean if math.isnan(c.test.low) else c.test.low) >= bar,
+        ),
+        _highest(
+            runs,
+            task,
+            strategy,
+            lambda c, bar: (c.test.mean if math.isnan(c.test.high) else c.test.high) >= bar,
+        ),
+    )
+
+
+def _highest(runs: Rows, task: str, strategy: str, reaches: Any) -> float | None:
+    bar = threshold(runs, task)
+    if bar is None:
+        return None
+    # level 0 keeps all of the dense metric by definition, however wide its interval
+    return max(
+        (
+            c.sparsity
+            for c in cells(runs, task, strategy)
+            if c.sparsity == 0 or (not c.diverged and reaches(c, bar))
+        ),
+        default=None,
+    )
+
+
+def straddling(runs: Rows, task: str, strategy: str) -> list[Cell]:
+    """Return the pruned cells whose 95 % interval holds 0.95 of the dense mean: either side is possible."""
+    bar = threshold(runs, task)
+    if bar is None:
+        return []
+    return [c for c in cells(runs, task, strategy) if c.sparsity > 0 and c.test.low < bar <= c.test.high]
+
+
+def peak(runs: Rows, task: str, strategy: str) -> Cell | None:
+    """Return the cell with the highest mean test metric, the sparser of two equals; None if all diverged."""
+    ranked = [c for c in cells(runs, task, strategy) if c.test.n]
+    return max(ranked, key=lambda c: (c.test.mean, c.sparsity), default=None)
+
+
+# -- two strategies --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two strategies' test metrics seed by seed: first minus second.
+
+    ``sparsity``: the level compared, None for the mean over all pruned levels. ``difference``: mean and
+    interval over the seeds both have. ``p``: exact two-sided sign-flip p-value; ``smallest_p``: the least it
+    could be with so few seeds, 2^(1 - n). ``p_holm``: ``p`` corrected for all comparisons made beside this
+    one.
+    """
+
+    task: str
+    first: str
+    second: str
+    sparsity: float | None
+    difference: Summary
+    p: float
+    smallest_p: float
+    p_holm: float = math.nan
+
+
+def paired(runs: Rows, task: str, first: str, second: str, sparsity: float | None = None) -> Paired | None:
+    """Compare two strategies seed by seed, at one sparsity or over the mean of all pruned levels (``None``).
+
+    Seeds that one side lacks or that diverged drop out; over levels, each seed uses the levels both sides
+    have. None if no seed is left.
+    """
+    values: dict[str, dict[tuple[int, float], float]] = {first: {}, second: {}}
+    for run in runs:
+        level = run["sparsity"] > 0 if sparsity is None else run["sparsity"] == sparsity
+        if level and run["task"] == task and run["strategy"] in values and run["test_metric"] is not None:
+            values[run["strategy"]][run["seed"], run["sparsity"]] = run["test_metric"]
+    by_seed: dict[int, list[float]] = {}
+    for which, value in values[first].items():
+        if which in values[second]:
+            by_seed.setdefault(which[0], []).append(value - values[second][which])
+    if not by_seed:
+        return None
+    differences = [float(np.mean(d)) for d in by_seed.values()]
+    return Paired(
+        task,
+        first,
+        second,
+        sparsity,
+        summarise(differences),
+        sign_flip(differences),
+        smallest_p(len(differences)),
+    )
+
+
+def compare_overall(runs: Rows) -> list[Paired]:
+    """Compare every two strategies of each task over all pruned levels' mean, Holm-corrected together."""
+    return _family(
+        paired(runs, task, a, b)
+        for task in _distinct(runs, "task")
+        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2)
+    )
+
+
+def compare_levels(runs: Rows) -> list[Paired]:
+    """Compare every two strategies of each task at every pruned level, Holm-corrected together."""
+    return _family(
+        paired(runs, task, a, b, level)
+        for task in _distinct(runs, "task")
+        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2)
+        for level in sorted(_distinct(runs, "sparsity"))
+        if level > 0
+    )
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of paired differences under sign flips: exact up to 16 pairs.
+
+    p = share of the 2^n sign patterns s with |Σ s_i d_i| >= |Σ d_i|; the null hypothesis is that each
+    difference is as likely to be d as -d. Beyond 16 pairs a fixed draw of 100,000 patterns estimates it,
+    (hits + 1) / (draws + 1).
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    n, observed = len(d), abs(d.sum())
+    # sums of equal terms in another order differ in the last bits, and must count as ties
+    reach = observed * (1 - 1e-12) - 1e-300
+    if n > 16:
+        signs = np.random.default_rng(0).integers(0, 2, (100_000, n), dtype=np.int8) * 2 - 1
+        return (int((np.abs(signs @ d) >= reach).sum()) + 1) / 100_001
+    sums = np.zeros(1)
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    return float((np.abs(sums) >= reach).mean())
+
+
+def smallest_p(n: int) -> float:
+    """Return the smallest two-sided sign-flip p-value that n pairs can give: 2^(1 - n)."""
+    return float(2.0 ** (1 - n))
+
+
+def seeds_needed(p: float = 0.05) -> int:
+    """Return how many seeds a two-sided sign-flip test needs before it can reach ``p`` at all."""
+    return next(n for n in itertools.count(1) if smallest_p(n) <= p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down correction of p-values, in the order given.
+
+    With p_(1) <= ... <= p_(m):  p'_(k) = max over j <= k of min(1, (m - j + 1) p_(j)).
+    """
+    corrected = [math.nan] * len(p_values)
+    running = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = running
+    return corrected
+
+
+def _family(comparisons: Iterable[Paired | None]) -> list[Paired]:
+    made = [c for c in comparisons if c is not None]
+    return [replace(c, p_holm=p) for c, p in zip(made, holm([c.p for c in made]), strict=True)]
+
+
+# -- published numbers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A published number beside ours.
+
+    ``ours``: None if the study has no such number. ``low``, ``high``: the interval of our mean, or for a
+    critical sparsity the range our intervals allow; nan if there is none. ``agrees``: whether the published
+    number is within it, to the digits it was published with, or for a peak the same level; None if that
+    cannot be said.
+    """
+
+    claim: Claim
+    ours: float | None
+    low: float
+    high: float
+    agrees: bool | None
+
+
+def claim_value(runs: Rows, claim: Claim) -> float | None:
+    """Return our number for a claim's quantity: a cell's mean metric or epochs, critical or peak sparsity."""
+    if claim.quantity == "critical-sparsity":
+        return critical_sparsity(runs, claim.task, claim.strategy)
+    if claim.quantity == "peak-sparsity":
+        top = peak(runs, claim.task, claim.strategy)
+        return top.sparsity if top else None
+    summary = _claimed(runs, claim)
+    return summary.mean if summary and summary.n else None
+
+
+def check_claim(runs: Rows, claim: Claim) -> Checked:
+    """Put a published number beside ours and say whether our uncertainty covers it."""
+    ours = claim_value(runs, claim)
+    low = high = math.nan
+    if claim.quantity == "critical-sparsity":
+        low, high = (
+            math.nan if level is None else level for level in critical_range(runs, claim.task, claim.strategy)
+        )
+    elif summary := _claimed(runs, claim):
+        low, high = summary.low, summary.high
+    if ours is None:
+        return Checked(claim, None, low, high, None)
+    if claim.quantity == "peak-sparsity":
+        return Checked(claim, ours, low, high, ours == claim.published)
+    if math.isnan(low) or math.isnan(high):
+        return Checked(claim, ours, low, high, None)
+    # a mean published as 0.71 may be anything from 0.705 to 0.715; a level is a level
+    rounding = 0.0 if claim.sparsity is None else 0.5 * 10.0 ** -_decimals(claim.published)
+    return Checked(claim, ours, low, high, low - rounding <= claim.published <= high + rounding)
+
+
+def _decimals(x: float) -> int:
+    return len(f"{x:.10f}".rstrip("0").partition(".")[2])
+
+
+def _claimed(runs: Rows, claim: Claim) -> Summary | None:
+    if claim.sparsity is None:
+        return None
+    found = cell(runs, claim.task, claim.strategy, claim.sparsity)
+    return (found.epochs if claim.quantity == "epochs" else found.test) if found else None
+
+
+# -- what a mean hides -----------------------------------------------------------------------------------
+
+Kind = Literal[
+    "diverged",
+    "dense-at-chance",
+    "layer-collapse",
+    "constant",
+    "stopped-at-chance",
+    "out-of-time",
+    "straddling",
+    "single-seed",
+]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Runs or cells whose mean should not be read without a second thought.
+
+    ``kind``: ``diverged``, ``dense-at-chance``, ``layer-collapse`` (a prunable layer keeps no weight),
+    ``constant`` (one output for every test row), ``stopped-at-chance``, ``out-of-time``, ``straddling`` (each
+    as the function of its name says), ``single-seed`` (a cell of one run has no interval). ``strategy``:
+    ``dense`` at sparsity 0. ``sparsities``: the levels concerned. ``count``: how many runs, or for
+    ``dense-at-chance``, ``straddling`` and ``single-seed`` how many cells.
+    """
+
+    kind: Kind
+    task: str
+    strategy: str
+    sparsities: tuple[float, ...]
+    count: int
+
+
+def flags(runs: Rows, study: Study, tasks: Mapping[str, Mapping[str, Any]]) -> list[Flag]:
+    """Return what is odd about a study's runs, worst kind first.
+
+    ``tasks``: the manifest's facts of each task. The dense runs that all strategies share are looked at once.
+    """
+    found: dict[tuple[Kind, str, str], list[float]] = {}
+
+    def file(kind: Kind, task: str, strategy: str, sparsity: float) -> None:
+        found.setdefault((kind, task, DENSE if sparsity == 0 else strategy), []).append(sparsity)
+
+    for run in once(runs):
+        where = (run["task"], run["strategy"], run["sparsity"])
+        for kind, odd in _oddities(run, study, tasks.get(run["task"], {})).items():
+            if odd:
+                file(kind, *where)
+    for task in _distinct(runs, "task"):
+        if dense_at_chance(runs, task, tasks.get(task, {})):
+            file("dense-at-chance", task, DENSE, 0.0)
+        for strategy in _distinct(runs, "strategy"):
+            for c in straddling(runs, task, strategy):
+                file("straddling", task, strategy, c.sparsity)
+    for c in cells(once(runs)):
+        if c.test.n == 1:
+            file("single-seed", c.task, c.strategy, c.sparsity)
+    order: tuple[Kind, ...] = get_args(Kind)
+    return [
+        Flag(kind, task, strategy, tuple(sorted(set(levels))), len(levels))
+        for wanted in order
+        for (kind, task, strategy), levels in found.items()
+        if kind == wanted
+    ]
+
+
+def once(runs: Rows) -> list[Mapping[str, Any]]:
+    """Return the runs with each dense training once, though every strategy's row shows it."""
+    seen: set[tuple[str, int]] = set()
+    kept = []
+    for run in runs:
+        if run["sparsity"] == 0:
+            if (run["task"], run["seed"]) in seen:
+                continue
+            seen.add((run["task"], run["seed"]))
+        kept.append(run)
+    return kept
+
+
+def _oddities(run: Mapping[str, Any], study: Study, task: Mapping[str, Any]) -> dict[Kind, bool]:
+    if run["test_metric"] is None:
+        return {"diverged": True}
+    return {
+        "layer-collapse": 0 in run["densities"].values(),
+        "constant": bool(run["constant"]),
+        "stopped-at-chance": stopped_at_chance(run, study, task),
+        "out-of-time": out_of_time(run, study),
+    }
+
+
+def stopped_at_chance(run: Mapping[str, Any], study: Study, task: Mapping[str, Any]) -> bool:
+    """Whether patience ended a run, before the epoch budget, that had not been seen to learn anything.
+
+    Its best validation metric is no better than `chance_bound`: that it cannot learn does not follow.
+    """
+    patience = study.training.patience
+    ended = patience is not None and patience <= run["epochs_trained"] - run["best_epoch"]
+    return bool(
+        ended
+        and run["epochs_trained"] < study.training.epochs
+        and run["val_metric"] is not None
+        and run["val_metric"]
+        <= chance_bound(
+            run["metric"], task.get("chance", 0.0), task.get("val_rows", 0), run["epochs_trained"]
+        )
+    )
+
+
+def dense_at_chance(runs: Rows, task: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the dense mean is no better than `chance_bound`: keeping 0.95 of it then means nothing."""
+    dense = dense_baseline(runs, task)
+    if dense is None or not dense.test.n:
+        return False
+    metric = next(run["metric"] for run in runs if run["task"] == task)
+    return dense.test.mean <= chance_bound(metric, facts.get("chance", 0.0), facts.get("test_rows", 0))
+
+
+def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float:
+    """Return the metric up to which a network cannot be told from one that has learned nothing.
+
+    Accuracy over ``rows`` rows: what the best of ``looks`` guesses exceeds with probability at most 1 %
+    (Bonferroni), the smallest k / rows with P(Binomial(rows, chance) > k) <= 0.01 / looks. Any other metric
+    has no such distribution: 5 % of the way from chance to 1, by convention (R² <= 0.05).
+    """
+    if metric == "accuracy" and rows:
+        return next(k for k in range(rows + 1) if bdtrc(k, rows, chance) <= 0.01 / looks) / rows
+    return chance + 0.05 * (1 - chance)
+
+
+def out_of_time(run: Mapping[str, Any], study: Study) -> bool:
+    """Whether a run used its whole epoch budget and was at its best in the last twentieth: it was still
+    learning.
+
+    A constant network's bias may still be moving; that is not counted.
+    """
+    budget = study.training.epochs
+    return bool(run["epochs_trained"] == budget and run["best_epoch"] > 0.95 * budget and not run["constant"])
+
+
+def provenance(runs: Rows) -> dict[str, int]:
+    """Return who trained how many of the runs, most first; more than one maker is mixed provenance."""
+    return dict(Counter(run["made_by"] for run in once(runs)).most_common())
+
+
+def _distinct(runs: Rows, name: str) -> list[Any]:
+    return list(dict.fromkeys(run[name] for run in runs))

@@ -1,0 +1,95 @@
+"""What a worker process does: make tickets, train them, hand the outcomes back."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from natal.criteria import criteria, mask, problem_of
+from natal.engine import ENGINES, Ticket
+from natal.errors import NatalError
+from natal.nets import mlp
+from natal.spec import Run, Study
+from natal.tasks import load, tasks
+
+if TYPE_CHECKING:
+    from natal.store import Outcome
+
+
+@dataclass(frozen=True)
+class Job:
+    """Trainings one worker does in one go: rows of a study with their keys."""
+
+    study: Study
+    engine: str
+    device: str
+    runs: tuple[tuple[Run, str], ...]
+
+
+def train(job: Job) -> list[Outcome]:
+    """Train the runs of a job and return their outcomes, in order."""
+    load_plugins(job.study)
+    tickets = [ticket(job.study, run, key) for run, key in job.runs]
+    return [trained.outcome for trained in ENGINES[job.engine](tickets, job.study.training, job.device)]
+
+
+def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.float32) -> Ticket:
+    """Return the network a run trains: data, split, initial weights and mask, all from the run's seed.
+
+    Masks and initial weights are drawn in float32 whatever ``dtype`` says.
+    """
+    task = tasks[run.task]
+    split = load(run.task, run.seed, study.training.validation_fraction)
+    net = mlp(split.data.inputs.shape[1], study.hidden, split.data.outputs, run.seed)
+    # copies: a criterion may do with its problem's model what it likes
+    parameters = {name: p.detach().clone().to(dtype) for name, p in net.named_parameters()}
+    problem = problem_of(
+        net, run.seed, inputs=split.data.inputs[split.fit], targets=split.data.targets[split.fit], loss=task.loss.value
+    )
+    return Ticket(
+        key=key,
+        task=task,
+        split=split,
+        parameters=parameters,
+        mask=mask(study.recipe(run.strategy), problem, run.sparsity),
+        learning_rate=study.learning_rate(run.task, task.learning_rate),
+    )
+
+
+def load_plugins(study: Study) -> None:
+    """Import the study's plugin modules, from beside the study file or the Python path.
+
+    Raises NatalError naming the plugin and what its import said.
+    """
+    for folder in ("", study.folder) if study.plugins else ():
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    for plugin in study.plugins:
+        try:
+            importlib.import_module(plugin)
+        except NatalError:
+            raise
+        except (Exception, SystemExit) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise NatalError(f"plugin {plugin!r} does not import: {said}") from error
+
+
+def check(study: Study) -> None:
+    """Make sure every task and strategy of a study works, before anything is trained.
+
+    Each task's data is loaded, and each strategy makes one mask per task at the study's highest sparsity. Raises
+    NatalError for the first that does not.
+    """
+    load_plugins(study)
+    for name in study.tasks:
+        tasks[name]
+    for recipe in study.strategies:
+        criteria[recipe.criterion]
+    sparsity = max(study.sparsities)
+    for name in study.tasks:
+        for recipe in study.strategies:
+            ticket(study, Run(name, recipe.name, sparsity, study.seeds[0]))

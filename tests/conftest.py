@@ -1,0 +1,87 @@
+"""What several test files need: a study of seconds, its results, and the command line as a user has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import natal
+from natal import report, runner
+from natal.results import Results
+
+torch.set_num_threads(1)  # two test processes share two cores
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "tasks": ["regression"],
+    "strategies": ["magnitude", "random", "structured"],
+    "sparsities": [0.0, 0.5, 0.9],
+    "seeds": [1, 2],
+    "hidden": 32,
+    "training": {"epochs": 12, "patience": 4, "learning_rate": 0.02},
+}
+"""18 rows, 14 trainings: both seeds' dense network serves three strategies."""
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """Return the tiny study with some keys changed; ``training`` keys are merged."""
+    training = {**TINY["training"], **changes.pop("training", {})}
+    return {**TINY, **changes, "training": training}
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, for tests that look at the run store alone."""
+    assert runner.report is report
+    monkeypatch.setattr(report, "write", lambda directory: [])
+
+
+@pytest.fixture(scope="session")
+def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The results of the tiny study with everything that `natal run` writes; read-only."""
+    return natal.run(tiny(), tmp_path_factory.mktemp("tiny") / "results")
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment of a child process: one thread, a plain pipe, no colours, errors not hidden."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", **extra}
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Command:
+    """Run ``natal`` with some words in a fresh process, in an empty directory."""
+
+    def command(*words: object, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "natal.cli", *map(str, words)], capture_output=True, text=True,
+                              cwd=tmp_path, env=environment(**extra), timeout=120, check=False)
+
+    return command
+
+
+def toml(study: dict[str, Any]) -> str:
+    """Return a study as TOML."""
+    lines = [f"{key} = {_literal(value)}" for key, value in study.items() if not isinstance(value, dict)]
+    for key, table in study.items():
+        if isinstance(table, dict):
+            lines += [f"[{key}]", *(f"{k} = {_literal(v)}" for k, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)

@@ -1,0 +1,171 @@
+"""A run store with the 144 runs of the published program, for tests of the half that reads stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from natal.spec import Run, Study, load_study
+from natal.store import Outcome, Store
+
+DATA = Path(__file__).parent / "data" / "as_published.json"
+TASKS: dict[str, dict[str, Any]] = {
+    "modular": {
+        "metric": "accuracy",
+        "field": "acc",
+        "chance": 1 / 97,
+        "inputs": 194,
+        "outputs": 97,
+        "fit_rows": 6774,
+        "val_rows": 753,
+        "train_rows": 7527,
+        "test_rows": 1882,
+    },
+    "regression": {
+        "metric": "R²",
+        "field": "r2",
+        "chance": 0.0,
+        "inputs": 20,
+        "outputs": 1,
+        "fit_rows": 144,
+        "val_rows": 16,
+        "train_rows": 160,
+        "test_rows": 40,
+    },
+}
+HIDDEN = 128
+MANIFEST: dict[str, Any] = {
+    "tasks": TASKS,
+    "python_version": "3.11.7",
+    "torch_version": "2.13.0+cpu",
+    "numpy_version": "2.4.6",
+    "natal_version": "0.1.0",
+    "platform": "Linux-x86_64",
+    "processor": "AVX-512",
+    "device": "cpu",
+    "engine": "sequential",
+    "dtype": "float32",
+    "threads": 1,
+    "workers": 2,
+    "deterministic": True,
+    "elapsed_seconds": 407.4,
+    "started_at": "2026-10-01T12:00:00Z",
+    "finished_at": "2026-10-01T12:06:47Z",
+}
+
+
+def reference_objects() -> list[dict[str, Any]]:
+    return json.loads(DATA.read_text("utf-8"))["results"]
+
+
+def reference_study() -> Study:
+    """The paper's study, its random masks being the ones the published program drew."""
+    study = load_study("paper")
+    recipes = [
+        r.model_dump() if r.name != "random" else {"name": "random", "criterion": "init-stream"}
+        for r in study.strategies
+    ]
+    return load_study({**study.model_dump(mode="json"), "strategies": recipes})
+
+
+def reference_outcomes() -> dict[Run, Outcome]:
+    """The published runs as outcomes; densities follow from the initialisation, curves are made up."""
+    return {_identity(o): _outcome(o) for o in reference_objects()}
+
+
+def build(
+    directory: Path, outcomes: dict[Run, Outcome] | None = None, study: Study | None = None, **manifest: Any
+) -> Path:
+    """Make a store in ``directory`` holding ``outcomes`` (all 144 published runs) for ``study``'s grid."""
+    study = study or reference_study()
+    outcomes = reference_outcomes() if outcomes is None else outcomes
+    grid = [(run, _key(run)) for run in study.runs()]
+    with Store.create(directory) as store:
+        store.declare(study, grid, {"study_hash": study.digest, **MANIFEST, **manifest})
+        store.add([replace(outcomes[run], key=key) for run, key in grid if run in outcomes])
+    return directory
+
+
+def diverged(outcome: Outcome, epoch: int = 3) -> Outcome:
+    """The same training, had its loss stopped being finite."""
+    return replace(
+        outcome,
+        status="diverged",
+        train_metric=None,
+        val_metric=None,
+        test_metric=None,
+        final_loss=None,
+        epochs_trained=epoch,
+        best_epoch=1,
+        train_loss_curve=outcome.train_loss_curve[:epoch],
+        val_metric_curve=outcome.val_metric_curve[:epoch],
+    )
+
+
+def _identity(run: dict[str, Any]) -> Run:
+    return Run(run["task"], run["strategy"], run["sparsity"], run["seed"])
+
+
+def _key(run: Run) -> str:
+    shared = run._replace(strategy="dense") if run.sparsity == 0 else run
+    return hashlib.sha256(repr(tuple(shared)).encode()).hexdigest()[:16]
+
+
+def _outcome(run: dict[str, Any]) -> Outcome:
+    task = TASKS[run["task"]]
+    sizes = {"hidden": task["inputs"] * HIDDEN, "output": HIDDEN * task["outputs"]}
+    removed = int(run["sparsity"] * HIDDEN) if run["strategy"] == "structured" else 0
+    kept = run["nonzero_params"] - task["outputs"] - (HIDDEN - removed)
+    first = _kept_in_first_layer(run, task, sizes, kept, removed)
+    densities = {
+        "hidden": first / sizes["hidden"],
+        "output": (kept - first) / sizes["output"],
+    }
+    epochs, best, metric = run["epochs_trained"], run["best_epoch"], run[f"val_{task['field']}"]
+    curve = np.full(epochs, metric - 0.01)
+    curve[:best] = np.linspace(metric - 0.5, metric, best) if best > 1 else metric
+    return Outcome(
+        key="",
+        status="finished",
+        total_params=run["total_params"],
+        nonzero_params=run["nonzero_params"],
+        prunable=sum(sizes.values()),
+        kept=kept,
+        densities=densities,
+        epochs_trained=epochs,
+        best_epoch=best,
+        train_metric=run[f"train_{task['field']}"],
+        val_metric=metric,
+        test_metric=run[f"test_{task['field']}"],
+        final_loss=run["train_loss"],
+        constant=0 in densities.values(),
+        seconds=407.4 / 144,
+        made_by="sequential, cpu, torch 2.13.0+cpu, 1 thread",
+        train_loss_curve=np.linspace(5.0, run["train_loss"], epochs),
+        val_metric_curve=curve,
+    )
+
+
+def _kept_in_first_layer(
+    run: dict[str, Any], task: dict[str, Any], sizes: dict[str, int], kept: int, removed: int
+) -> int:
+    if run["strategy"] == "structured":
+        return task["inputs"] * (HIDDEN - removed)
+    if run["strategy"] == "random" or run["sparsity"] == 0:
+        return round(kept * sizes["hidden"] / sum(sizes.values()))
+    # magnitude: one threshold over two uniform distributions of different widths; a layer can go whole
+    bounds = {"hidden": task["inputs"] ** -0.5, "output": HIDDEN**-0.5}
+    low, high = 0.0, max(bounds.values())
+    for _ in range(60):
+        cut = (low + high) / 2
+        gone = sum(n * min(1, cut / bounds[layer]) for layer, n in sizes.items())
+        low, high = (cut, high) if gone < sum(sizes.values()) - kept else (low, cut)
+    first = round(sizes["hidden"] * (1 - min(1, low / bounds["hidden"])))
+    if low > bounds["output"]:
+        first = kept
+    return min(first, kept)

@@ -1,0 +1,161 @@
+"""Everything a directory shows, rebuilt from its store alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import reference_store
+from natal import report, stats
+from natal.errors import NatalError
+from natal.results import load
+from natal.spec import Run, load_study
+
+COLUMNS = (
+    "task,strategy,sparsity,metric_name,metric_mean,metric_std,metric_ci_low,metric_ci_high,"
+    "epochs_mean,epochs_std,n_seeds"
+)
+FILES = ["results.json", "summary.csv", "accuracy_vs_sparsity.png", "epochs_vs_sparsity.png", "report.txt"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reference_store.build(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def text(directory: Path) -> str:
+    return report.text(load(directory))
+
+
+def table(directory: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(report.csv_bytes(load(directory)).decode().splitlines()))
+
+
+def test_write_makes_every_file_and_the_same_bytes_again(directory: Path) -> None:
+    paths = report.write(directory)
+    assert [p.name for p in paths] == FILES
+    first = {p.name: p.read_bytes() for p in paths}
+    assert {p.name: p.read_bytes() for p in report.write(directory)} == first
+    assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]
+
+
+def test_summary_has_the_published_columns_and_a_row_per_cell(directory: Path) -> None:
+    content = report.csv_bytes(load(directory)).decode()
+    assert content.splitlines()[0] == COLUMNS
+    rows = table(directory)
+    assert len(rows) == 2 * 3 * 8
+    structured = next(
+        r for r in rows if (r["task"], r["strategy"], r["sparsity"]) == ("modular", "structured", "0.7")
+    )
+    assert round(float(structured["metric_mean"]), 4) == 0.7094
+    assert (structured["metric_name"], structured["n_seeds"]) == ("test_acc", "3")
+    assert float(structured["metric_ci_low"]) < 0.7094 < float(structured["metric_ci_high"])
+
+
+def test_json_is_the_published_format(directory: Path) -> None:
+    content = json.loads(report.json_bytes(load(directory)))
+    assert set(content) == {"metadata", "results"}
+    assert content["results"] == reference_store.reference_objects()
+
+
+def test_report_has_its_sections(text: str) -> None:
+    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "RESULTS", "STRATEGIES SEED BY SEED",
+                "WHAT THE NUMBERS HIDE", "WHAT THIS CANNOT CONCLUDE"]  # fmt: skip
+    positions = [text.index(f"\n{s}\n----") for s in sections]
+    assert positions == sorted(positions)
+    assert "95% CI" in text
+    assert "UNFINISHED" not in text
+    assert all(len(line) <= 125 for line in text.splitlines())
+
+
+def test_report_says_what_the_numbers_hide(text: str) -> None:
+    assert "Layer collapse, 18 runs" in text
+    assert "regression / magnitude at 50%, 70%, 80%, 90%, 95%: 15" in text
+    assert "Stopped by patience at chance, 41 runs" in text
+    assert "modular / structured at 10%, 90%: 2" in text  # straddling
+
+
+def test_report_says_what_three_seeds_cannot(text: str) -> None:
+    assert "n = 3: 3 seeds a cell" in text
+    assert "is 0.25, so no difference" in " ".join(text.split())
+    assert "needs 6 seeds or more" in " ".join(text.split())
+
+
+def test_report_puts_published_numbers_beside_ours(text: str) -> None:
+    line = next(line for line in text.splitlines() if "structured's critical sparsity is 90%" in line)
+    assert line.split()[:4] == ["90%", "80%", "[80%,", "90%]"]
+
+
+def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:
+    for cell in stats.cells(load(directory).runs):
+        assert f"{cell.test.mean:.4f}" in text
+
+
+def test_an_unfinished_store_is_reported_loudly(tmp_path: Path) -> None:
+    outcomes = dict(list(reference_store.reference_outcomes().items())[:30])
+    results = load(reference_store.build(tmp_path, outcomes))
+    content = report.text(results)
+    assert f"UNFINISHED: {len(results.missing)} of 144 runs are missing" in content
+    assert json.loads(report.json_bytes(results))["metadata"]["natal"]["missing_runs"] == len(results.missing)
+    assert "UNFINISHED: 144 of 144" in report.text(load(reference_store.build(tmp_path / "empty", {})))
+
+
+def test_diverged_and_mixed_runs_are_reported_loudly(tmp_path: Path) -> None:
+    outcomes = reference_store.reference_outcomes()
+    for seed in (42, 123, 7):
+        run = Run("modular", "structured", 0.95, seed)
+        outcomes[run] = reference_store.diverged(outcomes[run])
+    other = Run("regression", "random", 0.5, 7)
+    outcomes[other] = replace(outcomes[other], made_by="batched, cuda")
+    directory = reference_store.build(tmp_path, outcomes)
+    content = report.text(load(directory))
+    assert "DIVERGED: 3 trainings" in content
+    assert "MIXED PROVENANCE" in content
+    assert "batched, cuda: 1" in content
+    row = next(
+        r
+        for r in table(directory)
+        if (r["task"], r["strategy"], r["sparsity"]) == ("modular", "structured", "0.95")
+    )
+    assert (row["metric_mean"], row["n_seeds"]) == ("nan", "0")
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    study = load_study(
+        {**reference_store.reference_study().model_dump(mode="json"), "seeds": [42], "claims": []}
+    )
+    directory = reference_store.build(tmp_path, study=study)
+    assert {r["metric_ci_low"] for r in table(directory)} == {"nan"}
+    content = report.text(load(directory))
+    assert "n/a" in content
+    assert "One run only" in content
+    assert "n = 1: 1 seed a cell" in content
+    assert "lists no published numbers" in content
+
+
+def test_a_negative_dense_mean_leaves_critical_sparsity_undefined(tmp_path: Path) -> None:
+    outcomes = {run: replace(o, test_metric=-12345.678) if run.task == "regression" else o
+                for run, o in reference_store.reference_outcomes().items()}  # fmt: skip
+    content = report.text(load(reference_store.build(tmp_path, outcomes)))
+    assert "0.95 of it: undefined, not positive" in content
+    assert "magnitude: critical sparsity undefined" in content
+    assert "-1.2e+04" in content
+    assert "Dense network at chance, 1 tasks" in content
+    assert "!! the dense network is at chance" in content
+
+
+def test_a_directory_that_cannot_be_written_is_one_clear_line(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(NatalError, match=r"results\.json: No space left on device"):
+        report.write(directory)
+    assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]

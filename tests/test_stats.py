@@ -1,0 +1,297 @@
+"""Hand-computed anchors for every number a report shows, and the reference runs' published means."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import reference_store
+from natal import stats
+from natal.results import load
+from natal.spec import Claim
+
+STUDY = reference_store.reference_study()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load(reference_store.build(tmp_path_factory.mktemp("stats")))
+
+
+def row(
+    strategy: str = "a", sparsity: float = 0.0, seed: int = 0, value: float | None = 1.0, **more: Any
+) -> Any:
+    return {
+        "task": "t",
+        "strategy": strategy,
+        "sparsity": sparsity,
+        "seed": seed,
+        "test_metric": value,
+        "status": "diverged" if value is None else "finished",
+        "field": "acc",
+        "metric": "accuracy",
+        "epochs_trained": 500,
+        "best_epoch": 100,
+        "val_metric": 0.5,
+        "realised_sparsity": sparsity,
+        "densities": {"hidden": 1 - sparsity},
+        "constant": False,
+        "made_by": "x",
+        **more,
+    }
+
+
+def toy(means: dict[float, float], strategy: str = "a") -> list[Any]:
+    return [
+        row(strategy, s, seed, mean + noise)
+        for s, mean in means.items()
+        for seed, noise in enumerate((-0.01, 0, 0.01))
+    ]
+
+
+def test_interval_of_three_numbers() -> None:
+    # mean 2, s = 1 (ddof 1), t(0.975, 2) = 4.302653, so 2 ± 4.302653 / sqrt(3); ddof-0 deviation sqrt(2 / 3)
+    summary = stats.summarise([1, 2, 3])
+    assert summary.n == 3
+    assert summary.mean == 2
+    assert summary.std == pytest.approx(math.sqrt(2 / 3))
+    assert (summary.low, summary.high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_interval_is_scipys(n: int) -> None:
+    x = np.random.default_rng(n).normal(size=n)
+    wanted = scipy.stats.t.interval(0.95, n - 1, x.mean(), scipy.stats.sem(x))
+    summary = stats.summarise(x)
+    assert (summary.low, summary.high) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_one_number_has_no_interval_and_none_has_no_mean() -> None:
+    one, none = stats.summarise([0.5]), stats.summarise([])
+    assert (one.n, one.mean, one.std) == (1, 0.5, 0)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert none.n == 0
+    assert math.isnan(none.mean)
+
+
+def test_sign_flip_by_hand() -> None:
+    # all eight sign patterns of (1, 2, 3) have |sum| in {6, 4, 2, 0, 0, 2, 4, 6}: two of eight reach 6
+    assert stats.sign_flip([1, 2, 3]) == 0.25
+    assert stats.sign_flip([-1, -2, -3]) == 0.25
+    # observed sum 2: 6, 4, 2 on either side
+    assert stats.sign_flip([1, -2, 3]) == 0.75
+    assert stats.sign_flip([0, 0, 0]) == 1
+    assert stats.sign_flip([5]) == 1
+
+
+def test_sums_that_differ_by_rounding_alone_are_ties() -> None:
+    assert stats.sign_flip([0.1, 0.2, 0.3]) == stats.sign_flip([0.3, 0.1, 0.2]) == 0.25
+
+
+def test_sign_flip_is_scipys_permutation_test() -> None:
+    d = np.random.default_rng(1).normal(0.4, 1, 8)
+    wanted = scipy.stats.permutation_test(
+        (d,), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    assert stats.sign_flip(list(d)) == pytest.approx(wanted.pvalue)
+
+
+def test_sign_flip_of_many_pairs_is_estimated_and_repeatable() -> None:
+    d = list(np.random.default_rng(2).normal(0.2, 1, 40))
+    p = stats.sign_flip(d)
+    assert p == stats.sign_flip(d)
+    assert p == pytest.approx(scipy.stats.ttest_1samp(d, 0).pvalue, abs=0.03)
+
+
+def test_smallest_p_and_the_seeds_it_takes() -> None:
+    assert [stats.smallest_p(n) for n in (1, 3, 6)] == [1, 0.25, 0.03125]
+    assert stats.seeds_needed(0.05) == 6
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made non-decreasing
+    assert stats.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert stats.holm([0.5, 0.6]) == [1, 1]
+    assert stats.holm([]) == []
+
+
+def test_critical_sparsity_is_the_highest_level_whatever_happens_below() -> None:
+    runs = toy({0: 1.0, 0.3: 0.2, 0.5: 0.96, 0.7: 0.94})
+    assert stats.critical_sparsity(runs, "t", "a") == 0.5
+    assert stats.threshold(runs, "t") == pytest.approx(0.95)
+    # intervals are ± 0.0248: 0.96 and 0.94 both straddle 0.95
+    assert [c.sparsity for c in stats.straddling(runs, "t", "a")] == [0.5, 0.7]
+    assert stats.critical_range(runs, "t", "a") == (0.0, 0.7)
+
+
+def test_critical_sparsity_without_a_positive_dense_mean_is_undefined() -> None:
+    assert stats.critical_sparsity(toy({0: -0.5, 0.3: -0.4}), "t", "a") is None
+    assert stats.critical_sparsity(toy({0.3: 0.4}), "t", "a") is None
+    assert stats.critical_range(toy({0.3: 0.4}), "t", "a") == (None, None)
+    assert stats.straddling(toy({0.3: 0.4}), "t", "a") == []
+
+
+def test_a_diverged_run_is_counted_not_averaged() -> None:
+    runs = [*toy({0: 1.0, 0.5: 0.97}), row(sparsity=0.5, seed=3, value=None)]
+    cell = stats.cell(runs, "t", "a", 0.5)
+    assert cell is not None
+    assert (cell.test.n, cell.diverged) == (3, 1)
+    assert cell.test.mean == pytest.approx(0.97)
+    assert stats.critical_sparsity(runs, "t", "a") == 0.0
+    kinds = {flag.kind: flag for flag in stats.flags(runs, STUDY, {})}
+    assert kinds["diverged"] == stats.Flag("diverged", "t", "a", (0.5,), 1)
+
+
+def test_a_cell_of_diverged_runs_has_no_mean_and_is_no_peak() -> None:
+    runs = [row(sparsity=0.5, seed=s, value=None) for s in range(3)]
+    assert stats.peak(runs, "t", "a") is None
+    assert stats.cells(runs)[0].test.n == 0
+
+
+def test_peak_prefers_the_sparser_of_equals() -> None:
+    top = stats.peak(toy({0: 0.5, 0.3: 0.7, 0.5: 0.7}), "t", "a")
+    assert top is not None
+    assert top.sparsity == 0.5
+
+
+def test_paired_differences() -> None:
+    runs = [row("a", 0.5, s, v) for s, v in enumerate((0.5, 0.6, 0.9))]
+    runs += [row("b", 0.5, s, v) for s, v in enumerate((0.4, 0.4, 0.6))] + [row("b", 0.5, 9, 0.0)]
+    p = stats.paired(runs, "t", "a", "b", 0.5)
+    assert p is not None
+    assert (p.difference.n, p.p, p.smallest_p) == (3, 0.25, 0.25)
+    assert p.difference.mean == pytest.approx(0.2)
+    test = scipy.stats.ttest_rel((0.5, 0.6, 0.9), (0.4, 0.4, 0.6)).confidence_interval()
+    assert (p.difference.low, p.difference.high) == pytest.approx((test.low, test.high))
+    assert stats.paired(runs, "t", "a", "b", 0.7) is None
+
+
+def test_overall_comparison_averages_the_levels_both_sides_have() -> None:
+    runs = [row("a", 0.0, 0, 9.0), row("a", 0.3, 0, 1.0), row("a", 0.5, 0, 3.0), row("a", 0.7, 0, 9.0)]
+    runs += [row("b", 0.0, 0, 0.0), row("b", 0.3, 0, 0.0), row("b", 0.5, 0, 0.0), row("b", 0.7, 0, None)]
+    p = stats.paired(runs, "t", "a", "b")
+    assert p is not None
+    assert p.difference.mean == 2
+    assert p.p == 1
+
+
+def test_families_are_corrected_together() -> None:
+    runs = [
+        row(name, 0.5, seed, 0.1 * i + 0.01 * seed * i) for i, name in enumerate("abc") for seed in range(3)
+    ]
+    made = stats.compare_overall(runs)
+    assert [(p.first, p.second) for p in made] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [p.p_holm for p in made] == stats.holm([p.p for p in made]) == [0.75, 0.75, 0.75]
+    assert len(stats.compare_levels(runs)) == 3
+
+
+def test_chance_bound_is_the_binomial_quantile() -> None:
+    k = scipy.stats.binom.isf(0.01 / 101, 753, 1 / 97)
+    assert stats.chance_bound("accuracy", 1 / 97, rows=753, looks=101) == k / 753
+    assert stats.chance_bound("R²", 0.0, rows=16, looks=101) == 0.05
+
+
+def test_stopped_at_chance_needs_patience_a_short_run_and_chance() -> None:
+    task = {"chance": 1 / 97, "val_rows": 753}
+    stopped = row(epochs_trained=101, best_epoch=1, val_metric=0.004)
+    assert stats.stopped_at_chance(stopped, STUDY, task)
+    assert not stats.stopped_at_chance({**stopped, "val_metric": 0.2}, STUDY, task)
+    assert not stats.stopped_at_chance({**stopped, "epochs_trained": 500, "best_epoch": 400}, STUDY, task)
+    assert not stats.stopped_at_chance({**stopped, "epochs_trained": 50, "best_epoch": 50}, STUDY, task)
+
+
+def test_a_dense_network_at_chance_is_flagged() -> None:
+    facts = {"t": {"chance": 0.5, "test_rows": 100}}  # 99 % of guesses get at most 62 of 100 right
+    for mean, at_chance in ((0.62, True), (0.63, False)):
+        runs = [row(value=mean), row(sparsity=0.5, value=mean)]
+        assert stats.dense_at_chance(runs, "t", facts["t"]) is at_chance
+        assert ("dense-at-chance" in {flag.kind for flag in stats.flags(runs, STUDY, facts)}) is at_chance
+
+
+def test_claims() -> None:
+    runs = toy({0: 1.0, 0.5: 0.98, 0.7: 0.94})
+
+    def check(quantity: Any, published: float, sparsity: float | None = None, **where: str) -> stats.Checked:
+        claim = Claim(text="", quantity=quantity, task="t", strategy=where.get("strategy", "a"),
+                      sparsity=sparsity, published=published)  # fmt: skip
+        return stats.check_claim(runs, claim)
+
+    assert check("mean", 0.99, 0.5).agrees is True
+    assert check("mean", 0.9, 0.7).ours == pytest.approx(0.94)
+    assert (
+        check("mean", 0.9, 0.7).agrees is True
+    )  # 0.9 may be anything up to 0.95; our interval is from 0.915
+    assert check("mean", 0.81, 0.5).agrees is False
+    assert check("epochs", 500.0, 0.5).ours == 500
+    assert check("critical-sparsity", 0.5).agrees is True
+    assert check("critical-sparsity", 0.9).agrees is False
+    assert check("peak-sparsity", 0.0).agrees is True
+    nowhere = check("mean", 0.9, 0.5, strategy="b")
+    assert (nowhere.ours, nowhere.agrees) == (None, None)
+
+
+# -- the reference runs ------------------------------------------------------------------------------------
+
+
+def test_reference_dense_means(reference: Any) -> None:
+    for task, mean in (("modular", 0.2891), ("regression", 0.9769)):
+        dense = stats.dense_baseline(reference.runs, task)
+        assert dense is not None
+        assert round(dense.test.mean, 4) == mean
+
+
+def test_reference_structured_modular_means(reference: Any) -> None:
+    means = [c.test.mean for c in stats.cells(reference.runs, "modular", "structured") if c.sparsity > 0]
+    assert [round(m, 4) for m in means] == [0.3535, 0.4513, 0.5990, 0.7094, 0.6132, 0.2685, 0.0900]
+
+
+def test_reference_critical_sparsities(reference: Any) -> None:
+    found = {(t, s): stats.critical_sparsity(reference.runs, t, s)
+             for t in ("modular", "regression") for s in ("magnitude", "random", "structured")}  # fmt: skip
+    assert list(found.values()) == [0.0, 0.0, 0.8, 0.3, 0.5, 0.9]
+    # the published 90 % is one noisy cell: its interval straddles the threshold
+    assert 0.9 in [c.sparsity for c in stats.straddling(reference.runs, "modular", "structured")]
+    assert stats.critical_range(reference.runs, "modular", "structured") == (0.8, 0.9)
+
+
+def test_reference_flags(reference: Any) -> None:
+    flags = {
+        (f.kind, f.task, f.strategy): f for f in stats.flags(reference.runs, reference.study, reference.tasks)
+    }
+    collapse = flags["layer-collapse", "regression", "magnitude"]
+    assert (collapse.sparsities, collapse.count) == ((0.5, 0.7, 0.8, 0.9, 0.95), 15)
+    assert flags["stopped-at-chance", "modular", "random"].count == 18
+    assert flags["out-of-time", "modular", "dense"].count == 3
+    assert ("stopped-at-chance", "modular", "structured") not in flags
+    assert stats.provenance(reference.runs) == {"sequential, cpu, torch 2.13.0+cpu, 1 thread": 132}
+
+
+def test_every_claim_of_the_paper_finds_its_number(reference: Any) -> None:
+    checked = [stats.check_claim(reference.runs, claim) for claim in reference.study.claims]
+    assert len(checked) >= 12
+    assert all(c.ours is not None and c.agrees for c in checked)
+
+
+def test_three_seeds_separate_no_two_strategies(reference: Any) -> None:
+    made = [*stats.compare_overall(reference.runs), *stats.compare_levels(reference.runs)]
+    assert len(made) == 6 + 42
+    assert min(p.p for p in made) == 0.25
+    assert all(p.p_holm == 1 for p in made)
+
+
+def test_dense_runs_are_looked_at_once(reference: Any) -> None:
+    assert len(stats.once(reference.runs)) == 132
+
+
+def test_modules_need_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, natal.validate, natal.report, natal.figures; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
