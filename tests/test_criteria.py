@@ -702,6 +702,19 @@ def test_the_papers_masks_are_what_they_were():
     assert digest.hexdigest()[:16] == "f5fc304a249a3b57"
 
 
+def test_a_study_trains_from_the_values_a_control_redraws():
+    from natal.spec import Run
+    from natal.worker import ticket
+
+    table = {"name": "x", "tasks": ["regression"], "strategies": ["structured", "fresh-narrow"], "sparsities": [0.5],
+             "seeds": [1], "hidden": 16}
+    study = load_study(table)
+    plain, fresh = (ticket(study, Run("regression", name, 0.5, 1)) for name in ("structured", "fresh-narrow"))
+    assert torch.equal(plain.mask.units["hidden.weight"], fresh.mask.units["hidden.weight"])
+    assert not torch.equal(plain.parameters["hidden.weight"], fresh.parameters["hidden.weight"])
+    assert torch.equal(fresh.parameters["hidden.weight"], fresh.mask.redrawn["hidden.weight"])
+
+
 # --- documentation --------------------------------------------------------------------------------------------------
 
 
