@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -49,15 +51,23 @@ class Block(nn.Module):
 def deep_mlp() -> nn.Sequential:
     sizes = [5, 8, 7, 6, 3]
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
 def conv_net() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 9, 8), nn.ReLU(), nn.Linear(8, 3),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 9, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
     )
 
 
@@ -66,6 +76,7 @@ def _seeded(make):  # type: ignore[no-untyped-def]
         with torch.random.fork_rng():
             torch.manual_seed(1)
             return make()
+
     return build
 
 

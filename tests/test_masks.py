@@ -6,25 +6,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_networks import Residual, deep_mlp
 from torch import nn
 
 from natal.errors import NatalError
 from natal.masks import Mask, heights, prunable, remove_neurons, select, select_units, weight_names
 from natal.spec import SCOPES
+from pruning_networks import Residual, deep_mlp
 
 torch.set_num_threads(1)
 BUDGETS = [s for s in SCOPES if s not in ("global", "layerwise", "threshold")]
 
 
 @st.composite
-def layers(draw, values=st.integers(-3, 3)):
+def layers(draw):
     """A few layers of small integer scores, so that ties abound; the first may be a convolution."""
     shapes = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4))
     if draw(st.booleans()):
         shapes[0] = (*shapes[0], 2, 2)
     count = sum(math.prod(s) for s in shapes)
-    flat = torch.tensor(draw(st.lists(values, min_size=count, max_size=count)), dtype=torch.float32)
+    values = draw(st.lists(st.integers(-3, 3), min_size=count, max_size=count))
+    flat = torch.tensor(values, dtype=torch.float32)
     parts = flat.split([math.prod(s) for s in shapes])
     return {f"l{i}": part.view(shape) for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
 
@@ -188,15 +189,22 @@ def test_densities_by_layer():
     assert found == {"a": 0.5, "b": 0.2, "c": 0}
 
 
-@pytest.mark.parametrize(("scope", "sparsity", "message"), [
-    ({"a": 0.5, "b": 0.2, "c": 0.0}, 0.5, r"every layer a density, 90 weights in all, but sparsity 0.5 keeps 200"),
-    ({"a": 1.0}, 0.9, r"with densities by layer keeps 100 weights of 'a'.* leaves only 40"),
-    ({"b": 0.0}, 0.1, r"removes 200 weights of 'b'.* removes only 40"),
-    ({"aa": 0.5}, 0.5, r"no prunable layer 'aa'; did you mean 'a'"),
-    ({"a": 1.5}, 0.5, r"density of 'a' must lie in \[0, 1\], got 1.5"),
-    ("globe", 0.5, "unknown scope 'globe'; known: global"),
-    ("global", 1.0, r"sparsity must lie in \[0, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("scope", "sparsity", "message"),
+    [
+        (
+            {"a": 0.5, "b": 0.2, "c": 0.0},
+            0.5,
+            r"every layer a density, 90 weights in all, but sparsity 0.5 keeps 200",
+        ),
+        ({"a": 1.0}, 0.9, r"with densities by layer keeps 100 weights of 'a'.* leaves only 40"),
+        ({"b": 0.0}, 0.1, r"removes 200 weights of 'b'.* removes only 40"),
+        ({"aa": 0.5}, 0.5, r"no prunable layer 'aa'; did you mean 'a'"),
+        ({"a": 1.5}, 0.5, r"density of 'a' must lie in \[0, 1\], got 1.5"),
+        ("globe", 0.5, "unknown scope 'globe'; known: global"),
+        ("global", 1.0, r"sparsity must lie in \[0, 1\)"),
+    ],
+)
 def test_scopes_that_cannot_be_met_say_why(scope, sparsity, message):
     with pytest.raises(NatalError, match=message):
         select(ones(a=(10, 10), b=(20, 10), c=(10, 10)), sparsity, scope)
@@ -208,9 +216,16 @@ def test_nan_is_refused_by_name():
 
 
 def test_prunable_finds_linear_convolution_and_attention_weights_only():
-    net = nn.Sequential(nn.Embedding(4, 6), nn.TransformerEncoderLayer(6, 2, 8), nn.LayerNorm(6), nn.Conv1d(1, 2, 3))
-    assert list(prunable(net)) == ["1.self_attn.in_proj_weight", "1.self_attn.out_proj.weight", "1.linear1.weight",
-                                   "1.linear2.weight", "3.weight"]
+    net = nn.Sequential(
+        nn.Embedding(4, 6), nn.TransformerEncoderLayer(6, 2, 8), nn.LayerNorm(6), nn.Conv1d(1, 2, 3)
+    )
+    assert list(prunable(net)) == [
+        "1.self_attn.in_proj_weight",
+        "1.self_attn.out_proj.weight",
+        "1.linear1.weight",
+        "1.linear2.weight",
+        "3.weight",
+    ]
     assert list(prunable(nn.Linear(2, 2))) == ["weight"]
 
 
@@ -242,7 +257,9 @@ def test_weights_that_are_no_parameters_are_refused_by_name():
 
 def test_remove_neurons_of_a_chain():
     weights = {"a.weight": torch.ones(3, 2), "b.weight": torch.ones(2, 3), "c.weight": torch.ones(1, 2)}
-    found = remove_neurons(weights, {"a.weight": torch.tensor([True, False, True]), "b.weight": torch.tensor([1, 0])})
+    found = remove_neurons(
+        weights, {"a.weight": torch.tensor([True, False, True]), "b.weight": torch.tensor([1, 0])}
+    )
     assert found.weights["a.weight"].int().tolist() == [[1, 1], [0, 0], [1, 1]]
     assert found.weights["b.weight"].int().tolist() == [[1, 0, 1], [0, 0, 0]]
     assert found.weights["c.weight"].int().tolist() == [[1, 0]]

@@ -7,13 +7,13 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from pruning_networks import NETWORKS, network
 from torch import nn
 
 import natal
 from natal.errors import NatalError
 from natal.masks import Mask
 from natal.pruning import apply, prune
+from pruning_networks import NETWORKS, network
 
 torch.set_num_threads(1)
 
@@ -66,7 +66,11 @@ def test_pruned_weights_stay_zero_in_any_loop(kind, optimiser):
     before = {n: p.clone() for n, p in net.named_parameters()}
     train(net, batch, optimiser)
     assert zeros_hold(net, mask)
-    assert all(not torch.equal(p, before[n]) for n, p in net.named_parameters() if n in mask.weights and mask.weights[n].any())
+    assert all(
+        not torch.equal(p, before[n])
+        for n, p in net.named_parameters()
+        if n in mask.weights and mask.weights[n].any()
+    )
 
 
 def test_it_trains_exactly_as_zeroing_after_every_step_does():
@@ -114,7 +118,7 @@ def test_the_masked_copy_can_be_copied_and_stored(kind, way):
 
 
 def test_apply_can_be_repeated():
-    model, batch = network("conv")
+    model, _ = network("conv")
     first, second = (prune(model, 0.5, "random", seed=s) for s in (1, 2))
     net = apply(apply(model, first), second)
     assert zeros_hold(net, first)
@@ -124,7 +128,7 @@ def test_apply_can_be_repeated():
 
 
 def test_a_pruned_network_can_be_pruned_again():
-    model, batch = network("deep")
+    model, _ = network("deep")
     net = apply(model, prune(model, 0.5, "synflow"))
     assert prune(net, 0.9, "magnitude").kept == prune(model, 0.9, "magnitude").kept
 
@@ -229,17 +233,20 @@ def test_exclude_leaves_layers_alone():
     assert mask.total - mask.kept == int(0.9 * mask.total)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
-    ({"criterion": "snp"}, "unknown criterion 'snp'; did you mean 'snip'"),
-    ({"criterion": "snip"}, "criterion 'snip' needs data"),
-    ({"scope": "everywhere"}, "unknown scope 'everywhere'"),
-    ({"granularity": "filter"}, "granularity: input should be 'weight' or 'neuron'"),
-    ({"control": "shufle"}, "control: input should be 'shuffle'"),
-    ({"batch": torch.zeros(3)}, r"batch must be a pair \(inputs, targets\), got Tensor"),
-    ({"exclude": "first"}, r"exclude=\('first',\)"),
-    ({"exclude": ("nowhere",)}, "exclude names no prunable layer 'nowhere'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
+        ({"criterion": "snp"}, "unknown criterion 'snp'; did you mean 'snip'"),
+        ({"criterion": "snip"}, "criterion 'snip' needs data"),
+        ({"scope": "everywhere"}, "unknown scope 'everywhere'"),
+        ({"granularity": "filter"}, "granularity: input should be 'weight' or 'neuron'"),
+        ({"control": "shufle"}, "control: input should be 'shuffle'"),
+        ({"batch": torch.zeros(3)}, r"batch must be a pair \(inputs, targets\), got Tensor"),
+        ({"exclude": "first"}, r"exclude=\('first',\)"),
+        ({"exclude": ("nowhere",)}, "exclude names no prunable layer 'nowhere'"),
+    ],
+)
 def test_mistakes_are_one_sentence(arguments, message):
     with pytest.raises(NatalError, match=message) as caught:
         prune(network("deep")[0], **{"criterion": "magnitude", **arguments})
@@ -248,5 +255,7 @@ def test_mistakes_are_one_sentence(arguments, message):
 
 def test_apply_names_what_does_not_fit():
     mask = prune(network("deep")[0], 0.5, "magnitude")
-    with pytest.raises(NatalError, match=r"the mask has '0.weight' of shape \(8, 5\), the model has \(4, 1, 3, 3\)"):
+    with pytest.raises(
+        NatalError, match=r"the mask has '0.weight' of shape \(8, 5\), the model has \(4, 1, 3, 3\)"
+    ):
         apply(network("conv")[0], mask)

@@ -189,10 +189,10 @@ class _Budget:
 def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Budget:
     """Return the budget of a scope for layers of these shapes; each entry is its formula for the density d.
 
-    er            d ∝ (n_in + n_out) / (n_in n_out)        Erdős–Rényi; Mocanu et al. 2018, §Methods
-    erk           d ∝ Σ dims / ∏ dims                      RigL, Evci et al. 2020, §3; er on linear layers
-    igq           d = 1 / (F n + 1), one F for all         ideal gas quotas; Vysogorets & Kempe 2023, §5
-    smart-ratios  d ∝ (L - l + 1)² + (L - l + 1), the last layer 0.3 if it is linear; Su et al. 2020, §4.1
+    er            d ∝ (n_in + n_out) / (n_in n_out)        Erdős–Rényi; Mocanu et al. 2018
+    erk           d ∝ Σ dims / ∏ dims                      RigL, Evci et al. 2020; er on linear layers
+    igq           d = 1 / (F n + 1), one F for all         ideal gas quotas; Vysogorets & Kempe 2023
+    smart-ratios  d ∝ (L - l + 1)² + (L - l + 1), the last layer 0.3 if it is linear; Su et al. 2020, ResNet rule
     uniform+      the same d everywhere, but a first convolution stays dense and the last layer keeps at least
                   20 %; Gale et al. 2019
     """

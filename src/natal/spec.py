@@ -58,7 +58,7 @@ def _scope(value: Any) -> Any:
                 raise ValueError(f"the density of layer {layer!r} must lie in [0, 1], got {density!r}")
         return {str(layer): float(density) for layer, density in value.items()}
     if value not in SCOPES:
-        raise ValueError(f"unknown scope {value!r}{did_you_mean(str(value), SCOPES)}")
+        raise ValueError(f"unknown scope {value!r}; known: {', '.join(SCOPES)}, or densities by layer")
     return value
 
 

@@ -205,5 +205,3 @@ def gates(unit: Units, name: str, parameters: Params, c: Tensor) -> dict[str, Te
     gated = [f"{norm}.{p}" for norm in unit.norms[-1:] for p in ("weight", "bias")] or [
         name, *(other for other in unit.others if other.endswith("bias"))]
     return {p: parameters[p] * c.view(-1, *[1] * (parameters[p].ndim - 1)) for p in gated}
-
-

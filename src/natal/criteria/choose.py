@@ -113,8 +113,7 @@ def _aggregate(how: str, scores: Scores, problem: Problem, hidden: Mapping[str, 
     """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
 
     ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
-    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019, §3.2; Molchanov et al.
-    2019, §3.2): SNIP for neurons.
+    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al. 2019): SNIP for neurons.
     """
     if how == "gate":
         return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}
@@ -153,9 +152,7 @@ def _quota_random(chosen: Mask, problem: Problem, found: Mapping[str, Units]) ->
 
 def _random_neurons(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
     generator = problem.stream("random-neurons")
-    draws = {
-        name: torch.rand(len(kept), generator=generator).to(kept.device) for name, kept in chosen.units.items()
-    }
+    draws = {n: torch.rand(len(k), generator=generator).to(k.device) for n, k in chosen.units.items()}
     return _with_units(draws, chosen, problem, found)
 
 
@@ -210,7 +207,7 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     """Raise NatalError for a recipe that contradicts itself or a problem it cannot solve."""
     name, control = recipe.criterion, recipe.control
     criteria[name]
-    how = traits.get(name, Traits("nothing"))
+    how = traits.get(name, Traits())
     if not 0 <= sparsity < 1:
         raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
     neurons = recipe.granularity == "neuron"
@@ -241,7 +238,7 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
 
 
 def _check_needs(name: str, problem: Problem) -> None:
-    needs = traits.get(name, Traits("nothing")).needs
+    needs = traits.get(name, Traits()).needs
     if needs == "data" and (problem.inputs is None or problem.targets is None or problem.loss is None):
         free = ", ".join(sorted(n for n, t in traits.items() if t.needs != "data"))
         raise NatalError(

@@ -19,8 +19,7 @@ _SELF_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._
 
 @criterion("synflow", needs="shape", rounds=100)
 def synflow(problem: Problem) -> Scores:
-    """|θ ⊙ ∂R/∂θ|, R = 1ᵀ f(1; |θ|), 100 rounds at density d^(t/100) (SynFlow; Tanaka et al. 2020, §6,
-    algorithm 1).
+    """|θ ⊙ ∂R/∂θ|, R = 1ᵀ f(1; |θ|), 100 rounds at density d^(t/100) (SynFlow; Tanaka et al. 2020, algorithm 1).
 
     For a chain of layers R = 1ᵀ ∏|W_l| 1, the flow over all paths: the scores of each layer add up to R,
     those entering a hidden unit to those leaving it. In float64, on one all-ones input, batch norms with
@@ -79,8 +78,7 @@ script), and natal's bound on the rows of its Gaussian input."""
 
 @criterion("ntk-sap", needs="shape", rounds=20)
 def ntk_sap(problem: Problem) -> Scores:
-    """|∂/∂m Σ_x ‖f(x; m ⊙ θ) − f(x; m ⊙ (θ + εΔ))‖²|, 20 rounds (NTK-SAP; Wang et al. 2023, §4, eq. 10,
-    algorithm 1).
+    """|∂/∂m Σ_x ‖f(x; m ⊙ θ) − f(x; m ⊙ (θ + εΔ))‖²|, 20 rounds (NTK-SAP; Wang et al. 2023).
 
     An estimate of the trace of the neural tangent kernel and of the mask's hold on it. x ~ N(0, 1) of the
     inputs' shape, Δ ~ N(0, 1), ε = 0.01; x, θ and Δ are drawn anew five times a round. Batch norms use the
@@ -138,7 +136,7 @@ WALKS = 1024
 
 @criterion("phew", needs="nothing", neurons=False)
 def phew(problem: Problem) -> Scores:
-    """−(number of the random walk that visits the weight first) (PHEW; Patil & Dovrolis 2021, §4).
+    """−(number of the random walk that visits the weight first) (PHEW; Patil & Dovrolis 2021).
 
     Walks start in turn at every input unit and, going back, at every output unit, and step along a weight
     with probability |θ| / Σ|θ| over the weights leaving the unit; in a convolution to a channel by Σ|kernel|,
@@ -174,10 +172,10 @@ def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
     none."""
     found = units(problem.model, problem.weights)
     names = list(found)
-    for name, unit in found.items():
+    for name, unit in sorted(found.items(), key=lambda item: not item[1].tie):  # the clearest reason first
         follows = names[names.index(name) + 1:][:1]
         if unit.tie or [c for c, _ in unit.consumers] != follows:
-            reason = unit.tie or f"feed {len(unit.consumers)} layers"
+            reason = unit.tie or "do not feed the next prunable layer alone"
             raise NatalError(
                 f"criterion 'phew' walks along a chain of layers, but the units of {name!r} {reason}"
             )
@@ -212,5 +210,3 @@ def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     probabilities = probabilities.cpu()
     stuck = probabilities.sum(1, keepdim=True) == 0
     return torch.multinomial(probabilities + stuck, 1, generator=generator).squeeze(1)
-
-

@@ -74,7 +74,8 @@ class Problem:
 
     def loss_of(self, outputs: Any) -> Tensor:
         """Return the loss of these outputs on the batch's targets, checked to be one number."""
-        assert self.loss is not None
+        if self.loss is None:
+            raise NatalError("no loss was given; register a criterion that asks for it with needs='data'")
         try:
             value = self.loss(outputs, self.targets)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -121,7 +122,7 @@ class Traits:
     neuron's score can be made from its weights'.
     """
 
-    needs: Needs = "data"
+    needs: Needs = "nothing"
     rounds: int = 1
     returns: bool = False
     neurons: bool = True
@@ -172,6 +173,8 @@ def private(problem: Problem) -> Iterator[Problem]:
     initialisation the running ones are placeholders. Internal draws happen on a forked global generator.
     Attention uses the kernel that can be differentiated twice.
     """
+    if torch.is_inference_mode_enabled():
+        raise NatalError("scores need derivatives: leave torch.inference_mode() (torch.no_grad() is fine)")
     try:
         model = deepcopy(problem.model).eval().requires_grad_(False)
     except RuntimeError as error:

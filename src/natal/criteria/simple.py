@@ -20,8 +20,8 @@ def random(problem: Problem) -> Scores:
 def init_stream(problem: Problem) -> Scores:
     """Uniform draws from the very stream that drew the initial weights: the published program's "random".
 
-    Its mask generator was seeded with the number that seeded the initialisation, so the first layer's scores are
-    the uniforms behind its weights, and "random" keeps the most positive of them. Only for the study
+    Its mask generator was seeded with the number that seeded the initialisation, so the first layer's scores
+    are the uniforms behind its weights, and "random" keeps the most positive of them. Only for the study
     ``as-published``, with the scope ``threshold``.
     """
     generator = problem.stream("init")
@@ -51,7 +51,7 @@ def init_magnitude(problem: Problem) -> Scores:
 
 @criterion("lamp")
 def lamp(problem: Problem) -> Scores:
-    """w_u² / Σ_{v: w_v² ≥ w_u²} w_v², the sum over the same layer (LAMP; Lee et al. 2021, §2.1, eq. 2).
+    """w_u² / Σ_{v: w_v² ≥ w_u²} w_v², the sum over the same layer (LAMP; Lee et al. 2021).
 
     The largest weight of a layer scores 1, so a global scope never empties a layer while another holds two
     weights. Equal weights are put in order of position, as in the authors' code. A layer of zeros scores 0.
