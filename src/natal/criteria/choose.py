@@ -113,7 +113,8 @@ def _aggregate(how: str, scores: Scores, problem: Problem, hidden: Mapping[str, 
     """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
 
     ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
-    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al. 2019): SNIP for neurons.
+    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al.
+    2019): SNIP for neurons.
     """
     if how == "gate":
         return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}

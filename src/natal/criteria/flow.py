@@ -19,7 +19,8 @@ _SELF_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._
 
 @criterion("synflow", needs="shape", rounds=100)
 def synflow(problem: Problem) -> Scores:
-    """|θ ⊙ ∂R/∂θ|, R = 1ᵀ f(1; |θ|), 100 rounds at density d^(t/100) (SynFlow; Tanaka et al. 2020, algorithm 1).
+    """|θ ⊙ ∂R/∂θ|, R = 1ᵀ f(1; |θ|), 100 rounds at density d^(t/100) (SynFlow; Tanaka et al. 2020, algorithm
+    1).
 
     For a chain of layers R = 1ᵀ ∏|W_l| 1, the flow over all paths: the scores of each layer add up to R,
     those entering a hidden unit to those leaving it. In float64, on one all-ones input, batch norms with

@@ -74,7 +74,8 @@ def grasp(problem: Problem) -> Scores:
 
 @criterion("grasp-absolute", needs="data")
 def grasp_absolute(problem: Problem) -> Scores:
-    """|θ ⊙ Hg|: weights that change the gradient norm least go first ("Missing the Mark", Frankle et al. 2021)."""
+    """|θ ⊙ Hg|: weights that change the gradient norm least go first ("Missing the Mark", Frankle et al.
+    2021)."""
     return {name: score.abs() for name, score in _hessian_gradient(problem).items()}
 
 
