@@ -1,3 +1,5 @@
+"""Masks by hand: exact counts, ties by position, nestedness, neurons with all that belongs to them."""
+
 from __future__ import annotations
 
 import math
@@ -6,271 +8,187 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from natal.errors import NatalError
-from natal.masks import Mask, heights, prunable, remove_neurons, select, select_units, weight_names
-from natal.spec import SCOPES
-from pruning_networks import Residual, deep_mlp
+from natal import Mask, NatalError, select
+from natal.criteria import mask, problem_of
+from natal.masks import dense, prunable, remove_neurons, select_units
+from natal.nets import mlp
+from natal.spec import STRATEGIES, Recipe
 
-torch.set_num_threads(1)
-BUDGETS = [s for s in SCOPES if s not in ("global", "layerwise", "threshold")]
-
-
-@st.composite
-def layers(draw):
-    """A few layers of small integer scores, so that ties abound; the first may be a convolution."""
-    shapes = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4))
-    if draw(st.booleans()):
-        shapes[0] = (*shapes[0], 2, 2)
-    count = sum(math.prod(s) for s in shapes)
-    values = draw(st.lists(st.integers(-3, 3), min_size=count, max_size=count))
-    flat = torch.tensor(values, dtype=torch.float32)
-    parts = flat.split([math.prod(s) for s in shapes])
-    return {f"l{i}": part.view(shape) for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
+# three neurons with two inputs each, and one output
+W1 = torch.tensor([[0.1, -0.9], [0.2, 0.3], [-0.8, 0.05]])
+W2 = torch.tensor([[0.7, -0.15, 0.4]])
 
 
-def removed(kept) -> int:
-    return sum(int((~k).sum()) for k in kept.values())
+def three_neurons() -> nn.Module:
+    net = mlp(2, 3, 1, seed=0)
+    net.load_state_dict({"hidden.weight": W1, "hidden.bias": torch.ones(3), "output.weight": W2,
+                         "output.bias": torch.ones(1)})
+    return net
 
 
-def total(scores) -> int:
-    return sum(s.numel() for s in scores.values())
+def made(recipe: Recipe, sparsity: float) -> Mask:
+    return mask(recipe, problem_of(three_neurons(), seed=0), sparsity)
 
 
-sparsities = st.floats(0, 0.999)
+# -- by hand -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
-@given(layers(), sparsities, st.sampled_from(["global", *BUDGETS]))
-def test_exactly_int_s_n_go_under_every_scope(scores, sparsity, scope):
-    try:
-        kept = select(scores, sparsity, scope)
-    except NatalError as error:
-        assert scope in ("uniform+", "smart-ratios")  # noqa: PT017
-        assert "'l" in str(error)  # it names the layer  # noqa: PT017
-        return
-    assert removed(kept) == int(sparsity * total(scores))
-    assert {n: k.shape for n, k in kept.items()} == {n: s.shape for n, s in scores.items()}
+def test_a_magnitude_mask_by_hand() -> None:
+    # by size: .05 .1 .15 .2 | .3 .4 .7 .8 .9; int(0.5 * 9) = 4 go
+    found = made(Recipe(name="magnitude", criterion="magnitude"), 0.5)
+    assert found.weights["hidden.weight"].tolist() == [[False, True], [False, True], [True, False]]
+    assert found.weights["output.weight"].tolist() == [[True, False, True]]
+    assert (found.kept, found.total, found.sparsity) == (5, 9, 1 - 5 / 9)
+    assert found.densities() == {"hidden.weight": 0.5, "output.weight": 2 / 3}
+    assert dict(found.biases) == {}
 
 
-@settings(max_examples=60, deadline=None)
-@given(layers(), sparsities)
-def test_layerwise_is_exact_in_each_layer(scores, sparsity):
-    for name, kept in select(scores, sparsity, "layerwise").items():
-        assert int((~kept).sum()) == int(sparsity * scores[name].numel())
+def test_a_layerwise_magnitude_mask_by_hand() -> None:
+    # int(0.5 * 6) = 3 of the first layer go (.05 .1 .2), int(0.5 * 3) = 1 of the second (.15)
+    found = made(Recipe(name="x", criterion="magnitude", scope="layerwise"), 0.5)
+    assert found.weights["hidden.weight"].tolist() == [[False, True], [False, True], [True, False]]
+    assert found.weights["output.weight"].tolist() == [[True, False, True]]
 
 
-@settings(max_examples=60, deadline=None)
-@given(layers(), sparsities, sparsities, st.sampled_from(SCOPES))
-def test_masks_are_nested(scores, one, other, scope):
-    try:
-        less, more = (select(scores, s, scope) for s in sorted((one, other)))
-    except NatalError:
-        return
-    assert all((less[n] | ~more[n]).all() for n in scores)
+def test_a_structured_mask_by_hand() -> None:
+    # incoming norms: .906, .361, .802; int(0.4 * 3) = 1 neuron goes: the second
+    found = made(STRATEGIES["structured"], 0.4)
+    assert found.weights["hidden.weight"].tolist() == [[True, True], [False, False], [True, True]]
+    assert found.weights["output.weight"].tolist() == [[True, False, True]]
+    assert {name: kept.tolist() for name, kept in found.biases.items()} == {"hidden.bias": [True, False, True]}
+    assert (found.kept, found.total) == (6, 9)
 
 
-@settings(max_examples=60, deadline=None)
-@given(layers(), sparsities, st.sampled_from(SCOPES))
-def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(scores, sparsity, scope):
-    try:
-        kept = select(scores, sparsity, scope)
-    except NatalError:
-        return
-    for name, score in scores.items():
-        in_order = kept[name].flatten()[score.flatten().argsort(stable=True)]
-        assert torch.equal(in_order, in_order.sort().values)  # False ... False True ... True
+def test_structured_always_leaves_a_neuron() -> None:
+    found = made(STRATEGIES["structured"], 0.999)
+    assert found.biases["hidden.bias"].tolist() == [True, False, False]
+    assert found.kept == 3
 
 
-def test_ties_go_by_position_across_layers():
-    kept = select({"a": torch.zeros(3), "b": torch.zeros(2)}, 0.8)
-    assert kept["a"].tolist() == [False] * 3
-    assert kept["b"].tolist() == [False, True]
+def test_applying_a_mask_sets_exactly_the_removed_entries_to_zero() -> None:
+    net = three_neurons()
+    made(STRATEGIES["structured"], 0.4).apply_(dict(net.named_parameters()))
+    parameters = {name: p.tolist() for name, p in net.named_parameters()}
+    assert parameters["hidden.bias"] == [1.0, 0.0, 1.0]
+    assert parameters["output.bias"] == [1.0]
+    assert torch.equal(net.get_parameter("hidden.weight")[[0, 2]], W1[[0, 2]])
+    assert net.get_parameter("hidden.weight")[1].tolist() == [0.0, 0.0]
+    assert torch.equal(net.get_parameter("output.weight"), W2 * torch.tensor([1.0, 0.0, 1.0]))
 
 
-@settings(max_examples=40, deadline=None)
-@given(layers(), sparsities, st.sampled_from(["global", "layerwise"]))
-def test_units_go_in_exact_number_and_every_layer_keeps_one(scores, sparsity, scope):
-    units = {n: s.flatten() for n, s in scores.items()}
-    try:
-        kept = select_units(units, sparsity, scope)
-    except NatalError as error:
-        assert "would remove every neuron of 'l" in str(error)  # noqa: PT017
-        assert total(units) - int(sparsity * total(units)) < len(units)
-        return
-    assert all(k.any() for k in kept.values())
-    if scope == "global":
-        assert removed(kept) == int(sparsity * total(units))
+@pytest.mark.parametrize(("task", "sparsity", "kept"), [
+    ("regression", 0.0, 2688), ("regression", 0.5, 1344), ("regression", 0.95, 135),
+    ("modular", 0.1, 33524), ("modular", 0.3, 26074), ("modular", 0.95, 1863),
+])  # fmt: skip
+def test_the_papers_networks_keep_exactly_these_counts(task: str, sparsity: float, kept: int) -> None:
+    net = mlp(20, 128, 1, seed=42) if task == "regression" else mlp(194, 128, 97, seed=42)
+    for criterion in ("magnitude", "random"):
+        found = mask(Recipe(name="x", criterion=criterion), problem_of(net, seed=42), sparsity)
+        assert found.kept == kept
 
 
-def test_heights_by_hand():
-    assert heights(torch.tensor([5.0, 1.0, 3.0, 1.0])).tolist() == [0.125, 0.875, 0.375, 0.625]
+def test_ties_go_by_position_first_goes_first() -> None:
+    scores = {"a": torch.tensor([1.0, 0.0, 0.0]), "b": torch.tensor([[0.0, 0.0], [1.0, 0.0]])}
+    kept = select(scores, 3 / 7 + 0.01)
+    assert kept["a"].tolist() == [True, False, False]
+    assert kept["b"].tolist() == [[False, True], [True, True]]
+    assert select({"a": torch.zeros(10)}, 0.3)["a"].tolist() == [False] * 3 + [True] * 7
 
 
-def ones(**shapes):
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+def test_the_threshold_scope_keeps_the_scores_above_the_sparsity() -> None:
+    kept = select({"a": torch.tensor([0.1, 0.5, 0.6]), "b": torch.tensor([0.9])}, 0.5, scope="threshold")
+    assert (kept["a"].tolist(), kept["b"].tolist()) == ([False, False, True], [True])
 
 
-def densities(scores, sparsity, scope):
-    return {n: int(k.sum()) / k.numel() for n, k in select(scores, sparsity, scope).items()}
+def test_neurons_go_with_row_bias_and_column_through_a_chain_of_layers() -> None:
+    weights = {"1.weight": torch.ones(3, 2), "2.weight": torch.ones(2, 3), "3.weight": torch.ones(1, 2)}
+    found = remove_neurons(weights, {"1.weight": torch.tensor([True, False, True]),
+                                     "2.weight": torch.tensor([False, True])})
+    assert found.weights["1.weight"].tolist() == [[True, True], [False, False], [True, True]]
+    assert found.weights["2.weight"].tolist() == [[False, False, False], [True, False, True]]
+    assert found.weights["3.weight"].tolist() == [[False, True]]
+    assert {name: b.tolist() for name, b in found.biases.items()} == {
+        "1.bias": [True, False, True], "2.bias": [False, True],
+    }  # fmt: skip
 
 
-def test_erk_by_hand():
-    # Σ dims: 30 + 40 = 70, 40 + 10 = 50; 10 % of 1600 is 160 weights, shared 70 : 50
-    scores = ones(a=(30, 40), b=(40, 10))
-    kept = select(scores, 0.9, "erk")
-    assert [int(k.sum()) for k in kept.values()] == [93, 67]
-    assert {n: int(k.sum()) for n, k in select(scores, 0.9, "er").items()} == {"a": 93, "b": 67}
+def test_prunable_weights_are_those_of_linear_and_convolution_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    found = prunable(model)
+    assert {name: tuple(w.shape) for name, w in found.items()} == {"0.weight": (2, 1, 3, 3), "3.weight": (3, 8)}
+    found["3.weight"].zero_()
+    assert model[3].weight.abs().sum() > 0  # a copy
+    with pytest.raises(NatalError, match="BatchNorm1d has no linear or convolution layer"):
+        prunable(nn.BatchNorm1d(3))
 
 
-def test_erk_counts_the_kernel_and_er_does_not():
-    scores = ones(conv=(8, 4, 3, 3), linear=(16, 12))  # 288 and 192 weights, Σ dims 18 and 28
-    kept = {scope: int(select(scores, 0.9, scope)["conv"].sum()) for scope in ("erk", "er")}
-    assert kept["erk"] == round(48 * 18 / 46)
-    ratio = 12 / 32 * 288, 28  # er: density ∝ 12 / 32 and 28 / 192
-    assert kept["er"] == pytest.approx(48 * ratio[0] / sum(ratio), abs=0.6)
+# -- properties --------------------------------------------------------------------------------------------------
 
-
-def test_erk_fixes_a_full_layer_dense_and_solves_the_rest_again():
-    scores = ones(big=(100, 100), small=(2, 3), middle=(20, 10))
-    found = densities(scores, 0.5, "erk")
-    assert found["small"] == 1
-    # of 5103 kept, 6 are small's; the rest goes 200 : 30, but middle has only 200 to give
-    assert found["middle"] == 1
-    assert found["big"] == (10206 - int(0.5 * 10206) - 206) / 10000
-    found = densities(scores, 0.95, "erk")
-    kept = 10206 - int(0.95 * 10206)
-    assert found["small"] == 1
-    assert found["big"] * 10000 == pytest.approx((kept - 6) * 200 / 230, abs=1)
-
-
-def test_igq_by_hand():
-    scores = ones(a=(30, 40), b=(40, 10))
-    found = densities(scores, 0.9, "igq")
-    # one F solves 1200 / (1200 F + 1) + 400 / (400 F + 1) = 160
-    low, high = 0.0, 1.0
-    for _ in range(100):
-        F = (low + high) / 2
-        low, high = (F, high) if 1200 / (1200 * F + 1) + 400 / (400 * F + 1) > 160 else (low, F)
-    assert found["a"] * 1200 == pytest.approx(1200 / (1200 * F + 1), abs=1)
-    assert found["b"] * 400 == pytest.approx(400 / (400 * F + 1), abs=1)
-
-
-def test_smart_ratios_by_hand():
-    # L = 3: (3² + 3, 2² + 2, last linear layer 0.3)
-    scores = ones(a=(20, 20), b=(20, 20), c=(10, 20))
-    found = densities(scores, 0.8, "smart-ratios")
-    assert found["c"] == 0.3
-    assert found["a"] * 400 == pytest.approx((200 - 60) * 12 / 18, abs=1)
-    with pytest.raises(NatalError, match="'smart-ratios' keeps 60 weights of 'c'"):
-        select(scores, 0.99, "smart-ratios")
-    with pytest.raises(NatalError, match="'smart-ratios' removes 140 weights of 'c'"):
-        select(scores, 0.01, "smart-ratios")
-
-
-def test_uniform_plus_by_hand():
-    scores = ones(conv=(4, 1, 3, 3), middle=(20, 40), last=(10, 20))
-    found = densities(scores, 0.9, "uniform+")
-    assert found["conv"] == 1
-    assert found["last"] == 0.2
-    assert round(found["middle"] * 800) == 1036 - int(0.9 * 1036) - 36 - 40
-    assert densities(ones(a=(20, 40), b=(10, 20)), 0.5, "uniform+") == {"a": 0.5, "b": 0.5}  # no convolution
-    with pytest.raises(NatalError, match=r"'uniform\+' keeps 40 weights of 'last'"):
-        select(scores, 0.99, "uniform+")
-
-
-def test_densities_by_layer():
-    scores = ones(a=(10, 10), b=(20, 10), c=(10, 10))
-    found = densities(scores, 0.8, {"a": 0.5, "c": 0.0})
-    assert found == {"a": 0.5, "b": 30 / 200, "c": 0}
-    found = densities(scores, 0.775, {"a": 0.5, "b": 0.2, "c": 0.0})
-    assert found == {"a": 0.5, "b": 0.2, "c": 0}
-
-
-@pytest.mark.parametrize(
-    ("scope", "sparsity", "message"),
-    [
-        (
-            {"a": 0.5, "b": 0.2, "c": 0.0},
-            0.5,
-            r"every layer a density, 90 weights in all, but sparsity 0.5 keeps 200",
-        ),
-        ({"a": 1.0}, 0.9, r"with densities by layer keeps 100 weights of 'a'.* leaves only 40"),
-        ({"b": 0.0}, 0.1, r"removes 200 weights of 'b'.* removes only 40"),
-        ({"aa": 0.5}, 0.5, r"no prunable layer 'aa'; did you mean 'a'"),
-        ({"a": 1.5}, 0.5, r"density of 'a' must lie in \[0, 1\], got 1.5"),
-        ("globe", 0.5, "unknown scope 'globe'; known: global"),
-        ("global", 1.0, r"sparsity must lie in \[0, 1\)"),
-    ],
+SPARSITIES = st.floats(0, 1, exclude_max=True)
+NUMBERS = st.floats(-3, 3, width=16) | st.sampled_from([0.0, 1.0])  # coarse, so that ties are common
+SCORES = st.lists(st.lists(NUMBERS, min_size=1, max_size=20), min_size=1, max_size=3).map(
+    lambda layers: {str(i): torch.tensor(layer) for i, layer in enumerate(layers)}
 )
-def test_scopes_that_cannot_be_met_say_why(scope, sparsity, message):
-    with pytest.raises(NatalError, match=message):
-        select(ones(a=(10, 10), b=(20, 10), c=(10, 10)), sparsity, scope)
 
 
-def test_nan_is_refused_by_name():
-    with pytest.raises(NatalError, match="'a' hold NaN"):
+def counted(kept: dict[str, Tensor]) -> int:
+    return sum(int(k.sum()) for k in kept.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, SPARSITIES)
+def test_counts_are_exact(scores: dict[str, Tensor], sparsity: float) -> None:
+    total = sum(s.numel() for s in scores.values())
+    assert counted(select(scores, sparsity)) == total - int(sparsity * total)
+    layerwise = select(scores, sparsity, "layerwise")
+    for name, s in scores.items():
+        assert int(layerwise[name].sum()) == s.numel() - int(sparsity * s.numel())
+        assert layerwise[name].dtype == torch.bool
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, SPARSITIES)
+def test_nothing_kept_scores_below_anything_removed(scores: dict[str, Tensor], sparsity: float) -> None:
+    kept = torch.cat(list(select(scores, sparsity).values()))
+    values = torch.cat(list(scores.values()))
+    assert kept.all() or values[kept].min() >= values[~kept].max()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, SPARSITIES, SPARSITIES, st.sampled_from(["global", "layerwise", "threshold"]))
+def test_masks_are_nested(scores: dict[str, Tensor], one: float, other: float, scope: str) -> None:
+    sparser, denser = select(scores, max(one, other), scope), select(scores, min(one, other), scope)
+    for name in scores:
+        assert not (sparser[name] & ~denser[name]).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, SPARSITIES)
+def test_every_layer_keeps_a_unit(scores: dict[str, Tensor], sparsity: float) -> None:
+    kept = select_units(scores, sparsity, "layerwise")
+    plain = select(scores, sparsity, "layerwise")
+    for name in scores:
+        assert int(kept[name].sum()) == max(1, int(plain[name].sum()))  # under global scope: tests/test_scopes.py
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, math.nan, math.inf])
+def test_a_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
+    with pytest.raises(NatalError, match=r"sparsity must lie in \[0, 1\), got"):
+        select({"a": torch.ones(3)}, sparsity)
+
+
+def test_nan_scores_and_unknown_scopes_are_refused() -> None:
+    with pytest.raises(NatalError, match="scores of 'a' hold NaN"):
         select({"a": torch.tensor([1.0, math.nan])}, 0.5)
+    with pytest.raises(NatalError, match="unknown scope 'local'; known: global, layerwise, threshold"):
+        select({"a": torch.ones(3)}, 0.5, "local")
 
 
-def test_prunable_finds_linear_convolution_and_attention_weights_only():
-    net = nn.Sequential(
-        nn.Embedding(4, 6), nn.TransformerEncoderLayer(6, 2, 8), nn.LayerNorm(6), nn.Conv1d(1, 2, 3)
-    )
-    assert list(prunable(net)) == [
-        "1.self_attn.in_proj_weight",
-        "1.self_attn.out_proj.weight",
-        "1.linear1.weight",
-        "1.linear2.weight",
-        "3.weight",
-    ]
-    assert list(prunable(nn.Linear(2, 2))) == ["weight"]
-
-
-def test_shared_weights_count_once():
-    net = deep_mlp()
-    net[2] = nn.Linear(8, 8)
-    net.append(nn.Linear(8, 8))
-    net[7].weight = net[2].weight
-    assert weight_names(net)["2.weight"] == ["2.weight", "7.weight"]
-    assert "7.weight" not in prunable(net)
-
-
-def test_exclude():
-    net = Residual()
-    assert list(prunable(net, ("first", "last", "conv2.weight"))) == ["conv1.weight", "skip.weight"]
-    with pytest.raises(NatalError, match="no prunable layer 'conv3'; did you mean 'conv"):
-        prunable(net, ("conv3",))
-    with pytest.raises(NatalError, match="leaves no layer of Linear to prune"):
-        prunable(nn.Linear(2, 2), ("first",))
-
-
-def test_weights_that_are_no_parameters_are_refused_by_name():
-    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
-    with pytest.raises(NatalError, match=r"'0.weight' is computed"):
-        prunable(net)
-    with pytest.raises(NatalError, match=r"'0.weight' has no shape yet"):
-        prunable(nn.Sequential(nn.LazyLinear(2)))
-
-
-def test_remove_neurons_of_a_chain():
-    weights = {"a.weight": torch.ones(3, 2), "b.weight": torch.ones(2, 3), "c.weight": torch.ones(1, 2)}
-    found = remove_neurons(
-        weights, {"a.weight": torch.tensor([True, False, True]), "b.weight": torch.tensor([1, 0])}
-    )
-    assert found.weights["a.weight"].int().tolist() == [[1, 1], [0, 0], [1, 1]]
-    assert found.weights["b.weight"].int().tolist() == [[1, 0, 1], [0, 0, 0]]
-    assert found.weights["c.weight"].int().tolist() == [[1, 0]]
-    assert set(found.biases) == {"a.bias", "b.bias"}
-    assert (found.kept, found.total) == (7, 14)
-
-
-def test_mask_counts_and_applies():
-    mask = Mask({"a": torch.tensor([[True, False], [True, True]])}, {"b": torch.tensor([False, True])})
-    parameters = {"a": torch.full((2, 2), 5.0), "b": torch.full((2,), 5.0)}
-    mask.apply_(parameters)
-    assert (mask.kept, mask.total, mask.sparsity, mask.densities()) == (3, 4, 0.25, {"a": 0.75})
-    assert parameters["a"].tolist() == [[5, 0], [5, 5]]
-    assert parameters["b"].tolist() == [0, 5]
+def test_a_dense_mask_keeps_everything() -> None:
+    everything = dense({"a": torch.zeros(3, 2), "b": torch.zeros(1)})
+    assert (everything.kept, everything.total, everything.sparsity) == (7, 7, 0.0)

@@ -8,8 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from natal.compaction import Compacted, Savings, compact, compact_training, savings
     from natal.criteria import Problem, Scores, criteria, criterion
+    from natal.doctor import Diagnosis, collapse_sparsity, diagnose
     from natal.errors import NatalError
+    from natal.interop import (
+        Ticket,
+        from_torch_prune,
+        load_mask,
+        load_ticket,
+        save_mask,
+        save_ticket,
+        to_torch_prune,
+    )
     from natal.masks import Mask, select
     from natal.pruning import apply, prune
     from natal.results import Results, load
@@ -18,8 +29,13 @@ if TYPE_CHECKING:
     from natal.tasks import Data, task, tasks
 
 _HOMES = {
+    "natal.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
     "natal.criteria": ("Problem", "Scores", "criteria", "criterion"),
+    "natal.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
     "natal.errors": ("NatalError",),
+    "natal.interop": (
+        "Ticket", "from_torch_prune", "load_mask", "load_ticket", "save_mask", "save_ticket", "to_torch_prune",
+    ),
     "natal.masks": ("Mask", "select"),
     "natal.pruning": ("apply", "prune"),
     "natal.results": ("Results", "load"),
@@ -30,8 +46,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Data", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Scores", "Study", "Training",
-    "apply", "criteria", "criterion", "load", "load_study", "plan", "prune", "run", "select", "task", "tasks",
+    "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
+    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criteria", "criterion",
+    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run", "save_mask",
+    "save_ticket", "savings", "select", "task", "tasks", "to_torch_prune",
 ]  # fmt: skip
 
 

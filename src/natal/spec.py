@@ -42,7 +42,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-SCOPES = ("global", "layerwise", "er", "erk", "igq", "smart-ratios", "uniform+", "threshold")
+SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
 """Where scores compete; `natal.masks` says what each means."""
 
 Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]

@@ -1,0 +1,531 @@
+"""The smaller network computes the same function, trains the same way, and remains an ordinary module."""
+
+import copy
+import io
+import itertools
+import pickle
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from natal.compaction import compact, compact_training, savings
+from natal.errors import NatalError
+from natal.flow import masked
+from natal.masks import Mask, dense, prunable, remove_neurons
+
+torch.set_num_threads(1)
+
+
+class Residual(nn.Module):
+    """A stem, a block with an addition, global pooling; ``cat`` concatenates instead of adding."""
+
+    def __init__(self, width: int = 6, padding: int = 1, cat: bool = False, inplace: bool = False) -> None:
+        super().__init__()
+        self.cat = cat
+        self.act = nn.ReLU(inplace=inplace)
+        self.stem, self.norm = nn.Conv2d(3, width, 3, padding=padding), nn.BatchNorm2d(width)
+        self.one, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.two, self.norm2 = nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width * (1 + cat), 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.stem(x)))
+        y = self.norm2(self.two(F.relu(self.norm1(self.one(x)))))
+        x = torch.cat([x, y], dim=1) if self.cat else torch.relu(x + y)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+class Preactivated(nn.Module):
+    """An in-place activation changes the tensor that the addition reads later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.block(self.act(x)) + x)
+
+
+class View(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6 * 9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.leaky_relu(self.conv(x), 0.1), 2)
+        return self.head(x.view(x.size(0), -1))
+
+
+def mlp(*widths: int, act: type[nn.Module] = nn.ReLU, norm: bool = False, bias: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, o in itertools.pairwise(widths):
+        layers += [nn.Linear(i, o, bias=bias), *([nn.BatchNorm1d(o)] if norm else []), act()]
+    return nn.Sequential(*layers[: -1 - norm])
+
+
+def conv(act: type[nn.Module] = nn.ReLU, padding: int = 0) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), act(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 5, 3, padding=padding), act(), nn.AvgPool2d(2, padding=padding), nn.Dropout(0.0),
+        nn.Flatten(), nn.BatchNorm1d(5 * (1 + 8 * padding)), nn.Linear(5 * (1 + 8 * padding), 7), act(),
+        nn.Linear(7, 4),
+    )  # fmt: skip
+
+
+def depthwise() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.PReLU(6), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.SiLU(),
+        nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
+    )  # fmt: skip
+
+
+def depthwise_padded() -> nn.Sequential:
+    """A depthwise channel without weights is constant, and not foldable past the padding behind it."""
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 1), nn.Conv2d(5, 5, 3, groups=5), nn.Sigmoid(), nn.Conv2d(5, 3, 3, padding=1),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(3, 4),
+    )  # fmt: skip
+
+
+IMAGE, ROW = (3, 8, 8), (5,)
+NETS = {
+    "mlp": (lambda: mlp(5, 9, 4), ROW),
+    "deep": (lambda: mlp(5, 8, 8, 8, 8, 4, act=nn.Sigmoid), ROW),
+    "deep-norm": (lambda: mlp(5, 8, 8, 8, 4, norm=True), ROW),
+    "no-bias": (lambda: mlp(5, 8, 8, 4, act=nn.Softplus, bias=False), ROW),
+    "conv": (conv, IMAGE),
+    "conv-padded": (lambda: conv(nn.Sigmoid, padding=1), IMAGE),
+    "depthwise": (depthwise, IMAGE),
+    "depthwise-padded": (depthwise_padded, IMAGE),
+    "residual": (Residual, IMAGE),
+    "residual-in-place": (lambda: Residual(inplace=True), IMAGE),
+    "dense-block": (lambda: Residual(cat=True), IMAGE),
+    "preactivated": (Preactivated, ROW),
+    "view": (View, IMAGE),
+}
+
+
+def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """Return a net with lively normalisation statistics, and a batch for it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        make, shape = NETS[name]
+        net = make()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                for t in (module.running_mean, module.weight.data, module.bias.data):
+                    t.normal_()
+                module.running_var.uniform_(0.5, 2)
+        return net, torch.randn(6, *shape)
+
+
+def random_mask(net: nn.Module, density: float, seed: int, units: float = 1.0) -> Mask:
+    """Return a random mask: weights kept with ``density``, and whole rows (bias too) with ``units``."""
+    generator = torch.Generator().manual_seed(seed)
+    weights, biases = {}, {}
+    for name, w in prunable(net).items():
+        rows = torch.rand(len(w), generator=generator) < units
+        weights[name] = (torch.rand(w.shape, generator=generator) < density) & rows.view(
+            -1, *[1] * (w.ndim - 1)
+        )
+        bias = name.removesuffix("weight") + "bias"
+        if bias in dict(net.named_parameters()):
+            biases[bias] = rows
+    return Mask(weights, biases)
+
+
+def size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(NETS)),
+    density=st.floats(0, 0.6),
+    units=st.sampled_from([1.0, 0.6]),
+    training=st.booleans(),
+    with_example=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_it_computes_the_same_function(name, density, units, training, with_example, seed):
+    net, x = build(name, seed)
+    net.train(training)
+    mask = random_mask(net, density, seed, units)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    expected = masked(net, mask)(x)
+    small = compact(net, mask, x if with_example else None)
+    assert type(small) is type(net)
+    assert small.training == training
+    assert all(
+        torch.equal(v, before[k]) for k, v in net.state_dict().items()
+    )  # the caller's model is his own
+    torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-5)
+    assert size(small) <= size(net) + 8  # 8: a bias that folding asked for
+    torch.testing.assert_close(compact_training(net, mask).model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "adamw-amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=3e-2, momentum=0.9, weight_decay=1e-3),
+}
+
+
+def train(net: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, x: Tensor, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), torch.arange(len(x)) % 4 % 3)
+        loss.backward()
+        optimizer.step()
+        mask.apply_(dict(net.named_parameters()))
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", ["mlp", "deep-norm", "conv-padded", "depthwise", "residual", "preactivated", "no-bias"]
+)
+def test_it_trains_on_like_the_masked_network(name, optimizer):
+    net, x = build(name)
+    mask = random_mask(net, 0.35, seed=3, units=0.6)
+    mask.apply_(dict(net.named_parameters()))
+    opt = OPTIMIZERS[optimizer](net.parameters())
+    train(net, mask, opt, x, 5)
+    small, sliced, carried = compact_training(net, mask, opt)
+    assert type(carried) is type(opt)
+    assert size(small) < size(net)
+    expected = train(net, mask, opt, x, 20)
+    assert train(small, sliced, carried, x, 20) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_fresh_optimizer_would_train_differently():
+    net, x = build("mlp")
+    mask = random_mask(net, 0.35, seed=3, units=0.6)
+    opt = torch.optim.Adam(net.parameters(), lr=1e-2)
+    train(net, mask, opt, x, 5)
+    small, sliced, _ = compact_training(net, mask, opt)
+    other = train(small, sliced, torch.optim.Adam(small.parameters(), lr=1e-2), x, 20)
+    assert other != pytest.approx(train(net, mask, opt, x, 20), abs=1e-4)
+
+
+def test_neurons_leave_whole():
+    net = mlp(194, 128, 97)
+    hidden = torch.arange(128) % 2 == 0
+    mask = remove_neurons(prunable(net), {"0.weight": hidden})
+    small = compact(net, mask)
+    assert [tuple(p.shape) for p in small.parameters()] == [(64, 194), (64,), (97, 64), (97,)]
+    assert (small[0].in_features, small[0].out_features, small[2].in_features) == (194, 64, 64)
+    assert torch.equal(small[0].weight, net[0].weight[hidden])
+    trained = compact_training(net, mask)
+    assert trained.mask.sparsity == 0
+    assert trained.optimizer is None
+    assert {n: tuple(m.shape) for n, m in trained.mask.items().items()} == {
+        "0.weight": (64, 194), "2.weight": (97, 64), "0.bias": (64,)
+    }  # fmt: skip
+
+
+def set_(tensor: Tensor, values: list) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.tensor(values))
+
+
+@pytest.mark.parametrize(("bias", "folded"), [(2.0, 0.5 + 3 * 2.0), (-2.0, 0.5)])
+def test_a_constant_unit_is_folded_into_the_next_bias(bias, folded):
+    net = mlp(1, 2, 1)
+    set_(net[0].bias, [1.0, bias])
+    set_(net[2].weight, [[1.0, 3.0]])
+    set_(net[2].bias, [0.5])
+    mask = Mask({"0.weight": torch.tensor([[True], [False]])})
+    small = compact(net, mask)
+    assert small[0].out_features == 1
+    assert small[2].bias.tolist() == [folded]
+    # its bias would have learned: for training it must stay
+    assert compact_training(net, mask).model[0].out_features == 2
+
+
+def test_a_kept_bias_of_zero_will_learn_and_so_stays_for_training():
+    net = mlp(1, 2, 1)
+    nn.init.zeros_(net[0].bias)
+    mask = Mask({"0.weight": torch.tensor([[True], [False]])})
+    assert compact(net, mask)[0].out_features == 1
+    assert compact_training(net, mask).model[0].out_features == 2
+    masked_bias = Mask(mask.weights, {"0.bias": torch.tensor([True, False])})
+    assert compact_training(net, masked_bias).model[0].out_features == 1
+
+
+class Written(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        x.masked_fill_(x > 0.2, 0.5)  # not understood, and it changes what b reads
+        return self.c(torch.relu(self.b(x)))
+
+
+def test_a_tensor_written_to_is_not_constant():
+    net, x = Written(), torch.randn(5, 3)
+    nn.init.ones_(net.a.bias)
+    only_first = torch.ones(3, 3, dtype=torch.bool)
+    only_first[0, 1:] = False
+    mask = Mask(
+        {"a.weight": masked_first_channel(net, "a.weight").weights["a.weight"], "b.weight": only_first}
+    )
+    torch.testing.assert_close(compact(net, mask)(x), masked(net, mask)(x))
+
+
+def test_a_layer_without_bias_gains_one_when_folding_needs_it():
+    net = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), nn.Linear(2, 1, bias=False))
+    mask = Mask({"0.weight": torch.tensor([[True], [False]])})
+    small = compact(net, mask)
+    assert small[2].bias is not None
+    assert compact(net, dense(prunable(net)))[2].bias is None
+    torch.testing.assert_close(small(torch.ones(3, 1)), masked(net, mask)(torch.ones(3, 1)))
+
+
+def masked_first_channel(net: nn.Module, name: str) -> Mask:
+    kept = torch.ones_like(net.get_parameter(name), dtype=torch.bool)
+    kept[0] = False
+    return Mask({name: kept})
+
+
+@pytest.mark.parametrize(
+    ("padding", "mode", "bias", "width"),
+    [
+        (0, "zeros", 1.0, 3),
+        (1, "zeros", 1.0, 4),
+        (1, "zeros", -1.0, 3),
+        (1, "reflect", 1.0, 3),
+        ("same", "zeros", 1.0, 4),
+    ],
+)
+def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mode, bias, width):
+    first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=padding, padding_mode=mode)
+    net = nn.Sequential(first, nn.ReLU(), second)
+    set_(first.bias, [bias, 0.1, 0.2, 0.3])
+    mask, x = masked_first_channel(net, "0.weight"), torch.randn(2, 2, 7, 7)
+    small = compact(net, mask)
+    assert small[0].out_channels == small[2].in_channels == width
+    torch.testing.assert_close(small(x), masked(net, mask)(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
+def test_batch_norm_is_folded_through_in_evaluation_mode_only(training, width):
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).train(training)
+    set_(net[1].running_mean, [1.0, 2.0, 3.0, 4.0])
+    small = compact(net, masked_first_channel(net, "0.weight"))
+    assert small[0].out_features == small[1].num_features == small[3].in_features == width
+    assert len(small[1].running_mean) == width
+
+
+def test_units_tied_by_an_addition_go_only_together():
+    net, x = build("residual")
+    net.eval()
+    head = torch.ones(4, 6, dtype=torch.bool)
+    head[:, 0] = False  # nobody reads channel 0 after the addition, but the block reads it before
+    alone = compact(net, Mask({"head.weight": head}))
+    assert (alone.stem.out_channels, alone.two.out_channels) == (6, 6)
+    block = torch.ones(6, 6, 3, 3, dtype=torch.bool)
+    block[:, 0] = False
+    both = compact(net, Mask({"head.weight": head, "one.weight": block}))
+    assert (both.stem.out_channels, both.norm.num_features, both.one.in_channels) == (5, 5, 5)
+    assert (both.two.out_channels, both.head.in_features, both.one.out_channels) == (5, 5, 6)
+    torch.testing.assert_close(both(x), masked(net, Mask({"head.weight": head, "one.weight": block}))(x))
+
+
+def test_one_unit_of_a_collapsed_layer_stays():
+    net, x = build("deep")
+    mask = Mask({name: torch.zeros_like(w, dtype=torch.bool) for name, w in prunable(net).items()})
+    small = compact(net, mask)
+    assert [m.out_features for m in small if isinstance(m, nn.Linear)] == [1, 1, 1, 1, 4]
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_to_remove_gives_an_equal_copy(name):
+    net, x = build(name)
+    small = compact(net.eval(), dense(prunable(net)))
+    assert small is not net
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), small.parameters(), strict=True))
+    assert torch.equal(small(x), net(x))
+
+
+class Reused(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2), kind
+        self.norm = nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        if kind == "tied":
+            self.b.weight = self.a.weight
+        if kind == "hooked":
+            self.b.register_forward_hook(lambda module, inputs, output: output.flip(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        match self.kind:
+            case "twice":
+                x = self.a(x)
+            case "norm":
+                x = self.norm(x)
+            case "reshaped":
+                x = x.reshape(-1, 2, 2).transpose(1, 2).reshape(-1, 4)
+            case "direct":
+                x = F.linear(x, self.b.weight, self.b.bias) + self.b(x)
+            case "tied" | "hooked":
+                x = self.b(x)
+            case "width":
+                x = x * x.size(1)
+            case "written":
+                x.masked_fill_(x > 0.2, 0.5)
+            case "attention":
+                x = self.attention(x, x, x)[0]
+        return self.c(x)
+
+
+@pytest.mark.parametrize(
+    "kind", ["twice", "norm", "reshaped", "direct", "tied", "hooked", "width", "written", "attention"]
+)
+def test_what_is_not_understood_keeps_its_width(kind):
+    net, x = Reused(kind), torch.randn(5, 4)
+    mask = masked_first_channel(net, "a.weight")
+    mask = Mask({**mask.weights, "b.weight": mask.weights["a.weight"]} if kind != "tied" else mask.weights)
+    small = compact(net, mask)
+    assert small.a.out_features == 4
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+def test_a_hook_survives_but_a_plain_layer_before_it_still_shrinks():
+    net = mlp(3, 4, 4, 2)
+    net[4].register_forward_hook(lambda module, inputs, output: 2 * output)
+    mask, x = masked_first_channel(net, "0.weight"), torch.randn(5, 3)
+    small = compact(net, mask)
+    assert small[0].out_features == 3
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+def test_an_example_reveals_sequences():
+    # (rows, steps, features): batch norm would act on the steps, so with an example its width stays
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    mask, x = masked_first_channel(net, "0.weight"), torch.randn(5, 4, 3)
+    small = compact(net, mask, x)
+    assert small[0].out_features == 4
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("net", "mask", "message"),
+    [
+        (Branching(), Mask({"a.weight": torch.ones(2, 2, dtype=torch.bool)}), "forward pass of Branching"),
+        (mlp(2, 3), Mask({"0.wieght": torch.ones(3, 2, dtype=torch.bool)}), "did you mean '0.weight'"),
+        (mlp(2, 3), Mask({"0.weight": torch.ones(2, 3, dtype=torch.bool)}), "shape (3, 2)"),
+        (mlp(2, 3), Mask({"0.weight": torch.ones(3, 2)}), "torch.bool"),
+    ],
+)
+def test_bad_input_is_one_sentence(net, mask, message):
+    with pytest.raises(NatalError) as error:
+        compact(net, mask)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_example_and_a_foreign_optimizer_are_refused():
+    net = mlp(2, 3, 1)
+    with pytest.raises(NatalError, match="cannot be run on the example"):
+        compact(net, dense(prunable(net)), torch.ones(1, 5))
+    with pytest.raises(NatalError, match="no parameter of this Sequential"):
+        compact_training(net, dense(prunable(net)), torch.optim.SGD(mlp(2, 3).parameters()))
+
+
+def test_frozen_parameters_stay_frozen_and_gradients_are_dropped():
+    net = mlp(2, 4, 1)
+    net[0].weight.requires_grad_(False)
+    net(torch.ones(1, 2)).sum().backward()
+    small = compact(net, masked_first_channel(net, "0.weight"))
+    assert not small[0].weight.requires_grad
+    assert small[2].weight.requires_grad
+    assert all(p.grad is None for p in small.parameters())
+    assert net[2].weight.grad is not None
+
+
+def test_the_global_random_state_is_untouched():
+    net, x = build("conv")
+    state = torch.get_rng_state()
+    compact(net.train(), random_mask(net, 0.3, 1), x)
+    savings(net, net, x, repeats=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def through_export(net: nn.Module, x: Tensor) -> Tensor:
+    return torch.export.export(net, (x,)).module()(x)
+
+
+def through_pickle(net: nn.Module, x: Tensor) -> Tensor:
+    return pickle.loads(pickle.dumps(net))(x)
+
+
+def through_save(net: nn.Module, x: Tensor) -> Tensor:
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)(x)
+
+
+def through_onnx(net: nn.Module, x: Tensor) -> Tensor:
+    buffer = io.BytesIO()
+    torch.onnx.export(net, (x,), buffer, dynamo=True, verbose=False)
+    model = onnx.load_from_string(buffer.getvalue())
+    onnx.checker.check_model(model)
+    (result,) = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
+    return torch.from_numpy(result)
+
+
+WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, x: copy.deepcopy(net)(x)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual"])
+def test_it_travels(name, way):
+    net, x = build(name)
+    net.eval()
+    mask = random_mask(net, 0.4, seed=1, units=0.5)
+    small = compact(net, mask)
+    assert size(small) < size(net)
+    torch.testing.assert_close(way(small, x), masked(net, mask)(x), atol=1e-5, rtol=1e-5)
+
+
+def test_savings_are_counted_from_shapes():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 3))
+    kept = torch.ones(3, 36, dtype=torch.bool)
+    kept[:, 9:18] = False  # channel 1's nine positions
+    small = compact(net, Mask({"3.weight": kept}))
+    saved = savings(net, small, torch.randn(7, 2, 5, 5), repeats=3)
+    assert saved.parameters == (4 * 18 + 4 + 3 * 36 + 3, 3 * 18 + 3 + 3 * 27 + 3)
+    assert saved.multiply_adds == (9 * 4 * 18 + 3 * 36, 9 * 3 * 18 + 3 * 27)
+    assert saved.layers["0"] == ((76, 57), (648, 486))
+    assert min(saved.seconds) > 0
+    assert "187 -> 141" in str(saved)
+    assert "times as fast" in str(saved)
+    with pytest.raises(NatalError, match="repeats must be at least 1, got 0"):
+        savings(net, small, torch.randn(7, 2, 5, 5), repeats=0)
