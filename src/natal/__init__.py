@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         to_torch_prune,
     )
     from natal.masks import Mask, select
+    from natal.pruning import apply, prune
     from natal.results import Results, load
     from natal.runner import plan, run
     from natal.spec import Recipe, Run, Study, Training, load_study
@@ -36,6 +37,7 @@ _HOMES = {
         "Ticket", "from_torch_prune", "load_mask", "load_ticket", "save_mask", "save_ticket", "to_torch_prune",
     ),
     "natal.masks": ("Mask", "select"),
+    "natal.pruning": ("apply", "prune"),
     "natal.results": ("Results", "load"),
     "natal.runner": ("plan", "run"),
     "natal.spec": ("Recipe", "Run", "Study", "Training", "load_study"),
@@ -45,8 +47,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
-    "Study", "Ticket", "Training", "collapse_sparsity", "compact", "compact_training", "criteria", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "run", "save_mask",
+    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criteria", "criterion",
+    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run", "save_mask",
     "save_ticket", "savings", "select", "task", "tasks", "to_torch_prune",
 ]  # fmt: skip
 

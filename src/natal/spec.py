@@ -21,9 +21,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     Strict,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -40,31 +42,67 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
+"""Where scores compete; `natal.masks` says what each means."""
+
+Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]
+Control = Literal[
+    "shuffle", "reinit", "invert", "quota-random", "random-neurons", "highest-norm", "fresh-narrow"
+]
+
+
+def _scope(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for layer, density in value.items():
+            if isinstance(density, bool) or not isinstance(density, int | float) or not 0 <= density <= 1:
+                raise ValueError(f"the density of layer {layer!r} must lie in [0, 1], got {density!r}")
+        return {str(layer): float(density) for layer, density in value.items()}
+    if value not in SCOPES:
+        raise ValueError(f"unknown scope {value!r}; known: {', '.join(SCOPES)}, or densities by layer")
+    return value
+
+
 class Recipe(_Model):
     """How to choose a mask: which score, where scores compete, what is removed.
 
     A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
-    compete (``global``, ``layerwise``, or ``threshold`` for no competition at all), ``granularity`` whether single weights or whole neurons are removed.
+    compete (a name in `SCOPES`, or densities by layer), ``granularity`` whether single weights or whole
+    neurons are removed, ``aggregate`` how a neuron's score comes from its weights', ``control`` the comparison
+    that replaces the mask or the initial weights, see `natal.criteria.mask`.
     """
 
     name: str
     criterion: str
-    scope: Literal["global", "layerwise", "threshold"] = "global"
+    scope: Annotated[str | dict[str, float], PlainValidator(_scope)] = "global"
     granularity: Literal["weight", "neuron"] = "weight"
+    aggregate: Aggregate = "incoming-l2"
+    control: Control | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: Any) -> dict[str, Any]:
+        # left out unless used, so that the keys of runs stored before these fields existed stay the same
+        later = {"aggregate": "incoming-l2", "control": None}
+        return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
+
+
+_WIDTH_CONTROLS: tuple[Control, ...] = ("random-neurons", "highest-norm", "fresh-narrow")
+_STRUCTURED: Any = {"criterion": "magnitude", "scope": "layerwise", "granularity": "neuron"}
 
 STRATEGIES: dict[str, Recipe] = {
-    "structured": Recipe(name="structured", criterion="magnitude", scope="layerwise", granularity="neuron"),
+    "structured": Recipe(name="structured", **_STRUCTURED),
+    **{control: Recipe(name=control, control=control, **_STRUCTURED) for control in _WIDTH_CONTROLS},
 }
-"""Strategies with a name of their own. Any criterion's name is a strategy too: global scope, single weights."""
+"""Strategies with a name of their own: the study's structured pruning and its three controls. Any criterion's
+name is a strategy too: global scope, single weights."""
 
 
 def _recipe(entry: Any) -> Any:
     if isinstance(entry, str):
         return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
     if isinstance(entry, Mapping) and "name" not in entry:
-        words = [entry[k] for k in ("criterion", "scope", "granularity") if k in entry]
-        return {"name": "-".join(map(str, words)), **entry}
+        order = ("criterion", "scope", "granularity", "aggregate", "control")
+        words = [entry[k] for k in order if k in entry]
+        return {"name": "-".join("by-layer" if isinstance(w, Mapping) else str(w) for w in words), **entry}
     return entry
 
 

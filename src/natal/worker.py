@@ -51,12 +51,15 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
     problem = problem_of(
         net, run.seed, inputs=split.data.inputs[split.fit], targets=split.data.targets[split.fit], loss=task.loss.value
     )
+    chosen = mask(study.recipe(run.strategy), problem, run.sparsity)
+    # a control may replace initial values, not only the mask
+    parameters |= {name: values.to(dtype) for name, values in chosen.redrawn.items()}
     return Ticket(
         key=key,
         task=task,
         split=split,
         parameters=parameters,
-        mask=mask(study.recipe(run.strategy), problem, run.sparsity),
+        mask=chosen,
         learning_rate=study.learning_rate(run.task, task.learning_rate),
     )
 

@@ -1,0 +1,190 @@
+"""What a criterion sees and what it answers: `Problem`, `Scores`, the registry, and the two gradients all of
+them use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from natal.errors import NatalError
+from natal.masks import dense
+from natal.registry import Registry
+from natal.streams import stream
+
+Scores = Mapping[str, Tensor]
+"""One score per prunable weight, by parameter name, in the weight's shape; higher = keep."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a criterion may look at: a network at initialisation and the data it will be trained on.
+
+    ``model``: a private copy when a criterion is called. ``weights``: its prunable weights by parameter name.
+    ``inputs``, ``targets``, ``loss``: the training rows and the loss, absent for a data-free use. ``seed``:
+    the run's; draw from ``problem.stream("mask")``, never from the global generator.
+
+    The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
+    ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
+    ``sparsity``: the final one.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    seed: int
+    inputs: Tensor | None = None
+    targets: Tensor | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    round: int = 1
+    sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.initial:
+            object.__setattr__(self, "initial", self.weights)
+        if not self.kept:
+            object.__setattr__(self, "kept", dense(self.weights).weights)
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return this run's generator for one purpose; see `natal.streams.stream`."""
+        return stream(self.seed, purpose)
+
+    def outputs(self, parameters: Mapping[str, Tensor], inputs: Tensor | None = None) -> Any:
+        """Return f(inputs; parameters), by default on the batch; unnamed parameters are the model's own.
+
+        Raises NatalError naming the layer that the batch does not fit.
+        """
+        batch = self.inputs if inputs is None else inputs
+        try:
+            return functional_call(self.model, dict(parameters), (batch,))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            reason = str(error).strip().split("\n")[0]
+            raise NatalError(f"a batch of shape {shape} does not fit layer {self._stuck_at(batch)!r} of "
+                             f"{type(self.model).__name__}: {reason}") from error
+
+    def loss_of(self, outputs: Any) -> Tensor:
+        """Return the loss of these outputs on the batch's targets, checked to be one number."""
+        if self.loss is None:
+            raise NatalError("no loss was given; register a criterion that asks for it with needs='data'")
+        try:
+            value = self.loss(outputs, self.targets)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise NatalError(
+                f"the loss does not fit the model's outputs and the batch's targets: {reason}"
+            ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise NatalError(f"the loss must be one number, got {got}; average over the rows")
+        return value.squeeze()
+
+    def loss_at(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return L(parameters), the loss on the batch."""
+        return self.loss_of(self.outputs(parameters))
+
+    def _stuck_at(self, batch: Any) -> str:
+        entered = [""]
+        hooks = [module.register_forward_pre_hook(lambda _m, _i, name=name: entered.append(name))
+                 for name, module in self.model.named_modules()]
+        try:
+            self.model(batch)
+        except Exception:
+            return entered[-1] or type(self.model).__name__
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return "?"
+
+
+Criterion = Callable[[Problem], Scores]
+criteria: Registry[Criterion] = Registry("criterion")
+
+Needs = Literal["nothing", "shape", "data"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a criterion asks for, beside its formula.
+
+    ``needs``: ``data`` for a batch and a loss, ``shape`` for the shape of an input, whose values are not
+    used, ``nothing``. ``rounds``: how often scores are computed, the density after round t being d^(t /
+    rounds). ``returns``: whether a weight removed in an earlier round may come back. ``neurons``: whether a
+    neuron's score can be made from its weights'.
+    """
+
+    needs: Needs = "nothing"
+    rounds: int = 1
+    returns: bool = False
+    neurons: bool = True
+
+
+traits: dict[str, Traits] = {}
+
+
+def criterion(
+    name: str, *, needs: Needs = "nothing", rounds: int = 1, returns: bool = False, neurons: bool = True
+) -> Callable[[Criterion], Criterion]:
+    """Register the decorated function as the criterion ``name``; see `Traits` for the options.
+
+    With ``rounds`` above 1 it is called again after each cut, with the weights that are left.
+    """
+
+    def file(function: Criterion) -> Criterion:
+        criteria.register(name)(function)
+        traits[name] = Traits(needs, rounds, returns, neurons)
+        return function
+
+    return file
+
+
+def leaves(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the weights that a gradient can be taken in."""
+    return {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+
+
+def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
+    """Return ∂value/∂at by name; zero for a weight that ``value`` does not depend on.
+
+    Raises NatalError if it depends on none of them.
+    """
+    found = (torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
+             if value.requires_grad else [None])
+    if all(g is None for g in found):
+        raise NatalError(f"the loss does not depend on the model's weights, not even on {next(iter(at))!r}")
+    pairs = zip(at.items(), found, strict=True)
+    return {name: torch.zeros_like(w) if g is None else g for (name, w), g in pairs}
+
+
+@contextmanager
+def private(problem: Problem) -> Iterator[Problem]:
+    """Yield the problem with a model of its own, so that scoring leaves no trace on the caller.
+
+    The copy is in evaluation mode (no dropout), except that batch norms use the batch's own statistics: at
+    initialisation the running ones are placeholders. Internal draws happen on a forked global generator.
+    Attention uses the kernel that can be differentiated twice.
+    """
+    if torch.is_inference_mode_enabled():
+        raise NatalError("scores need derivatives: leave torch.inference_mode() (torch.no_grad() is fine)")
+    try:
+        model = deepcopy(problem.model).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise NatalError(
+            f"{type(problem.model).__name__} cannot be copied: {str(error).splitlines()[0]}"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        torch.default_generator.manual_seed(problem.seed)
+        yield replace(problem, model=model)
