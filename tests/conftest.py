@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import natal
 from natal import report, runner
@@ -49,7 +50,18 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The results of the tiny study with everything that `natal run` writes; read-only."""
-    return natal.run(tiny(), tmp_path_factory.mktemp("tiny") / "results")
+    return natal.load(_once(tmp_path_factory, "tiny", lambda out: natal.run(tiny(), out)))
+
+
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a directory that is filled by whichever test process comes first."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    done = shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            make(shared / name / "results")
+            done.touch()
+    return shared / name / "results"
 
 
 def trainings(directory: Path) -> dict[str, tuple[object, ...]]:

@@ -68,7 +68,7 @@ class Processes(ProcessPoolExecutor):
     def stop(self) -> None:
         """End the workers at once, whatever they are doing."""
         self._lifeline.close()
-        self.shutdown(wait=False, cancel_futures=True)
+        self.shutdown(cancel_futures=True)  # waits: a worker still starting would miss what it starts with
 
 
 @contextmanager

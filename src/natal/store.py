@@ -45,7 +45,9 @@ class Outcome:
     all of them, biases never counted. ``constant``: the trained network gives every test row the same output.
     ``train_loss_curve`` and ``val_metric_curve``: one value per epoch trained. ``seconds``: the training's share of
     wall time. ``made_by``: engine, torch version, device. ``deterministic``: whether torch's deterministic algorithms
-    were on.
+    were on. ``diagnosis``: what the mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the
+    sparsity at which this criterion first empties a layer of this network, None if it is not known), ``findings`` (pairs
+    of severity and sentence, gravest first) and ``layers``, as in `natal.doctor`.
     """
 
     key: str
@@ -65,6 +67,7 @@ class Outcome:
     seconds: float
     made_by: str
     deterministic: bool
+    diagnosis: dict[str, Any]
     train_loss_curve: NDArray[np.float64] = field(repr=False)
     val_metric_curve: NDArray[np.float64] = field(repr=False)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from natal.criteria import criteria, mask, problem_of
+from natal.criteria import Problem, criteria, mask, problem_of, score, traits
+from natal.determinism import deterministic, one_thread
+from natal.doctor import collapse_sparsity, diagnose
 from natal.engine import ENGINES, Ticket
 from natal.errors import NatalError
+from natal.masks import Mask
 from natal.nets import mlp
 from natal.registry import did_you_mean
-from natal.spec import STRATEGIES, Run, Study
+from natal.spec import STRATEGIES, Recipe, Run, Study
 from natal.tasks import load, tasks
 
 if TYPE_CHECKING:
@@ -51,9 +56,12 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
     problem = problem_of(
         net, run.seed, inputs=split.data.inputs[split.fit], targets=split.data.targets[split.fit], loss=task.loss.value
     )
-    chosen = mask(study.recipe(run.strategy), problem, run.sparsity)
-    # a control may replace initial values, not only the mask
-    parameters |= {name: values.to(dtype) for name, values in chosen.redrawn.items()}
+    recipe = study.recipe(run.strategy)
+    with one_thread(), deterministic():  # scores are sums too: their bits must not depend on the number of threads
+        chosen = mask(recipe, problem, run.sparsity)
+        # a control may replace initial values, not only the mask
+        parameters |= {name: values.to(dtype) for name, values in chosen.redrawn.items()}
+        diagnosis = _diagnosis(net, problem, chosen, recipe, run.sparsity)
     return Ticket(
         key=key,
         task=task,
@@ -61,7 +69,35 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
         parameters=parameters,
         mask=chosen,
         learning_rate=study.learning_rate(run.task, task.learning_rate),
+        diagnosis=diagnosis,
     )
+
+
+DIAGNOSED_ROWS = 256
+"""Training rows the mask doctor runs through a network: enough for scales and dead ReLUs, cheap beside one epoch."""
+
+
+def _diagnosis(net: nn.Module, problem: Problem, chosen: Mask, recipe: Recipe, sparsity: float) -> dict[str, Any]:
+    """Return what the mask doctor says of a network about to be trained, JSON-ready; nothing for a dense one."""
+    if sparsity == 0:
+        return {}
+    assert problem.inputs is not None
+    newborn = deepcopy(net)
+    with torch.no_grad():
+        for name, values in chosen.redrawn.items():
+            newborn.get_parameter(name).copy_(values)
+    by_weight = recipe.granularity == "weight"
+    found = diagnose(newborn, chosen, problem.inputs[:DIAGNOSED_ROWS], requested=sparsity if by_weight else None,
+                     random=recipe.criterion == "random" and recipe.control is None)
+    collapses_at = None
+    if by_weight and recipe.scope == "global" and recipe.control is None and traits[recipe.criterion].rounds == 1:
+        collapses_at = collapse_sparsity(score(recipe.criterion, replace(problem, sparsity=sparsity)))
+    return {
+        "effective_sparsity": found.effective_sparsity,
+        "collapses_at": collapses_at,
+        "findings": [[finding.severity, finding.text] for finding in found.findings],
+        "layers": [asdict(layer) for layer in found.layers],
+    }
 
 
 def load_plugins(study: Study) -> None:

@@ -17,18 +17,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from natal.engine.ticket import History, Ticket, Trained, conclude, deterministic
+from natal.determinism import deterministic, one_thread
+from natal.engine.ticket import History, Ticket, Trained, conclude
 from natal.errors import NatalError
 from natal.spec import Training
 
@@ -51,7 +50,7 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
         shape = (weight.shape, weight.dtype, len(split.fit), len(split.val), data.outputs, _ones_a_row(data.inputs))
         groups.setdefault((ticket.task.name, _width(ticket), ticket.learning_rate, shape), []).append(i)
     trained: dict[int, Trained] = {}
-    with _one_thread(), deterministic(), torch.no_grad():
+    with one_thread(), deterministic(), torch.no_grad():
         for members in groups.values():
             first = tickets[members[0]]
             together = lanes_at_once(len(first.split.fit), _width(first), first.split.data.outputs)
@@ -387,21 +386,6 @@ class _NumpyOps(_Ops):
 
 def _ops(device: str) -> _Ops:
     return _NumpyOps() if device == "cpu" else _Ops()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch and BLAS: at these sizes threads wait for each other, and their number would change bits."""
-    before = torch.get_num_threads()
-    flushed = torch.full((1,), 1e-40).mul(1.0).item() == 0
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # decaying moments and softmax tails underflow, and denormals are slow
-    try:
-        with threadpool_limits(1), np.errstate(all="ignore"):  # a training that overflows is told apart by its loss
-            yield
-    finally:
-        torch.set_flush_denormal(flushed)
-        torch.set_num_threads(before)
 
 
 def check(device: str) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from natal.engine.ticket import History, Ticket, Trained, conclude, deterministic
+from natal.determinism import deterministic
+from natal.engine.ticket import History, Ticket, Trained, conclude
 from natal.spec import Training
 
 

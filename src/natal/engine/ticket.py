@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.deterministic
 from torch import Tensor, nn
 
 from natal.masks import Mask
@@ -23,7 +22,7 @@ class Ticket:
     """A network about to be trained: initial weights, mask, data and learning rate.
 
     ``parameters``: initial values by name (``hidden.weight``, ``hidden.bias``, ``output.weight``, ``output.bias``),
-    not yet masked.
+    not yet masked. ``diagnosis``: what the mask doctor said, JSON-ready.
     """
 
     key: str
@@ -32,6 +31,7 @@ class Ticket:
     parameters: Mapping[str, Tensor]
     mask: Mask
     learning_rate: float
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self, parameters: Mapping[str, Tensor] | None = None) -> nn.Sequential:
         """Return the network as a module, with its initial weights under the mask or with ``parameters``."""
@@ -138,6 +138,7 @@ def conclude(
             constant=constant,
             seconds=seconds,
             made_by=made_by,
+            diagnosis=dict(ticket.diagnosis),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             train_loss_curve=np.array(history.train_loss, dtype=np.float64),
             val_metric_curve=np.array(history.val_metric, dtype=np.float64),
@@ -150,18 +151,3 @@ def _constant(outputs: Tensor) -> bool:
     """Whether every row gets the same outputs, up to the rounding of a float32 sum."""
     spread = (outputs - outputs[0]).abs().max()
     return bool(spread <= 1e-6 * (1 + outputs.abs().max()))
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Train under torch's deterministic algorithms; the caller's settings come back afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
-    memory = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

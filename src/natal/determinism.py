@@ -1,0 +1,45 @@
+"""Settings of torch under which a result is the same every time, given back as they were afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.utils.deterministic
+from threadpoolctl import threadpool_limits
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Run under torch's deterministic algorithms."""
+    before = torch.are_deterministic_algorithms_enabled()
+    memory = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch and NumPy's BLAS on one thread, with denormal numbers flushed to zero.
+
+    At a study's sizes threads wait for each other, and their number would change the order of sums. Denormals turn
+    up in decaying moments and softmax tails, and are slow.
+    """
+    before = torch.get_num_threads()
+    flushed = torch.full((1,), 1e-40).mul(1.0).item() == 0
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        with threadpool_limits(1), np.errstate(all="ignore"):  # a training that overflows is told apart by its loss
+            yield
+    finally:
+        torch.set_flush_denormal(flushed)
+        torch.set_num_threads(before)
