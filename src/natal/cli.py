@@ -158,7 +158,7 @@ def list_() -> None:
 
     _section("tasks", ((name, tasks.summary(name)) for name in tasks))
     _section("strategies", (
-        (name, f"criterion {recipe.criterion}, scope {recipe.scope}, granularity {recipe.granularity}")
+        (name, ", ".join(f"{key} {value}" for key, value in recipe.model_dump(exclude={"name"}).items()))
         for name, recipe in STRATEGIES.items()
     ))  # fmt: skip
     _section("criteria (each also a strategy: scope global, granularity weight)",

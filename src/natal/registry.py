@@ -72,8 +72,8 @@ class Registry(Generic[T]):
         return iter(self._entries)
 
     def summary(self, name: str) -> str:
-        """Return the first line of the entry's docstring."""
-        return (inspect.getdoc(self.origin(self[name])) or "").split("\n")[0]
+        """Return the first paragraph of the entry's docstring, as one line."""
+        return " ".join((inspect.getdoc(self.origin(self[name])) or "").split("\n\n")[0].split())
 
     def fingerprint(self, name: str) -> str:
         """Return a digest of the file that defines ``name``, or ``""`` for natal's own entries.
