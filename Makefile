@@ -1,9 +1,10 @@
 # Two commands set everything up on a machine with Python >= 3.11, make and a package registry:
 #   make study   the paper's study, its tables, figures and report, validated
-#   make test    tests, lint and types
+#   make test    lint, types and tests
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 OUT ?= results
 
 .PHONY: study test clean
@@ -13,16 +14,21 @@ study: .venv/installed
 	$(BIN)/natal validate $(OUT)
 	@echo "Open $(OUT)/report.txt and $(OUT)/accuracy_vs_sparsity.png"
 
-test: .venv/installed
+test: .venv/installed-dev
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "natal needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 clean:

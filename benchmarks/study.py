@@ -30,7 +30,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import natal
-from natal.results import Results
+from natal.results import Results, compare, describe, published_objects
 
 TASKS = ("modular", "regression")
 
@@ -46,7 +46,7 @@ class Timing(NamedTuple):
 
 def measure(folder: Path, study: str, engine: str, *options: str) -> Timing:
     """Run a study in a fresh process and directory; memory is sampled over all its processes (proportional set size)."""
-    out = Path(tempfile.mkdtemp(dir=folder))
+    out = Path(tempfile.mkdtemp(prefix=f"{engine}-", dir=folder))
     command = [sys.executable, "-m", "natal.cli", "run", study, "--engine", engine, "--out", str(out), "--quiet", *options]
     started = time.perf_counter()
     process = psutil.Popen(command)
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--study", default="as-published")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seeds", action="store_true", help="measure three seeds against thirty")
+    parser.add_argument("--keep", type=Path, help="keep the results directories here")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     asked = parser.parse_args()
 
@@ -128,7 +129,8 @@ def main() -> None:
     print(f"versions    natal {_version()}, torch {torch.__version__}, numpy {np.__version__}, "
           f"Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = asked.keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         speed = gflops(1693, 128, 97)
         print(f"sgemm       {speed:.0f} GFLOP/s on one core (1693 x 128 x 97 through NumPy)")
         figures = compare_engines(folder, asked.study, asked.repeats, speed)
@@ -177,6 +179,11 @@ def compare_engines(folder: Path, study: str, repeats: int, speed: float) -> dic
     once = sum(_without_repeats(rounds["sequential", task][0]) for task in TASKS)
     print(f"sharing     without its 12 repeated dense runs the sequential engine takes {once:.1f} s: "
           f"{once / median(t.training for t in rounds['batched', 'whole']):.1f}x")
+    for task in TASKS:
+        ours, theirs = (published_objects(rounds[engine, task][0].results) for engine in ("batched", "sequential"))
+        name, apart = next((n, d) for n, d in compare(ours, theirs).fields.items() if n.startswith("test_"))
+        print(f"agreement   {name} of {len(ours)} runs: {apart.mean:+.2g} on average, {apart.largest:.2g} at most"
+              f"{f' ({describe(apart.where)})' if apart.where else ''}")
     peak = max(t.peak for t in rounds["batched", "whole"])
     print(f"memory      at most {peak:.0f} MB over all processes of the batched engine")
     figures |= {"command_seconds": command, "peak_mb": peak, "sequential_without_repeats": once}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 from filelock import FileLock
 
 import natal
+from command import Command
 from natal import report, runner
+from natal.criteria import criteria
 from natal.results import Results
 from natal.store import FILE
+from natal.tasks import tasks
 
 torch.set_num_threads(1)  # two test processes share two cores
 
@@ -45,6 +49,18 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, for tests that look at the run store alone."""
     assert runner.report is report
     monkeypatch.setattr(report, "write", lambda directory: [])
+
+
+@pytest.fixture
+def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget after the test what it registered, and the plugins that it wrote and imported."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for registry in (criteria, tasks):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
@@ -76,23 +92,28 @@ def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
     return stored
 
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """Return the environment of a child process: one thread, a plain pipe, no colours, errors not hidden."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", **extra}
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Command:
-    """Run ``natal`` with some words in a fresh process, in an empty directory."""
+def cli(tmp_path: Path) -> Run:
+    """Run ``natal`` with some words in a process of its own, in an empty directory."""
+    return lambda *words: Command(tmp_path, *words).wait()
 
-    def command(*words: object, **extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "natal.cli", *map(str, words)], capture_output=True, text=True,
-                              cwd=tmp_path, env=environment(**extra), timeout=120, check=False)
 
-    return command
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Start ``natal`` likewise and return it running; none outlives the test."""
+    commands: list[Command] = []
+
+    def start(*words: object, **limits: int) -> Command:
+        commands.append(Command(tmp_path, *words, **limits))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.running:
+            command.end(signal.SIGKILL)
 
 
 def toml(study: dict[str, Any]) -> str:

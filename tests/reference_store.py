@@ -146,9 +146,60 @@ def _outcome(run: dict[str, Any]) -> Outcome:
         constant=0 in densities.values(),
         seconds=407.4 / 144,
         made_by="sequential, cpu, torch 2.13.0+cpu, 1 thread",
+        deterministic=True,
+        diagnosis=_diagnosis(run, sizes, {"hidden": first, "output": kept - first}, removed),
         train_loss_curve=np.linspace(5.0, run["train_loss"], epochs),
         val_metric_curve=curve,
     )
+
+
+COLLAPSES = {"modular": 0.937, "regression": 0.424}
+"""Where magnitude empties a layer of each task's network, about; see `_kept_in_first_layer`."""
+
+
+def _diagnosis(
+    run: dict[str, Any], sizes: dict[str, int], kept: dict[str, int], removed: int
+) -> dict[str, Any]:
+    """What the doctor might have said, had it seen these masks: paths and scales are made up."""
+    if run["sparsity"] == 0:
+        return {}
+    total, density = sum(sizes.values()), sum(kept.values()) / sum(sizes.values())
+    empty = [layer for layer, k in kept.items() if not k]
+    if empty:
+        findings = [
+            ["fatal", "no path of kept weights leads from the input to the output: the network is constant"],
+            ["fatal", f"{empty[0]}.weight has collapsed: no weight is left"],
+        ]
+    elif removed:
+        dead = f"{removed} that nothing reaches and {removed} that reach no output, of {HIDDEN}"
+        findings = [["warning", f"hidden.weight has dead units: {dead}"]]
+    else:
+        correlation = f"(r = +{0.5 + run['seed'] / 1000:.3f}, p < 1e-300)"
+        findings = [["note", f"the mask depends on the weights: it correlates with |w| {correlation}"]]
+    layers = [
+        {
+            "name": f"{layer}.weight",
+            "weights": sizes[layer],
+            "kept": k,
+            "units": HIDDEN if layer == "hidden" else sizes["output"] // HIDDEN,
+            "unread": 0,
+            "effective": 0 if empty else k,
+            "no_input": removed if layer == "hidden" else 0,
+            "no_output": (HIDDEN if empty else removed) if layer == "hidden" else 0,
+            "with_weight": None,
+            "with_size": [0.5, 1e-9] if k and not removed else None,
+            "scale": [0.5, 0.5 * density * (not empty)],
+            "always_on": [0.0, 0.125] if layer == "hidden" else None,
+            "always_off": [0.0, removed / HIDDEN] if layer == "hidden" else None,
+        }
+        for layer, k in kept.items()
+    ]
+    return {
+        "effective_sparsity": 1.0 if empty else 1 - sum(kept.values()) / total,
+        "collapses_at": COLLAPSES[run["task"]] if run["strategy"] == "magnitude" else None,
+        "findings": findings,
+        "layers": layers,
+    }
 
 
 def _kept_in_first_layer(

@@ -84,8 +84,30 @@ def test_any_shape_of_study_can_be_drawn(tmp_path: Path, tasks: int, strategies:
     results = shaped(tmp_path, tasks, strategies, **changes)
     for kind in ("metric", "epochs"):
         assert figures.png(results, kind).startswith(b"\x89PNG")
-    lines = figures._lines([r.name for r in results.study.strategies])
+    lines = figures._lines(results.study)
     assert len({(line.colour, line.marker) for line in lines}) == strategies
+
+
+def test_many_strategies_get_wide_panels_evenly_spaced(tmp_path: Path) -> None:
+    figure = figures.metric_figure(shaped(tmp_path, tasks=2, strategies=16))
+    top, bottom = figure.axes
+    assert top.get_position().x0 == bottom.get_position().x0
+    assert " ".join(tick.get_text() for tick in top.get_xticklabels()) == "0 10 30 50 70 80 90 95"
+    assert list(top.get_xticks()) == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert top.get_xlabel() == "requested sparsity (%), levels spaced evenly"
+    assert top.get_title(loc="right") == "mean and every seed, n = 3"
+    # side by side: no strategy reaches into the next level
+    lines = figures._lines(shaped(tmp_path / "again", strategies=16).study)
+    assert max(abs(line.shift) for line in lines) < 5
+    assert len({(line.colour, line.dash) for line in lines}) == 16
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["phew", "magnitude-layerwise-neuron-quota-random"])
+def test_a_legend_fits_into_the_page(name: str) -> None:
+    columns = figures._legend_columns([name])
+    assert (columns == 5) is (name == "phew")
+    assert columns * (36 + 4.6 * len(name)) <= 7 * 72
 
 
 @pytest.mark.filterwarnings("error")

@@ -64,12 +64,13 @@ def test_json_is_the_published_format(directory: Path) -> None:
 
 
 def test_report_has_its_sections(text: str) -> None:
-    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "RESULTS", "STRATEGIES SEED BY SEED",
-                "WHAT THE NUMBERS HIDE", "WHAT THIS CANNOT CONCLUDE"]  # fmt: skip
+    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "WHAT THE MASKS DID", "RESULTS",
+                "STRATEGIES SEED BY SEED", "WHAT THE NUMBERS HIDE", "WHAT THIS CANNOT CONCLUDE"]  # fmt: skip
     positions = [text.index(f"\n{s}\n----") for s in sections]
     assert positions == sorted(positions)
     assert "95% CI" in text
     assert "UNFINISHED" not in text
+    assert "RANKING" not in text  # three strategies need none
     assert all(len(line) <= 125 for line in text.splitlines())
 
 
@@ -89,6 +90,80 @@ def test_report_says_what_three_seeds_cannot(text: str) -> None:
 def test_report_puts_published_numbers_beside_ours(text: str) -> None:
     line = next(line for line in text.splitlines() if "structured's critical sparsity is 90%" in line)
     assert line.split()[:4] == ["90%", "80%", "[80%,", "90%]"]
+
+
+def test_report_says_what_the_masks_did(text: str) -> None:
+    table = text[text.index("regression / magnitude: collapses at 42.4%") :].splitlines()
+    assert table[4].split() == [
+        *("50%", "50.0%", "100.0%", "0.0", "128.0", "0%", "0.00"),
+        *("fatal", "in", "3", "of", "3"),
+    ]
+    words = " ".join(text.split())
+    assert (
+        "fatal at 50%, 70%, 80%, 90%, 95%, 15 runs: output.weight has collapsed: no weight is left" in words
+    )
+    assert "70%, 80%, 90%, 95%, 21 runs, such as: hidden.weight has dead units: 12 that nothing" in words
+    assert "regression: nothing above a note about random." in words
+
+
+def many(directory: Path, strategies: int, seeds: int = 3) -> Path:
+    """A study of many strategies on one task: each a little worse than the one before it."""
+    names = ["random", *(f"strategy-{i}" for i in range(1, strategies))]
+    base = reference_store.reference_study().model_dump(mode="json")
+    recipes = [{"name": n, "criterion": "random" if n == "random" else "magnitude"} for n in names]
+    study = load_study(
+        {**base, "tasks": ["regression"], "strategies": recipes, "claims": [], "seeds": list(range(seeds))}
+    )
+    reference = reference_store.reference_outcomes()
+    outcomes = {}
+    for run in study.runs():
+        place = names.index(run.strategy)
+        like = "random" if place else "magnitude"  # the first strategy's masks are the fatal ones
+        outcome = reference[Run("regression", like, run.sparsity, 42)]
+        metric = 0.9 - 0.01 * ((place - 2) % strategies) * (run.sparsity > 0) + 0.001 * run.seed
+        outcomes[run] = replace(outcome, test_metric=metric)
+    return reference_store.build(directory, outcomes, study)
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"\n{title}\n---")[2].partition("\n---")[0]
+
+
+def test_many_strategies_are_ranked_and_shown_side_by_side(tmp_path: Path) -> None:
+    text = report.text(load(many(tmp_path, 15)))
+    ranking = section(text, "RANKING")
+    assert "With 3 seeds no pair can be told apart, whatever the difference: the least p is 0.25" in (
+        " ".join(ranking.split())
+    )
+    rows = [line.split() for line in ranking.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    assert [row[1] for row in rows] == [f"strategy-{i}" for i in range(2, 15)] + ["random", "strategy-1"]
+    assert rows[0][2] == "0.9010"
+    assert rows[13][-6:] == ["5", "of", "7", "0", "any", "other"]
+    masks = section(text, "WHAT THE MASKS DID")
+    assert "100.0%F" in masks
+    assert "random: fatal at 50%, 70%, 80%, 90%, 95%, 15 runs: no path of kept weights" in masks
+    # 14 pairs with the best and 14 with random masks, one of them the same
+    pairs = section(text, "STRATEGIES SEED BY SEED")
+    assert "Shown are the 27 pairs" in pairs
+    assert "78 others are left out, 0 of them significant" in " ".join(pairs.split())
+    assert "for all 735 comparisons" in " ".join(pairs.split())
+    assert sum(line.startswith("  regression: ") for line in pairs.splitlines()) == 2 * 27
+    assert all(len(line) <= 125 for line in text.splitlines())
+
+
+def test_enough_seeds_tell_strategies_apart(tmp_path: Path) -> None:
+    text = report.text(load(many(tmp_path, 7, seeds=16)))
+    assert "21 of 21 pairs of strategies differ significantly" in " ".join(text.split())
+    assert " beats " not in text
+    assert "10 others are left out, 10 of them significant" in " ".join(text.split())
+    ranking = section(text, "RANKING")
+    assert "no pair can be told apart" not in ranking
+    assert [line.split()[-1] for line in ranking.splitlines() if "of 7" in line] == ["-"] * 7
+
+
+def test_ranks_are_written_as_spans() -> None:
+    assert report._spans([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
+    assert report._spans([]) == "-"
 
 
 def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:

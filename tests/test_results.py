@@ -111,6 +111,9 @@ def test_frames(results: Any) -> None:
     assert isinstance(frame, pandas.DataFrame)
     assert frame.shape[0] == 144
     assert "density_hidden" in frame
+    assert {"effective_sparsity", "collapses_at", "severity"} <= set(frame)
+    assert "diagnosis" not in frame
+    assert frame["severity"].eq("fatal").sum() == 18
     curves = results.curves_frame()
     assert len(curves) == sum(r["epochs_trained"] for r in results.runs)
     assert list(curves.columns) == [
@@ -128,6 +131,21 @@ def test_frames_without_pandas_say_how_to_get_it(results: Any, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(NatalError, match=r"pip install natal\[pandas\]"):
         results.frame()
+
+
+def test_a_row_carries_its_diagnosis(results: Any) -> None:
+    rows = {(r["task"], r["strategy"], r["sparsity"], r["seed"]): r for r in results.runs}
+    dense = rows["regression", "magnitude", 0.0, 42]
+    assert (dense["diagnosis"], dense["effective_sparsity"], dense["severity"]) == ({}, None, None)
+    dead = rows["regression", "magnitude", 0.5, 42]
+    assert (dead["effective_sparsity"], dead["collapses_at"], dead["severity"]) == (1.0, 0.424, "fatal")
+    assert [layer["name"] for layer in dead["diagnosis"]["layers"]] == ["hidden.weight", "output.weight"]
+    narrow = rows["regression", "structured", 0.5, 42]
+    assert (narrow["effective_sparsity"], narrow["collapses_at"], narrow["severity"]) == (
+        0.5,
+        None,
+        "warning",
+    )
 
 
 # -- comparison --------------------------------------------------------------------------------------------

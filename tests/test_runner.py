@@ -13,9 +13,8 @@ import torch
 from filelock import FileLock
 
 import natal
-from conftest import environment, tiny, trainings
+from conftest import tiny, trainings
 from natal import NatalError, Problem, Run, criterion, report, runner, worker
-from natal.criteria import criteria
 from natal.engine import batched
 from natal.executors import InProcess
 from natal.results import Results
@@ -173,7 +172,8 @@ def test_a_watcher_hears_of_every_row_once_in_order(tmp_path: Path) -> None:
     assert len(results.runs) == 9
 
 
-def test_the_caller_is_left_alone(tmp_path: Path, no_report: None) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_the_caller_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before, path, main = torch.get_rng_state(), list(sys.path), sys.modules["__main__"]
     natal.run(tiny(seeds=[1]), tmp_path, workers=2)
@@ -198,7 +198,7 @@ def test_a_second_command_in_the_same_directory_stops(tiny_results: Results) -> 
     before = trainings(tiny_results.directory)
     holder = subprocess.Popen(
         [sys.executable, "-c", "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(); input()",
-         tiny_results.directory / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(),
+         tiny_results.directory / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert holder.stdout is not None
     holder.stdout.readline()
@@ -237,24 +237,24 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_criterion_of_this_process_alone_needs_one_worker(tmp_path: Path, no_report: None) -> None:
+@pytest.mark.usefixtures("forgotten", "no_report")
+def test_a_criterion_of_this_process_alone_needs_one_worker(tmp_path: Path) -> None:
     @criterion("mine-alone")
     def smallest(problem: Problem) -> dict[str, torch.Tensor]:
         return {name: -w.abs() for name, w in problem.weights.items()}
 
-    try:
-        study = tiny(strategies=["mine-alone"], seeds=[1])
-        with pytest.raises(NatalError, match="workers=2 cannot import a task or criterion made in this script"):
-            natal.run(study, tmp_path / "refused", workers=2)
-        assert len(natal.run(study, tmp_path / "results").runs) == 3
-        large = tiny(strategies=["mine-alone"], tasks=["modular"], hidden=512)
-        assert natal.plan(large, tmp_path / "nowhere").workers == 1
-    finally:
-        criteria._entries.pop("mine-alone")
+    study = tiny(strategies=["mine-alone"], seeds=[1])
+    with pytest.raises(NatalError, match="workers=2 cannot import a task or criterion made in this script"):
+        natal.run(study, tmp_path / "refused", workers=2)
+    assert len(natal.run(study, tmp_path / "results").runs) == 3
+    large = tiny(strategies=["mine-alone"], tasks=["modular"], hidden=512)
+    assert natal.plan(large, tmp_path / "nowhere").workers == 1
     assert {path.name for path in tmp_path.iterdir()} == {"results"}
 
 
-def test_a_criterion_may_do_with_its_network_what_it_likes(tmp_path: Path, no_report: None) -> None:
+@pytest.mark.usefixtures("forgotten", "no_report")
+@pytest.mark.filterwarnings("ignore:criterion 'vandal'")
+def test_a_criterion_may_do_with_its_network_what_it_likes(tmp_path: Path) -> None:
     @criterion("vandal")
     def vandal(problem: Problem) -> dict[str, torch.Tensor]:
         """Magnitude, but it leaves a mess behind."""
@@ -264,11 +264,7 @@ def test_a_criterion_may_do_with_its_network_what_it_likes(tmp_path: Path, no_re
                 p.zero_()
         return scores
 
-    try:
-        study = tiny(strategies=["vandal", "magnitude"], seeds=[1])
-        rows = natal.run(study, tmp_path).runs
-    finally:
-        criteria._entries.pop("vandal")
+    rows = natal.run(tiny(strategies=["vandal", "magnitude"], seeds=[1]), tmp_path).runs
     results = {(row["strategy"], row["sparsity"]): row["test_metric"] for row in rows}
     for sparsity in (0.0, 0.5, 0.9):
         assert results["vandal", sparsity] == results["magnitude", sparsity]
@@ -284,6 +280,7 @@ def test_in_process_is_an_executor() -> None:
         executor.submit(divmod, 7, 0).result()
 
 
+@pytest.mark.usefixtures("forgotten")
 def test_a_worker_that_always_dies_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "plugins"
     folder.mkdir()
@@ -298,10 +295,7 @@ def test_a_worker_that_always_dies_is_given_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(str(folder))
     study = tiny(strategies=["deadly"], plugins=["deadly"], sparsities=[0.5], seeds=[1])
     words = f"a worker died {runner.MAX_DEATHS} times while training task=regression, strategy=deadly, sparsity=50%, seed=1"
-    try:
-        with pytest.raises(NatalError, match=words):
-            natal.run(study, tmp_path / "results", workers=2)
-    finally:
-        criteria._entries.pop("deadly")
+    with pytest.raises(NatalError, match=words):
+        natal.run(study, tmp_path / "results", workers=2)
     with Store.read(tmp_path / "results") as store:
         assert store.finished() == set()

@@ -42,6 +42,9 @@ def row(
         "densities": {"hidden": 1 - sparsity},
         "constant": False,
         "made_by": "x",
+        "effective_sparsity": None,
+        "collapses_at": None,
+        "diagnosis": {},
         **more,
     }
 
@@ -236,6 +239,151 @@ def test_claims() -> None:
     assert (nowhere.ours, nowhere.agrees) == (None, None)
 
 
+# -- the mask doctor, and all strategies -------------------------------------------------------------------
+
+
+def layer(name: str, **facts: Any) -> Any:
+    unknown = dict.fromkeys(("effective", "no_input", "no_output", "with_weight", "with_size", "scale",
+                             "always_on", "always_off"))  # fmt: skip
+    return {"name": name, "weights": 100, "kept": 50, "units": 10, "unread": 0, **unknown, **facts}
+
+
+def diagnosed(
+    findings: list[list[str]], layers: Any = (), seed: int = 0, sparsity: float = 0.5, **more: Any
+) -> Any:
+    said = {"findings": findings, "layers": layers or [layer("hidden.weight"), layer("output.weight")]}
+    return row(sparsity=sparsity, seed=seed, diagnosis=said, **more)
+
+
+def test_findings_that_differ_in_numbers_alone_are_one() -> None:
+    runs = [
+        diagnosed([["warning", "a has dead units: 3 that nothing reaches, of 128"],
+                   ["note", "w correlates (r = +0.1, p = 2e-05), all of it"]], seed=0),
+        diagnosed([["fatal", "0.weight has collapsed"], ["fatal", "2.weight has collapsed"],
+                   ["warning", "a has dead units: 12 that nothing reaches, of 128"],
+                   ["note", "w correlates (r = -0.1, p < 1e-300), all of it"]], seed=1, sparsity=0.9),
+        diagnosed([["warning", "a has dead units: 3 that reach no output, of 128"]], seed=2),
+    ]  # fmt: skip
+    assert stats.findings(runs) == [
+        stats.Found("fatal", "0.weight has collapsed", 1, (0.9,), False),
+        stats.Found("fatal", "2.weight has collapsed", 1, (0.9,), False),
+        stats.Found("warning", "a has dead units: 3 that nothing reaches, of 128", 2, (0.5, 0.9), True),
+        stats.Found("warning", "a has dead units: 3 that reach no output, of 128", 1, (0.5,), False),
+        stats.Found("note", "w correlates (r = +0.1, p = 2e-05), all of it", 2, (0.5, 0.9), True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("31.9% lie on no path: it is 0.9658", "4% lie on no path: it is 0.99", True),
+    ("varies by 1.2e-05, 0.3", "varies by 7, 0.3", True),
+    ("layer1.conv2 fades", "layer2.conv2 fades", False),
+    ("0.weight keeps 3", "2.weight keeps 3", False),
+])  # fmt: skip
+def test_numbers_are_told_from_names(one: str, other: str, same: bool) -> None:
+    runs = [diagnosed([["note", one]]), diagnosed([["note", other]], seed=1)]
+    assert (len(stats.findings(runs)) == 1) is same
+
+
+def test_a_cells_diagnosis_by_hand() -> None:
+    def layers(no_input: int, off: float, pruned: float) -> Any:
+        return [
+            layer("a.weight", units=10, effective=40, no_input=no_input, no_output=2, always_on=[0, 0.5],
+                  always_off=[0, off], with_size=[0.3, 0.01]),
+            layer("b.weight", units=30, effective=20, no_input=1, no_output=0, always_off=[0, 0.1]),
+            layer("c.weight", units=5, effective=10, no_input=5, no_output=0, scale=[2.0, pruned]),
+        ]  # fmt: skip
+
+    runs = [
+        row(),  # dense: not diagnosed
+        diagnosed([["fatal", "f"], ["fatal", "g"], ["warning", "w"]], layers(4, 0.5, 0.5), 0,
+                  effective_sparsity=0.8, realised_sparsity=0.5, collapses_at=0.7),
+        diagnosed([["warning", "w"]], layers(6, 0.3, 1.5), 1,
+                  effective_sparsity=0.6, realised_sparsity=0.5, collapses_at=0.6),
+    ]  # fmt: skip
+    [cell] = stats.diagnoses(runs)
+    assert (cell.task, cell.strategy, cell.sparsity, cell.n) == ("t", "a", 0.5, 2)
+    assert (cell.severity, cell.fatal, dict(cell.runs)) == ("fatal", 1, {"fatal": 1, "warning": 2, "note": 0})
+    assert cell.effective == pytest.approx(0.7)
+    assert (cell.units, cell.no_input, cell.no_output) == (40, 6, 2)  # hidden units: not the last layer's 5
+    assert cell.scale == pytest.approx((0.25 + 0.75) / 2)
+    assert cell.always_off == pytest.approx((10 * 0.4 + 30 * 0.1) / 40)
+    assert cell.collapses_at == 0.6
+    assert [f.text for f in cell.findings] == ["f", "g", "w"]
+    first = cell.layers[0]
+    assert (first.name, first.density, first.effective, first.with_size) == ("a.weight", 0.5, 0.4, 0.3)
+    assert math.isnan(first.scale)
+    assert math.isnan(cell.layers[2].always_off)
+
+
+def test_a_diagnosis_that_knows_nothing_is_nan_not_zero() -> None:
+    [cell] = stats.diagnoses([diagnosed([])])
+    assert (cell.severity, cell.collapses_at) == (None, None)
+    assert all(math.isnan(x) for x in (cell.effective, cell.no_input, cell.always_off, cell.scale))
+    # a dense layer without signal gives no ratio
+    silent = [layer("a.weight"), layer("b.weight", scale=[0.0, 0.0])]
+    assert math.isnan(stats.diagnoses([diagnosed([], silent)])[0].scale)
+
+
+def test_the_gravest_cells_come_first() -> None:
+    said = {
+        0.1: [["note", "n"]],
+        0.3: [],
+        0.5: [["warning", "w"]],
+        0.7: [["fatal", "f"]],
+        0.9: [["fatal", "f"]],
+    }
+    runs = [diagnosed(findings, sparsity=s) for s, findings in said.items()]
+    runs.append(diagnosed(said[0.9], sparsity=0.9, seed=1))
+    order = [c.sparsity for c in stats.gravest_first(stats.diagnoses(runs))]
+    assert order == [0.9, 0.7, 0.5, 0.1, 0.3]
+
+
+def test_ranking_by_hand() -> None:
+    levels = {"a": (0.9, 0.5), "b": (0.8, 0.8), "c": (1.0, 1.0)}
+    runs = [row(name, 0.0, seed, 1.0) for name in levels for seed in range(3)]
+    for name, means in levels.items():
+        for s, mean in zip((0.3, 0.5), means, strict=True):
+            runs += [row(name, s, seed, mean + (seed - 1) * 0.1) for seed in range(3)]
+    # without its hardest level, seed 2 of c would count for more than it is worth
+    runs = [r if (r["strategy"], r["sparsity"], r["seed"]) != ("c", 0.5, 2) else {**r, "test_metric": None}
+            for r in runs]  # fmt: skip
+    ranked = stats.ranking(runs, "t")
+    assert [(r.rank, r.strategy, r.mean.n, r.diverged) for r in ranked] == [
+        (1, "c", 2, 1), (2, "b", 3, 0), (3, "a", 3, 0),
+    ]  # fmt: skip
+    assert [r.mean.mean for r in ranked] == pytest.approx([0.95, 0.8, 0.7])
+    # seeds' means of b are 0.7, 0.8 and 0.9: 0.8 ± 4.302653 · 0.1 / sqrt(3)
+    assert ranked[1].mean.high == pytest.approx(0.8 + 0.2484138, abs=1e-6)
+    assert [r.critical for r in ranked] == [0.3, 0.0, 0.0]
+    assert [(r.cells, r.fatal) for r in ranked] == [(2, 0)] * 3
+    assert [r.alike for r in ranked] == [("b", "a"), ("c", "a"), ("c", "b")]  # three seeds tell nothing apart
+
+
+def test_ranking_tells_apart_what_enough_seeds_show() -> None:
+    # ten seeds, three pairs: the least p is 2 / 1024, and three times that is below 0.05
+    noise = [0.01 * (seed % 3) for seed in range(10)]
+    runs = [row("a", 0.5, seed, 0.9 + e) for seed, e in enumerate(noise)]
+    runs += [row("b", 0.5, seed, 0.5 + e) for seed, e in enumerate(noise)]
+    runs += [row("c", 0.5, seed, 0.5 + e + (0.002 if seed % 2 else -0.001)) for seed, e in enumerate(noise)]
+    assert [(r.strategy, r.alike) for r in stats.ranking(runs, "t")] == [
+        ("a", ()),
+        ("c", ("b",)),
+        ("b", ("c",)),
+    ]
+
+
+def test_a_strategy_that_always_diverged_is_ranked_last() -> None:
+    runs = [row("a", 0.5, 0, None), row("b", 0.5, 0, -9.0)]
+    assert [(r.strategy, r.mean.n) for r in stats.ranking(runs, "t")] == [("b", 1), ("a", 0)]
+
+
+def test_ranking_counts_fatal_cells(reference: Any) -> None:
+    ranked = {r.strategy: r for r in stats.ranking(reference.runs, "regression")}
+    assert [r.fatal for r in (ranked["magnitude"], ranked["random"], ranked["structured"])] == [5, 0, 0]
+    assert ranked["structured"].rank == 1
+    assert ranked["magnitude"].cells == 7
+
+
 # -- the reference runs ------------------------------------------------------------------------------------
 
 
@@ -293,5 +441,5 @@ def test_modules_need_no_torch(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "import sys, natal.validate, natal.report, natal.figures; assert 'torch' not in sys.modules"
+    code = "import sys, natal.validate, natal.report, natal.checkup; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

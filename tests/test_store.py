@@ -21,7 +21,7 @@ GRID = [(run, f"key-{i}") for i, run in enumerate(STUDY.runs())]
 FINISHED = Outcome(
     key="key-0", status="finished", total_params=705, nonzero_params=33, prunable=672, kept=0,
     densities={"hidden.weight": 0.0, "output.weight": 0.0}, epochs_trained=3, best_epoch=2, train_metric=0.1,
-    val_metric=0.2, test_metric=1 / 3, final_loss=1e-300, constant=True, seconds=0.5, made_by="hand", deterministic=True,
+    val_metric=0.2, test_metric=1 / 3, final_loss=1e-300, constant=True, seconds=0.5, made_by="hand", deterministic=True, diagnosis={"findings": []},
     train_loss_curve=np.array([3.0, 2.0, 1 / 3]), val_metric_curve=np.array([-np.inf, 0.2, np.nan]),
 )  # fmt: skip
 DIVERGED = replace(FINISHED, key="key-1", status="diverged", train_metric=None, val_metric=None, test_metric=None,

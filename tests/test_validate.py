@@ -171,3 +171,24 @@ def test_a_recorded_divergence_is_a_note_not_an_error(tmp_path: Path) -> None:
         "NOTE: 1 trainings diverged, the first task=modular, strategy=structured"
     )
     assert text.splitlines()[-1] == "Validation PASSED. All checks OK."
+
+
+def test_a_missing_or_foreign_diagnosis_is_named(tmp_path: Path) -> None:
+    other = Run("modular", "structured", 0.7, 7)
+    shallow = {**REFERENCE[RANDOM].diagnosis, "effective_sparsity": 0.25}
+    broken = {
+        **REFERENCE,
+        STRUCTURED: replace(REFERENCE[STRUCTURED], diagnosis={}),
+        other: replace(REFERENCE[other], diagnosis=REFERENCE[STRUCTURED].diagnosis),
+        RANDOM: replace(REFERENCE[RANDOM], diagnosis=shallow),
+    }
+    found = errors_of(tmp_path, broken)
+    assert "strategy=structured, sparsity=50%, seed=7: its mask was never diagnosed" in found
+    assert (
+        "strategy=structured, sparsity=70%, seed=7: its diagnosis is of another mask: 18624 weights kept"
+        in found
+    )
+    assert (
+        "strategy=random, sparsity=50%, seed=7: effective sparsity 0.2500 is less than the mask's own"
+        in found
+    )

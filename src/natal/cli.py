@@ -126,6 +126,19 @@ def report(directory: _Directory = Path("results")) -> None:
 
 
 @app.command()
+def diagnose(
+    directory: _Directory = Path("results"),
+    task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
+    sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this level, such as 0.9.")] = None,
+) -> None:
+    """Say what each mask did to its network before training, the gravest first; narrowed down, layer by layer."""
+    from natal.checkup import lines
+
+    print("\n".join(lines(directory, task, strategy, sparsity)))
+
+
+@app.command()
 def compare(
     directory: _Directory,
     reference: Annotated[Path, typer.Argument(help="A results.json, or a directory that `natal run` has filled.")],

@@ -2,14 +2,15 @@
 
 ``metric_figure(load("results")).savefig("mine.pdf")``. One panel per task, one line per strategy; every seed
 is a faint point, so that a mean cannot hide what it is the mean of. Colours are Okabe and Ito's (2008), safe
-for colour-blind readers, and every strategy also has a marker of its own.
+for colour-blind readers, and every strategy also has a marker of its own. With many strategies each panel
+takes the whole width and its levels stand evenly, so that the strategies fit side by side at each.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from natal import stats
 from natal.results import Results, Row
+from natal.spec import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 FIGURES = {"accuracy_vs_sparsity.png": "metric", "epochs_vs_sparsity.png": "epochs"}
 """File names of the figures, as the published program calls them."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
-MARKERS = "osD^vPX*<>ph"
+MARKERS = "osD^vPXd<>ph"
 DASHES = ("-", "--", "-.")
+FEW = 6
+"""Up to so many strategies share narrow panels, with bars for ± 1 standard deviation."""
 WIDTH = 7.0  # inches: the text width of a paper
 DPI = 200
 DIGEST = "natal-digest"  # the PNG text entry that says which results a picture shows
@@ -46,9 +50,9 @@ _MEAN: dict[str, Any] = {
 def metric_figure(results: Results) -> Figure:
     """Return the figure of mean test metric against sparsity, ± 1 standard deviation.
 
-    Vertical dashes: each strategy's critical sparsity. Horizontal lines: the dense mean, 0.95 of it, and
-    chance. Points far below everything a reader wants to compare (R² has no floor) are drawn as arrows on the
-    lower edge and counted.
+    Vertical dashes: each strategy's critical sparsity, short ones on the axis where strategies are many.
+    Horizontal lines: the dense mean, 0.95 of it, and chance. Points far below everything a reader wants to
+    compare (R² has no floor) are drawn as arrows on the lower edge and counted.
     """
     return _figure(results, _metric_panel)
 
@@ -94,14 +98,18 @@ class _Line:
     marker: str
     dash: str
     shift: float
+    places: Mapping[float, float]
+    crowded: bool
 
     def x(self, sparsity: float) -> float:
-        return 100 * sparsity + self.shift
+        return self.places[sparsity] + self.shift
 
 
-def _lines(names: Sequence[str]) -> list[_Line]:
+def _lines(study: Study) -> list[_Line]:
+    names = [recipe.name for recipe in study.strategies]
+    crowded, places = len(names) > FEW, _places(study)
     # shifted by fractions of a percent: equal values would hide each other otherwise
-    step = min(0.8, 4 / max(len(names) - 1, 1))
+    step = 7 / len(names) if crowded else min(0.8, 4 / max(len(names) - 1, 1))
     return [
         _Line(
             name,
@@ -109,9 +117,19 @@ def _lines(names: Sequence[str]) -> list[_Line]:
             MARKERS[i % len(MARKERS)],
             DASHES[i // len(COLOURS) % len(DASHES)],
             step * (i - (len(names) - 1) / 2),
+            places,
+            crowded,
         )
         for i, name in enumerate(names)
     ]
+
+
+def _places(study: Study) -> dict[float, float]:
+    """Return where each sparsity stands on the axis: at its percentage, or one after the other if crowded."""
+    levels = sorted(study.sparsities)
+    if len(study.strategies) > FEW:
+        return {s: 10.0 * i for i, s in enumerate(levels)}
+    return {s: 100 * s for s in levels}
 
 
 def _metric_panel(axes: Axes, results: Results, task: str, lines: list[_Line]) -> None:
@@ -133,7 +151,9 @@ def _metric_panel(axes: Axes, results: Results, task: str, lines: list[_Line]) -
     for line in lines:
         critical = stats.critical_sparsity(runs, task, line.name)
         if critical is not None:
-            axes.axvline(line.x(critical), color=line.colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+            # many whole lines would bury the data
+            look: Any = {"ymax": 0.06} if line.crowded else {"linestyle": (0, (4, 3))}
+            axes.axvline(line.x(critical), color=line.colour, linewidth=1, zorder=1, **look)
         _points(axes, line, runs, "test_metric")
         _means(axes, line, [(c.sparsity, c.test) for c in stats.cells(runs, task, line.name)])
     _mark_clipped(axes, runs, lines)
@@ -159,7 +179,7 @@ def _means(axes: Axes, line: _Line, points: Iterable[tuple[float, stats.Summary]
     mean = [mean if mean >= low else math.nan for _, mean, _ in shown]
     std = [std for _, _, std in shown]
     look: dict[str, Any] = {"color": line.colour, "marker": line.marker, "linestyle": line.dash}
-    axes.errorbar(x, mean, std, label=line.name, zorder=4, **look, **_MEAN)
+    axes.errorbar(x, mean, None if line.crowded else std, label=line.name, zorder=4, **look, **_MEAN)
 
 
 def _points(axes: Axes, line: _Line, runs: Sequence[Row], name: str) -> None:
@@ -168,7 +188,8 @@ def _points(axes: Axes, line: _Line, runs: Sequence[Row], name: str) -> None:
     shown = [run for run in runs if run["strategy"] == line.name and run["test_metric"] is not None]
     x = [line.x(run["sparsity"]) for run in shown]
     y = [run[name] if run[name] >= low else math.nan for run in shown]
-    axes.plot(x, y, "o", color=line.colour, alpha=0.45, markersize=3.4, markeredgewidth=0, zorder=3)
+    size = 2.4 if line.crowded else 3.4
+    axes.plot(x, y, "o", color=line.colour, alpha=0.45, markersize=size, markeredgewidth=0, zorder=3)
 
 
 def _level(axes: Axes, y: float, text: str, dash: str) -> None:
@@ -217,12 +238,14 @@ def _figure(results: Results, panel: Callable[[Axes, Results, str, list[_Line]],
     from matplotlib.figure import Figure
 
     tasks = results.study.tasks
-    lines = _lines([recipe.name for recipe in results.study.strategies])
-    columns = min(len(tasks), 2)
+    lines = _lines(results.study)
+    crowded = len(lines) > FEW
+    columns = 1 if crowded else min(len(tasks), 2)
     rows = math.ceil(len(tasks) / columns)
-    legend_rows = math.ceil((len(lines) + 1) / 4)
+    legend_rows = math.ceil((len(lines) + 2) / _legend_columns([line.name for line in lines]))
+    height = (3.4 if crowded else 2.6) * rows + 0.35 + 0.17 * legend_rows
     with _plain_style():
-        figure = Figure(figsize=(WIDTH, 2.6 * rows + 0.35 + 0.17 * legend_rows), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         grid: Any = figure.subplots(rows, columns, squeeze=False)
         panels = list(grid.flat)
         for axes, task in zip(panels, tasks, strict=False):
@@ -235,14 +258,17 @@ def _figure(results: Results, panel: Callable[[Axes, Results, str, list[_Line]],
 
 
 def _dress(axes: Axes, results: Results, task: str) -> None:
-    levels = [100 * s for s in sorted(results.study.sparsities)]
+    places = _places(results.study)
+    levels = list(places.values())
+    crowded = len(results.study.strategies) > FEW
     axes.set_title(task, loc="left", fontweight="bold")
-    axes.set_xlabel("requested sparsity (%)")
+    axes.set_xlabel("requested sparsity (%)" + ", levels spaced evenly" * crowded)
     span = max(levels[-1] - levels[0], 10)
-    axes.set_xlim(levels[0] - 0.05 * span, levels[-1] + 0.05 * span)
-    panels_wide = min(len(results.study.tasks), 2)
+    margin = 5.0 if crowded else 0.05 * span
+    axes.set_xlim(levels[0] - margin, levels[-1] + margin)
+    panels_wide = 1 if crowded else min(len(results.study.tasks), 2)
     labelled = _apart(levels, 0.03 * panels_wide * span)
-    axes.set_xticks(labelled, [f"{x:.4g}" for x in labelled])
+    axes.set_xticks(labelled, [f"{100 * s:.4g}" for s, x in places.items() if x in labelled])
     axes.set_xticks(levels, minor=True)
     axes.tick_params(axis="x", which="minor", length=3.5)
     axes.grid(axis="y", color="0.92", linewidth=0.6, zorder=0)
@@ -250,7 +276,8 @@ def _dress(axes: Axes, results: Results, task: str) -> None:
     seeds = len(results.study.seeds)
     lost = sum(run["task"] == task and run["test_metric"] is None for run in results.runs)
     missing = sum(run.task == task for run in results.missing)
-    note = f"mean ± 1 sd, n = {seeds}" if seeds > 1 else "n = 1"
+    spread = "mean and every seed" if crowded else "mean ± 1 sd"
+    note = f"{spread}, n = {seeds}" if seeds > 1 else "n = 1"
     note += f", {lost} diverged" * bool(lost) + f", {missing} missing" * bool(missing)
     axes.set_title(note, loc="right", fontsize=6.5, color="firebrick" if lost or missing else "0.3")
 
@@ -260,8 +287,9 @@ def _legend(figure: Figure, axes: Axes, dashes: bool) -> None:
 
     handles, names = axes.get_legend_handles_labels()
     if dashes:
+        short: Any = {"marker": "|", "linestyle": "none"} if len(names) > FEW else {"linestyle": (0, (4, 3))}
         handles += [
-            Line2D([], [], color="0.4", linestyle=(0, (4, 3)), linewidth=1.0),
+            Line2D([], [], color="0.4", linewidth=1.0, **short),
             Line2D([], [], color="0.6", linestyle=(0, (1, 2)), linewidth=0.9),
         ]
         names += ["critical sparsity", "95% of dense"]
@@ -269,11 +297,17 @@ def _legend(figure: Figure, axes: Axes, dashes: bool) -> None:
         handles,
         names,
         loc="outside lower center",
-        ncols=min(len(names), 5),
+        ncols=min(len(names), _legend_columns(names)),
         frameon=False,
         handlelength=2.6,
         columnspacing=1.4,
     )
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    """Return how many columns of the longest name fit into the figure's width, five at most."""
+    # a letter of the legend's font is about 4.6 points wide, a handle and its gaps about 36
+    return min(5, max(1, int(72 * WIDTH / (36 + 4.6 * max(map(len, names))))))
 
 
 def _apart(levels: Sequence[float], least: float) -> list[float]:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ SUMMARY_COLUMNS = (
     *("metric_ci_high", "epochs_mean", "epochs_std", "n_seeds"),
 )
 WIDTH = 110
+FEW = 3
+"""Up to so many strategies a report spells everything out; more are ranked and shown side by side."""
+FEW_PAIRS = 15
+"""Up to so many pairs of strategies a task are all printed; of more, those that tell most."""
 
 
 def write(directory: str | Path = "results") -> list[Path]:
@@ -77,6 +81,8 @@ OUTPUTS: dict[str, Callable[[Results], bytes]] = {
 """What `write` makes, by file name."""
 
 
+_Cells = Sequence[stats.Diagnosed]
+
 # -- sections --------------------------------------------------------------------------------------------
 
 
@@ -122,7 +128,11 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
         rows = ", ".join(f"{task.get(f'{part}_rows')} {part}" for part in ("fit", "val", "test"))
         yield name, f"rows: {rows}; {task.get('metric')}, chance {_number(task.get('chance'))}"
     for recipe in study.strategies:
-        yield recipe.name, f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}"
+        control = f", control {recipe.control}" if recipe.control else ""
+        yield (
+            recipe.name,
+            f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}{control}",
+        )
     yield "software", made("natal_version", "torch_version", "numpy_version", "python_version")
     yield "hardware", made("platform", "processor", "device", "workers", "threads")
     determinism = "on" if manifest.get("deterministic") else "OFF"
@@ -155,12 +165,17 @@ def _findings(results: Results) -> Iterator[str]:
     yield ""
     pairs = stats.compare_overall(runs)
     clear = [p for p in pairs if p.p_holm <= 0.05]
-    for p in clear:
+    if len(clear) > FEW_PAIRS:
+        yield from _prose(
+            f"Over all pruned levels {len(clear)} of {len(pairs)} pairs of strategies differ significantly "
+            "at 0.05, seed by seed and after Holm's correction; RANKING says which."
+        )
+    for p in clear if len(clear) <= FEW_PAIRS else ():
         better, worse = (p.first, p.second) if p.difference.mean > 0 else (p.second, p.first)
         yield f"  {p.task}: {better} beats {worse} over all pruned levels, p = {p.p_holm:.3g} (Holm)"
-    if clear:
+    if 0 < len(clear) <= FEW_PAIRS:
         yield ""
-    elif pairs:
+    elif pairs and not clear:
         yield from _prose(
             "Over all pruned levels no two strategies differ significantly at 0.05, seed by seed and after "
             "Holm's correction; see below whether these seeds could have shown it."
@@ -169,6 +184,49 @@ def _findings(results: Results) -> Iterator[str]:
         "Critical sparsity: the highest level whose mean test metric is at least 0.95 of the dense mean, "
         "whatever happens at lower levels; a cell with a diverged run does not count."
     )
+
+
+def _ranking(results: Results) -> Iterator[str]:
+    study = results.study
+    if len(study.strategies) <= FEW:
+        return
+    yield from _heading("RANKING")
+    yield from _prose(
+        "By the mean test metric over all pruned levels, seed by seed; 95% CI over seeds; n seeds with a "
+        "metric at every level. Fatal: cells in which a mask left nothing that can learn, before any "
+        "training. Not told apart from: ranks whose difference is not significant at 0.05, paired by seed, "
+        "after Holm's correction for all pairs of all tasks."
+    )
+    least = stats.smallest_p(len(study.seeds))
+    if least > 0.05:
+        yield from _prose(
+            f"With {_n(len(study.seeds), 'seed')} no pair can be told apart, whatever the difference: the "
+            f"least p is {least:.3g}. The order is what these seeds happened to show."
+        )
+    for task in study.tasks:
+        ranked = stats.ranking(results.runs, task)
+        if not ranked:
+            continue
+        ranks = {r.strategy: r.rank for r in ranked}
+        wide = max(map(len, ranks))
+        line = f"    {{:>4}} {{:<{wide}}} {{:>9}} {{:>20}} {{:>3}} {{:>9}} {{:>7}} {{:>8}}  {{}}"
+        yield f"  {task}"
+        yield line.format(
+            "rank", "strategy", "mean", "95% CI", "n", "critical", "fatal", "diverged", "not told apart from"
+        )
+        for r in ranked:
+            yield line.format(
+                r.rank,
+                r.strategy,
+                _number(r.mean.mean),
+                _interval(r.mean),
+                r.mean.n,
+                _level(r.critical),
+                f"{r.fatal} of {r.cells}",
+                r.diverged,
+                "any other" if len(r.alike) == len(ranked) - 1 else _spans([ranks[name] for name in r.alike]),
+            )
+        yield ""
 
 
 def _beside(results: Results) -> Iterator[str]:
@@ -191,6 +249,110 @@ def _beside(results: Results) -> Iterator[str]:
         "A mean agrees if the published number, as rounded there, lies in our 95% CI; a critical sparsity if "
         "it lies in the range our intervals allow; a peak if it is the same level. Wide intervals agree "
         "easily."
+    )
+
+
+def _masks(results: Results) -> Iterator[str]:
+    told = stats.diagnoses(results.runs)
+    if not told:
+        return
+    yield from _heading("WHAT THE MASKS DID")
+    yield from _prose(
+        "Before any training, mean over seeds. Effective sparsity: share of weights that are removed or on "
+        "no path from input to output. Collapses: the least sparsity at which the criterion's scores empty a "
+        "layer, where that can be said. `natal diagnose` tells more of each cell."
+    )
+    few = len(results.study.strategies) <= FEW
+    if few:
+        yield from _prose(
+            "No input, no output: hidden units that no path reaches from the input, or that reach no output "
+            "(pruned neurons are both). Always off: ReLUs that cut the whole batch. Scale: the output's "
+            "standard deviation, pruned over dense."
+        )
+    for task in results.study.tasks:
+        grave = {}
+        harmless = []
+        for recipe in results.study.strategies:
+            cells = [c for c in told if (c.task, c.strategy) == (task, recipe.name)]
+            if any(c.severity in ("fatal", "warning") for c in cells):
+                grave[recipe.name] = cells
+            elif cells:
+                harmless.append(recipe.name)
+        yield from _masks_in_full(results, task, grave) if few else _masks_in_brief(results, task, grave)
+        if harmless:
+            yield from _prose(f"{task}: nothing above a note about {', '.join(harmless)}.")
+
+
+def _masks_in_full(results: Results, task: str, strategies: Mapping[str, _Cells]) -> Iterator[str]:
+    """Yield a table per strategy and the findings behind it."""
+    for name, cells in strategies.items():
+        yield f"  {task} / {name}{_collapse(cells)}"
+        yield _mask_line(
+            "sparsity", "realised", "effective", "no input", "no output", "always off", "scale", "gravest"
+        )
+        for c in cells:
+            yield _mask_line(
+                percent(c.sparsity),
+                _share(c.realised),
+                _share(c.effective),
+                _number(c.no_input, ".1f"),
+                _number(c.no_output, ".1f"),
+                _share(c.always_off, ".0f"),
+                _number(c.scale, ".2f"),
+                f"{c.severity} in {c.runs[c.severity]} of {c.n}" if c.severity else "nothing",
+            )
+        for f in stats.findings(_of(results, task, name)):
+            if f.severity != "note":
+                yield from _bullet(_finding(f))
+        yield ""
+
+
+def _mask_line(*columns: str) -> str:
+    return "    {:>8} {:>9} {:>9} {:>8} {:>9} {:>10} {:>6}  {}".format(*columns)
+
+
+def _masks_in_brief(results: Results, task: str, strategies: Mapping[str, _Cells]) -> Iterator[str]:
+    """Yield one table for all strategies, and what was fatal."""
+    levels = sorted({c.sparsity for cells in strategies.values() for c in cells})
+    if not levels:
+        return
+    wide = max(map(len, strategies))
+    yield f"  {task}: effective sparsity by requested sparsity; F where a mask was fatal, in any run"
+    yield f"    {'':<{wide}} {'collapses':>9} " + " ".join(f"{percent(s):>7} " for s in levels)
+    for name, cells in strategies.items():
+        at = {c.sparsity: f"{_share(c.effective):>7}{' F'[c.fatal > 0]}" for c in cells}
+        collapse = next((c.collapses_at for c in cells if c.collapses_at is not None), None)
+        yield (
+            f"    {name:<{wide}} {'-' if collapse is None else _share(collapse):>9} "
+            + " ".join(at.get(s, f"{'n/a':>7} ") for s in levels)
+        )
+    yield ""
+    for name in strategies:
+        told: dict[tuple[tuple[float, ...], int], list[str]] = {}
+        for f in stats.findings(_of(results, task, name)):
+            if f.severity == "fatal":
+                told.setdefault((f.sparsities, f.runs), []).append(f.text)
+        for (at_levels, runs), texts in told.items():
+            where = ", ".join(map(percent, at_levels))
+            yield from _bullet(f"{name}: fatal at {where}, {_n(runs, 'run')}: {'; '.join(texts)}")
+    if any(c.fatal for cells in strategies.values() for c in cells):
+        yield ""
+
+
+def _of(results: Results, task: str, strategy: str) -> stats.Rows:
+    return [run for run in results.runs if (run["task"], run["strategy"]) == (task, strategy)]
+
+
+def _collapse(cells: _Cells) -> str:
+    known = [c.collapses_at for c in cells if c.collapses_at is not None]
+    return f": collapses at {_share(min(known))}" if known else ""
+
+
+def _finding(f: stats.Found) -> str:
+    """Return a finding as in ``warning at 10%, 30%, 6 runs, such as: hidden.weight has dead units: ...``."""
+    return (
+        f"{f.severity} at {', '.join(map(percent, f.sparsities))}, {_n(f.runs, 'run')}"
+        f"{', such as' * f.varies}: {f.text}"
     )
 
 
@@ -237,10 +399,18 @@ def _pairs(results: Results) -> Iterator[str]:
         "Mean over all pruned levels, first minus second, paired by seed; exact two-sided sign-flip p, and p "
         f"after Holm's correction for these {len(overall)} comparisons. Least p: the least n seeds can give."
     )
-    names = {(p.task, p.first, p.second): f"{p.task}: {p.first} - {p.second}" for p in overall}
+    shown = _telling(results, overall)
+    if len(shown) < len(overall):
+        rest = [p for p in overall if p not in shown]
+        yield from _prose(
+            f"Shown are the {len(shown)} pairs with a task's best strategy or with random masks; {len(rest)} "
+            f"others are left out, {sum(p.p_holm <= 0.05 for p in rest)} of them significant at 0.05 after "
+            "the same correction. `natal.stats.compare_overall` and `compare_levels` return them all."
+        )
+    names = {(p.task, p.first, p.second): f"{p.task}: {p.first} - {p.second}" for p in shown}
     wide = max(map(len, names.values()))
     yield f"  {'':<{wide}} {'difference':>10} {'95% CI':>20} {'n':>3} {'p':>8} {'p Holm':>8} {'least p':>8}"
-    for p in overall:
+    for p in shown:
         yield (
             f"  {names[p.task, p.first, p.second]:<{wide}} {_number(p.difference.mean, '+.4f'):>10} "
             f"{_interval(p.difference):>20} {p.difference.n:>3} "
@@ -248,8 +418,8 @@ def _pairs(results: Results) -> Iterator[str]:
         )
     yield ""
     yield from _prose(
-        "The same level by level, mean difference; ! where p after Holm's correction for these "
-        f"{len(levels)} comparisons is at most 0.05."
+        "The same level by level, mean difference; ! where p after Holm's correction for "
+        f"{'these' if len(shown) == len(overall) else 'all'} {len(levels)} comparisons is at most 0.05."
     )
     table = {(p.task, p.first, p.second, p.sparsity): p for p in levels}
     sparsities = sorted({p.sparsity for p in levels if p.sparsity is not None})
@@ -258,6 +428,27 @@ def _pairs(results: Results) -> Iterator[str]:
         row = [table.get((*pair, s)) for s in sparsities]
         yield f"  {name:<{wide}} " + " ".join(f"{_difference(p):>9}" for p in row)
     yield ""
+
+
+def _telling(results: Results, pairs: list[stats.Paired]) -> list[stats.Paired]:
+    """Return all pairs if they are few, else those with a task's best strategy or its random masks."""
+    shown = []
+    for task in results.study.tasks:
+        here = [p for p in pairs if p.task == task]
+        if len(here) > FEW_PAIRS:
+            named = {stats.ranking(results.runs, task)[0].strategy, _random(results)}
+            here = [p for p in here if {p.first, p.second} & named]
+        shown += here
+    return shown
+
+
+def _random(results: Results) -> str | None:
+    """Return the strategy that others are measured against: the first that removes weights at random."""
+    for recipe in results.study.strategies:
+        drawn = recipe.criterion in ("random", "init-stream") and recipe.control is None
+        if drawn and recipe.granularity == "weight":
+            return recipe.name
+    return None
 
 
 def _hidden(results: Results) -> Iterator[str]:
@@ -338,7 +529,18 @@ _LIMITS = (
     "A seed sets data, split and initial weights together. Nothing here says which of them a difference "
     "comes from.",
 )
-_SECTIONS = (_title, _what_was_run, _findings, _beside, _tables, _pairs, _hidden, _limits)
+_SECTIONS = (
+    _title,
+    _what_was_run,
+    _findings,
+    _ranking,
+    _beside,
+    _masks,
+    _tables,
+    _pairs,
+    _hidden,
+    _limits,
+)
 
 
 # -- words and files -------------------------------------------------------------------------------------
@@ -386,6 +588,21 @@ def _number(value: float | None, form: str = ".4f") -> str:
         return "n/a"
     plain = f"{value:{form}}"
     return plain if len(plain) <= 9 else f"{value:{'+' * form.startswith('+')}.1e}"
+
+
+def _share(value: float, form: str = ".1f") -> str:
+    return "n/a" if math.isnan(value) else f"{100 * value:{form}}%"
+
+
+def _spans(ranks: Sequence[int]) -> str:
+    """Return ranks as in ``2-4, 7``, and none as ``-``."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][-1] == rank - 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in spans) or "-"
 
 
 def _interval(summary: stats.Summary) -> str:

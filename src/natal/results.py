@@ -57,11 +57,14 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """Return ``runs`` as a pandas DataFrame, one ``density_LAYER`` column per prunable layer.
 
+        The mask doctor's ``diagnosis`` is left out but for the columns ``effective_sparsity``,
+        ``collapses_at`` and ``severity``.
+
         Raises NatalError if pandas is not installed.
         """
         rows = [
             {
-                **{k: v for k, v in row.items() if k != "densities"},
+                **{k: v for k, v in row.items() if k not in ("densities", "diagnosis")},
                 **{f"density_{layer}": density for layer, density in row["densities"].items()},
             }
             for row in self.runs
@@ -125,8 +128,11 @@ def row(run: Run, outcome: Outcome, task: Mapping[str, Any]) -> Row:
     """Return one run as a plain row; ``task``: the manifest's facts of its task.
 
     ``sparsity`` is the requested one and ``realised_sparsity`` = 1 - kept / prunable the one its mask has,
-    biases not counted. ``metric``: what ``train_metric``, ``val_metric`` and ``test_metric`` measure
-    (``accuracy``), and ``field`` its short name (``acc``); a metric that is not a finite number is None.
+    biases not counted; ``effective_sparsity`` counts kept weights on no path from input to output as removed,
+    too. ``diagnosis``: all that the mask doctor said before training (see `natal.store.Outcome`), ``{}`` for
+    a dense run; ``severity`` is its gravest finding's: fatal, warning, note or None. ``metric``: what
+    ``train_metric``, ``val_metric`` and ``test_metric`` measure (``accuracy``), and ``field`` its short name
+    (``acc``); a metric that is not a finite number is None.
     """
     return {
         **run._asdict(),
@@ -146,6 +152,11 @@ def row(run: Run, outcome: Outcome, task: Mapping[str, Any]) -> Row:
         "epochs_trained": outcome.epochs_trained,
         "best_epoch": outcome.best_epoch,
         "constant": outcome.constant,
+        "effective_sparsity": outcome.diagnosis.get("effective_sparsity"),
+        "collapses_at": outcome.diagnosis.get("collapses_at"),
+        "severity": next((severity for severity, _ in outcome.diagnosis.get("findings", ())), None),
+        "diagnosis": dict(outcome.diagnosis),
+        "deterministic": outcome.deterministic,
         "seconds": outcome.seconds,
         "made_by": outcome.made_by,
         "key": outcome.key,
@@ -243,8 +254,8 @@ class Difference(NamedTuple):
     """How far one field of two programs' runs lies apart.
 
     ``largest``: absolute difference, in the field's unit; infinite where only one side has a number.
-    ``where``: the run that shows it, None if no run differs. ``differing``: runs that differ at all. ``mean``:
-    ours minus theirs, over all runs that have the field.
+    ``where``: the run that shows it, None if no run differs. ``differing``: runs that differ at all.
+    ``mean``: ours minus theirs, over all runs that have the field.
     """
 
     largest: float

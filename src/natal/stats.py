@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -243,22 +244,27 @@ def paired(runs: Rows, task: str, first: str, second: str, sparsity: float | Non
 
 def compare_overall(runs: Rows) -> list[Paired]:
     """Compare every two strategies of each task over all pruned levels' mean, Holm-corrected together."""
-    return _family(
-        paired(runs, task, a, b)
-        for task in _distinct(runs, "task")
-        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2)
-    )
+    return _family(paired(both, task, a, b) for task, a, b, both in _couples(runs))
 
 
 def compare_levels(runs: Rows) -> list[Paired]:
     """Compare every two strategies of each task at every pruned level, Holm-corrected together."""
     return _family(
-        paired(runs, task, a, b, level)
-        for task in _distinct(runs, "task")
-        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2)
+        paired(both, task, a, b, level)
+        for task, a, b, both in _couples(runs)
         for level in sorted(_distinct(runs, "sparsity"))
         if level > 0
     )
+
+
+def _couples(runs: Rows) -> Iterator[tuple[str, str, str, Rows]]:
+    """Yield every two strategies of each task with the runs of both."""
+    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        grouped.setdefault((run["task"], run["strategy"]), []).append(run)
+    for task in _distinct(runs, "task"):
+        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2):
+            yield task, a, b, [*grouped.get((task, a), []), *grouped.get((task, b), [])]
 
 
 def sign_flip(differences: Sequence[float]) -> float:
@@ -307,6 +313,70 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _family(comparisons: Iterable[Paired | None]) -> list[Paired]:
     made = [c for c in comparisons if c is not None]
     return [replace(c, p_holm=p) for c, p in zip(made, holm([c.p for c in made]), strict=True)]
+
+
+# -- all strategies --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One strategy's place among all strategies of a task.
+
+    ``rank``: 1 is the best. ``mean``: of each seed's mean test metric over all pruned levels. ``critical``:
+    its `critical_sparsity`. ``cells``: its pruned cells; ``fatal``: those in which a mask was fatal before
+    training began, see `diagnoses`; ``diverged``: runs that did. ``alike``: the strategies that these seeds
+    cannot tell from it, Holm-corrected p above 0.05 in `compare_overall`, in rank order.
+    """
+
+    rank: int
+    task: str
+    strategy: str
+    mean: Summary
+    critical: float | None
+    cells: int
+    fatal: int
+    diverged: int
+    alike: tuple[str, ...]
+
+
+def ranking(runs: Rows, task: str) -> list[Ranked]:
+    """Return a task's strategies, the highest mean over all pruned levels first.
+
+    Each seed's levels are averaged first, then the seeds. A seed counts only if it has a test metric at every
+    pruned level of the task: without its hardest level, a strategy would climb. One without such a seed comes
+    last.
+    """
+    levels = {run["sparsity"] for run in runs if run["task"] == task and run["sparsity"] > 0}
+    apart = {
+        frozenset((p.first, p.second)) for p in compare_overall(runs) if p.task == task and p.p_holm <= 0.05
+    }
+    means = {}
+    for strategy in _distinct([run for run in runs if run["task"] == task], "strategy"):
+        by_seed: dict[int, list[float]] = {}
+        for c in cells(runs, task, strategy):
+            for seed, value in c.values.items() if c.sparsity > 0 else ():
+                by_seed.setdefault(seed, []).append(value)
+        means[strategy] = summarise(float(np.mean(v)) for v in by_seed.values() if len(v) == len(levels))
+    order = sorted(
+        means, key=lambda strategy: means[strategy].mean if means[strategy].n else -math.inf, reverse=True
+    )
+    ranked = []
+    for rank, strategy in enumerate(order, 1):
+        pruned = [c for c in cells(runs, task, strategy) if c.sparsity > 0]
+        ranked.append(
+            Ranked(
+                rank,
+                task,
+                strategy,
+                mean=means[strategy],
+                critical=critical_sparsity(runs, task, strategy),
+                cells=len(pruned),
+                fatal=sum(d.fatal > 0 for d in diagnoses(runs, task, strategy)),
+                diverged=sum(c.diverged for c in pruned),
+                alike=tuple(o for o in order if o != strategy and frozenset((o, strategy)) not in apart),
+            )
+        )
+    return ranked
 
 
 # -- published numbers -----------------------------------------------------------------------------------
@@ -370,6 +440,187 @@ def _claimed(runs: Rows, claim: Claim) -> Summary | None:
         return None
     found = cell(runs, claim.task, claim.strategy, claim.sparsity)
     return (found.epochs if claim.quantity == "epochs" else found.test) if found else None
+
+
+# -- what the masks did ----------------------------------------------------------------------------------
+
+Severity = Literal["fatal", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""What a finding of the mask doctor can be, gravest first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One finding of the mask doctor, shared by ``runs`` runs at ``sparsities``.
+
+    ``text``: the sentence as the first of them has it. ``varies``: whether others have other numbers in it.
+    """
+
+    severity: Severity
+    text: str
+    runs: int
+    sparsities: tuple[float, ...]
+    varies: bool
+
+
+def findings(runs: Rows) -> list[Found]:
+    """Return what the mask doctor found in ``runs``: the gravest first, then what most runs share.
+
+    Sentences that differ in numbers or brackets alone are one finding.
+    """
+    grouped: dict[tuple[Severity, str], list[tuple[Mapping[str, Any], str]]] = {}
+    for run in runs:
+        for severity, text in run["diagnosis"].get("findings", ()):
+            grouped.setdefault((severity, _NUMBERS.sub("#", text)), []).append((run, text))
+    found = [
+        Found(
+            severity,
+            text=those[0][1],
+            runs=len(those),
+            sparsities=tuple(sorted({run["sparsity"] for run, _ in those})),
+            varies=len({text for _, text in those}) > 1,
+        )
+        for (severity, _), those in grouped.items()
+    ]
+    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -f.runs))
+
+
+# a number by itself, not one in a layer's name (0.weight), and whatever stands in brackets
+_NUMBERS = re.compile(r"\([^)]*\)|(?<![\w.])[-+]?\d+(\.\d+)?(e[-+]?\d+)?%?(?!\w|\.\w)")
+
+
+@dataclass(frozen=True)
+class LayerMeans:
+    """What the mask doctor measured in one layer, mean over a cell's runs; nan where none of them knows.
+
+    ``density``, ``effective``: share of its weights kept, and kept on a path from input to output.
+    ``no_input``, ``no_output``: units that no path reaches, or that reach no output. ``with_size``:
+    correlation of mask and size of weight. ``scale``: standard deviation of the layer's output, pruned over
+    dense. ``always_on``, ``always_off``: share of ReLUs that never cut, or always do.
+    """
+
+    name: str
+    weights: int
+    units: int
+    density: float
+    effective: float
+    no_input: float
+    no_output: float
+    with_size: float
+    scale: float
+    always_on: float
+    always_off: float
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """What the mask doctor said of one cell's networks before they were trained, over its ``n`` runs.
+
+    ``runs``: how many have a finding of each severity. ``realised``, ``effective``: mean sparsity over
+    prunable weights, as kept and without weights on no path. ``no_input``, ``no_output``: mean number of
+    hidden units that no path reaches, or that reach no output (a unit can be both); ``units``: hidden units
+    there are. ``always_off``: mean share of ReLUs that are off for the whole batch. ``scale``: the output's
+    standard deviation, pruned over dense. ``collapses_at``: the least sparsity, over seeds, at which this
+    criterion empties a layer; None if not known. Other numbers are nan where no run knows them.
+    """
+
+    task: str
+    strategy: str
+    sparsity: float
+    n: int
+    runs: Mapping[Severity, int]
+    realised: float
+    effective: float
+    units: int
+    no_input: float
+    no_output: float
+    always_off: float
+    scale: float
+    collapses_at: float | None
+    findings: tuple[Found, ...]
+    layers: tuple[LayerMeans, ...]
+
+    @property
+    def severity(self) -> Severity | None:
+        """The gravest finding's severity; None if nothing was found."""
+        return next((severity for severity in SEVERITIES if self.runs[severity]), None)
+
+    @property
+    def fatal(self) -> int:
+        """Number of runs that cannot learn."""
+        return self.runs["fatal"]
+
+
+def diagnoses(runs: Rows, task: str | None = None, strategy: str | None = None) -> list[Diagnosed]:
+    """Return what the mask doctor said of each pruned cell, in order; of one task or strategy if named."""
+    grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run["diagnosis"] and task in (None, run["task"]) and strategy in (None, run["strategy"]):
+            grouped.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append(run)
+    return [_diagnosed(*which, rows) for which, rows in grouped.items()]
+
+
+def gravest_first(cells: Iterable[Diagnosed]) -> list[Diagnosed]:
+    """Return cells by their gravest finding, those with more fatal runs first; equals stay in order."""
+    order = [*SEVERITIES, None]
+    return sorted(cells, key=lambda c: (order.index(c.severity), -c.fatal))
+
+
+def _diagnosed(task: str, strategy: str, sparsity: float, rows: Rows) -> Diagnosed:
+    layers = tuple(_layer(those) for those in zip(*(run["diagnosis"]["layers"] for run in rows), strict=True))
+    hidden, last = layers[:-1], layers[-1]
+    relus = [layer for layer in layers if not math.isnan(layer.always_off)]
+    severities = [{severity for severity, _ in run["diagnosis"]["findings"]} for run in rows]
+    return Diagnosed(
+        task,
+        strategy,
+        sparsity,
+        n=len(rows),
+        runs={severity: sum(severity in those for those in severities) for severity in SEVERITIES},
+        realised=_mean(run["realised_sparsity"] for run in rows),
+        effective=_mean(run["effective_sparsity"] for run in rows),
+        units=sum(layer.units for layer in hidden),
+        no_input=sum(layer.no_input for layer in hidden),
+        no_output=sum(layer.no_output for layer in hidden),
+        always_off=(
+            sum(layer.units * layer.always_off for layer in relus) / sum(layer.units for layer in relus)
+            if relus
+            else math.nan
+        ),
+        scale=last.scale,
+        collapses_at=min(
+            (run["collapses_at"] for run in rows if run["collapses_at"] is not None), default=None
+        ),
+        findings=tuple(findings(rows)),
+        layers=layers,
+    )
+
+
+def _layer(those: Sequence[Mapping[str, Any]]) -> LayerMeans:
+    """Average one layer's entries, one a run; pairs are (r, p) or (dense, pruned)."""
+
+    def mean(name: str, of: Callable[[Any], float | None] = lambda value: value) -> float:
+        return _mean(None if layer[name] is None else of(layer[name]) for layer in those)
+
+    first = those[0]
+    return LayerMeans(
+        first["name"],
+        first["weights"],
+        first["units"],
+        density=mean("kept") / first["weights"],
+        effective=mean("effective") / first["weights"],
+        no_input=mean("no_input"),
+        no_output=mean("no_output"),
+        with_size=mean("with_size", lambda pair: pair[0]),
+        scale=mean("scale", lambda pair: pair[1] / pair[0] if pair[0] else None),
+        always_on=mean("always_on", lambda pair: pair[1]),
+        always_off=mean("always_off", lambda pair: pair[1]),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan
 
 
 # -- what a mean hides -----------------------------------------------------------------------------------

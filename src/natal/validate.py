@@ -235,6 +235,28 @@ def _mask(row: Row, recipe: Recipe, hidden: int, task: Mapping[str, Any]) -> Ite
         yield f"its layers keep {by_layer} weights, the study asks for {wanted}"
 
 
+def _diagnosed(results: Results) -> Iterator[str]:
+    pruned = [row for row in results.runs if row["sparsity"] > 0]
+    yield from _few(
+        f"{_name(row)}: its mask was never diagnosed; `natal run --fresh` does so"
+        for row in pruned
+        if not row["diagnosis"]
+    )
+    yield from _few(
+        f"{_name(row)}: its diagnosis is of another mask: {kept} weights kept, {row['kept']} in the mask"
+        for row in pruned
+        if row["diagnosis"]
+        and (kept := sum(layer["kept"] for layer in row["diagnosis"]["layers"])) != row["kept"]
+    )
+    yield from _few(
+        f"{_name(row)}: effective sparsity {row['effective_sparsity']:.4f} is less than the mask's own "
+        f"{row['realised_sparsity']:.4f}"
+        for row in pruned
+        if row["effective_sparsity"] is not None
+        and row["effective_sparsity"] < row["realised_sparsity"] - 1e-12
+    )
+
+
 # -- the outputs -----------------------------------------------------------------------------------------
 
 
@@ -295,7 +317,7 @@ def _first_difference(content: bytes, wanted: bytes) -> int:
     return next(same, min(len(ours), len(theirs)))
 
 
-_CHECKS = (_complete, _dense, _provenance, _numbers, _masks, _outputs)
+_CHECKS = (_complete, _dense, _provenance, _numbers, _masks, _diagnosed, _outputs)
 
 
 def _few(errors: Iterable[str]) -> Iterator[str]:

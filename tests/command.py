@@ -1,0 +1,87 @@
+"""The ``natal`` command as a process of its own, without the seconds that importing torch takes each time.
+
+The process is forked from the fork server that natal's workers come from. Everything else about it is real: its own
+arguments, directory, process group, exit status, workers, and an end by any signal.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from natal.executors import _context
+
+PLAIN = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}
+"""The environment of a command whose output is looked at: no colours, no live view."""
+
+_context.set_forkserver_preload(["natal.worker", "natal.runner", "natal.cli", "natal.progress", "natal.validate"])
+
+
+class Command:
+    """A running ``natal`` command; ``largest`` is the size no file of it may exceed, as on a full disk."""
+
+    def __init__(self, folder: Path, *words: object, largest: int | None = None) -> None:
+        self.words = [str(word) for word in words]
+        self.output, self.errors = folder / ".output", folder / ".errors"
+        self.output.write_text("")
+        self.errors.write_text("")
+        paths = str(folder), str(self.output), str(self.errors)
+        self._process = _context.Process(target=_be_natal, args=(self.words, *paths, largest))
+        self._process.start()
+        assert self._process.pid is not None
+        self.process = psutil.Process(self._process.pid)
+
+    def lines(self) -> list[str]:
+        """Return the runs it has reported so far."""
+        return [line for line in self.output.read_text().splitlines() if line.startswith("[")]
+
+    def wait_for(self, lines: int) -> None:
+        """Wait until it has reported that many runs, or has ended."""
+        while len(self.lines()) < lines and self._process.is_alive():
+            time.sleep(0.005)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.is_alive()
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; return its exit status and what it wrote."""
+        self._process.join(120)
+        assert self._process.exitcode is not None, "it hangs"
+        return subprocess.CompletedProcess(self.words, self._process.exitcode, self.output.read_text(),
+                                           self.errors.read_text())
+
+    def end(self, sent: signal.Signals) -> subprocess.CompletedProcess[str]:
+        """Send it a signal, all its process group if it is Ctrl-C, and see every process of it go."""
+        family = self.process.children(recursive=True)
+        if sent is signal.SIGINT:
+            os.killpg(self.process.pid, sent)
+        else:
+            self.process.send_signal(sent)
+        result = self.wait()
+        _, orphans = psutil.wait_procs(family, timeout=30)
+        assert orphans == []
+        return result
+
+
+def _be_natal(words: list[str], folder: str, output: str, errors: str, largest: int | None) -> None:
+    os.setsid()
+    for path, descriptor in ((output, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.chdir(folder)
+    os.environ.update(PLAIN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    sys.argv = ["natal", *words]
+    from natal.cli import main
+
+    main()

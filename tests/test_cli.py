@@ -1,0 +1,320 @@
+"""The command line: one line and exit status 2 for every mistake, progress in the paper's form, a quick start."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import natal
+from conftest import Run, tiny, toml
+from natal import cli
+from natal.results import Results
+from natal.store import FILE
+
+Natal = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Natal:
+    """Run ``natal`` in this process, in an empty directory; return exit status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["natal", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, list[str]] = {
+    "--set=tasks=['regresion']": ["unknown task 'regresion'", "did you mean 'regression'"],
+    "--set=strategies=['magnitud']": ["unknown strategy 'magnitud'", "did you mean 'magnitude'"],
+    "--set=strategies=[{name='x',criterion='magnitud'}]": ["unknown criterion 'magnitud'", "did you mean 'magnitude'"],
+    "--set=hiden=3": ["unknown key 'hiden'", "did you mean 'hidden'"],
+    "--set=training.epoch=3": ["unknown key 'training.epoch'", "did you mean 'epochs'"],
+    "--set=sparsities=[1.0]": ["sparsities", "[0, 1)", "got 1.0"],
+    "--set=sparsities=[-0.5]": ["sparsities", "[0, 1)", "got -0.5"],
+    "--set=sparsities=[nan]": ["sparsities", "finite", "got nan"],
+    "--set=sparsities=[0.5,0.5]": ["sparsities", "0.5 twice", "once"],
+    "--seeds=-1": ["seeds", "[0, 2**32)", "got -1"],
+    "--seeds=3,3": ["seeds", "3 twice", "once"],
+    "--seeds=1,,2": ["--seeds '1,,2'", "such as 1,2,3"],
+    "--seeds=one": ["--seeds 'one'", "such as 1,2,3"],
+    "--seeds=99999999999999999999": ["seeds", "2**32"],
+    "--set=training.epochs=0": ["training.epochs", "at least 1", "got 0"],
+    "--set=training.patience=0": ["training.patience", "at least 1", "got 0"],
+    "--set=training.validation_fraction=0.0": ["training.validation_fraction", "0 and 0.5", "got 0.0"],
+    "--set=training.validation_fraction=0.5": ["training.validation_fraction", "0 and 0.5", "got 0.5"],
+    "--set=training.learning_rate=0.0": ["training.learning_rate", "positive", "got 0.0"],
+    "--set=training.learning_rate=-1": ["training.learning_rate", "positive", "got -1"],
+    "--set=training.learning_rate=nan": ["training.learning_rate", "finite", "got nan"],
+    "--set=tasks=regression": ["'regression'", "not a TOML literal"],
+    "--set=plugins=['not_a_module']": ["plugin 'not_a_module' does not import", "ModuleNotFoundError"],
+    "--set=plugins=['raises']": ["plugin 'raises' does not import: ZeroDivisionError: on two lines"],
+    "--set=plugins=['leaves']": ["plugin 'leaves' does not import: SystemExit: 0"],
+    "--set=plugins=['wrong']": ["plugin 'wrong' does not import: SyntaxError", "wrong.py, line 2"],
+    "--set=plugins=['shapes']": ["criterion 'shapes'", "'hidden.weight'", "shape (32,)", "have shape (32, 20)"],
+    "--set=plugins=['nans']": ["criterion 'nans'", "'hidden.weight'", "NaN"],
+    "--set=plugins=['taken']": ["criterion 'magnitude' is already registered", "choose another name"],
+    "--set=plugins=['badtask']": ["task 'badtask'", "must be (rows, features) float32", "got (4,)"],
+    "--workers=0": ["workers must be at least 1", "got 0"],
+    "--engine=sequental": ["unknown engine 'sequental'", "did you mean 'sequential'"],
+    "--device=cuda:99": ["unknown device 'cuda:99'", "this machine has: cpu"],
+}
+PLUGINS = {
+    "raises": "raise ZeroDivisionError('on two\\nlines')\n",
+    "leaves": "import sys\nsys.exit(0)\n",
+    "wrong": "x = 1\ndef\n",
+    "shapes": "@natal.criterion('shapes')\ndef shapes(p):\n    return {n: w[:, 0] for n, w in p.weights.items()}\n",
+    "nans": "@natal.criterion('nans')\ndef nans(p):\n    return {n: w * float('nan') for n, w in p.weights.items()}\n",
+    "taken": "@natal.criterion('magnitude')\ndef mine(p):\n    return p.weights\n",
+    "badtask": "@natal.task('badtask', loss='squared-error', metric='R²', learning_rate=0.1, chance=0.0)\n"
+    "def badtask(seed):\n    x = torch.ones(4)\n    return natal.Data(x, x, x, x, outputs=1)\n",
+}
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, forgotten: None) -> None:
+    """Put bad plugins beside the study file."""
+    for name, text in PLUGINS.items():
+        (tmp_path / f"{name}.py").write_text(text if name == "wrong" else f"import natal, torch\n{text}", "utf-8")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("plugins")
+def test_every_mistake_is_one_line_and_leaves_no_directory(inside: Natal, tmp_path: Path, mistake: str) -> None:
+    (tmp_path / "tiny.toml").write_text(toml(tiny()))
+    change = [f"--set={key}=['{name}']" for key, names in (("strategies", ("shapes", "nans")), ("tasks", ("badtask",)))
+              for name in names if f"'{name}'" in mistake]  # fmt: skip
+    for verb in ("run", "plan"):
+        code, out, err = inside(verb, "tiny.toml", "--out", "results", "--workers=1", mistake, *change)
+        assert (code, out) == (2, "")
+        assert err.startswith("natal: ")
+        assert err.count("\n") == 1
+        assert [word for word in MISTAKES[mistake] if word not in err] == [], err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["run", "papr"], "unknown study 'papr'; did you mean 'paper'"),
+    (["plan", "mine.toml"], "no study file 'mine.toml'; `natal list` shows the presets"),
+    (["run", "broken.toml"], "broken.toml: not valid TOML: Invalid value (at line 2, column 9)"),
+    (["run", "empty.toml"], "empty.toml: key 'name' is missing (and 4 more)"),
+    (["show", "papr"], "unknown preset 'papr'; did you mean 'paper'"),
+    (["report"], "no study in 'results': study.sqlite is missing; `natal run --out results` makes one"),
+    (["compare", "results", "other"], "no study in 'results'"),
+])  # fmt: skip
+def test_a_wrong_name_is_one_line(inside: Natal, tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "broken.toml").write_text("name = 'x'\nseeds = = 3\n")
+    (tmp_path / "empty.toml").write_text("")
+    code, out, err = inside(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"natal: {said}")
+    assert err.count("\n") == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"broken.toml", "empty.toml"}
+
+
+def test_a_validation_that_fails_exits_with_1(inside: Natal) -> None:
+    code, out, err = inside("validate", "nothing")
+    assert (code, err) == (1, "")
+    assert out.startswith("Validation FAILED.")
+
+
+# -- progress ----------------------------------------------------------------------------------------------------
+
+LINE = re.compile(r"^\[\d+/9\] task=regression, strategy=(magnitude|random|structured), sparsity=(0|50|90)%, seed=1 "
+                  r"\.\.\. test_r2=-?\d+\.\d{4}$")  # fmt: skip
+
+
+def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(toml(tiny(seeds=[1])))
+    result = cli("run", "tiny.toml", "--workers", 1, "--out", "some results")
+    assert (result.returncode, result.stderr) == (0, "")
+    *lines, summary, report = result.stdout.splitlines()
+    assert len(lines) == 9
+    assert [line for line in lines if not LINE.match(line)] == []
+    assert [int(line[1:].partition("/")[0]) for line in lines] == list(range(1, 10))
+    assert re.fullmatch(r"9 runs of study 'tiny' are in some results \(\d+ s of training\)\.", summary)
+    assert report == "Report: some results/report.txt"
+    again = cli("run", "tiny.toml", "--workers", 1, "--out", "some results", "--seeds", "1,2")
+    assert again.stdout.splitlines()[0] == "9 of 18 runs are stored already; training the rest."
+    assert again.stdout.splitlines()[1].startswith("[10/18] ")
+    assert len(again.stdout.splitlines()) == 12
+    assert cli("run", "tiny.toml", "--workers", 1, "--out", "some results", "--quiet").stdout == ""
+
+
+def terminal(folder: Path, *words: str) -> tuple[int, str]:
+    """Run ``natal`` in a pseudo-terminal of 100 columns; return its exit status and what it drew."""
+    main, end = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    process = subprocess.Popen([sys.executable, "-m", "natal.cli", *words], cwd=folder, stdin=end, stdout=end,
+                               stderr=end, env=environment, start_new_session=True)
+    os.close(end)
+    drawn = b""
+    began = time.monotonic()
+    while time.monotonic() - began < 120:
+        if not select.select([main], [], [], 0.1)[0]:
+            continue
+        try:
+            part = os.read(main, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        drawn += part
+    os.close(main)
+    return process.wait(30), drawn.decode()
+
+
+def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
+    study = tiny(name="a [bold]strange[/] [name]", seeds=[1])
+    (tmp_path / "tiny.toml").write_text(toml(study))
+    code, drawn = terminal(tmp_path, "run", "tiny.toml", "--workers", "1")
+    assert code == 0, drawn
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+    assert "a [bold]strange[/] [name]" in text
+    assert "training  regression" in text
+    assert "9/9" in text
+    assert re.search(r"\d runs/s", text)
+    assert "[9/9] task=regression" in text
+    assert "\x1b[1A" in drawn  # it draws over itself
+    assert drawn.count("\x1b[?25l") == drawn.count("\x1b[?25h") == 1  # and gives the cursor back
+    last = text[text.rindex("9/9") :]
+    assert "done" in last
+    assert "left" not in last
+    assert "9 runs of study 'a [bold]strange[/] [name]' are in results" in text
+
+
+# -- the other verbs ---------------------------------------------------------------------------------------------
+
+
+def test_plan_says_what_would_run_and_writes_nothing(inside: Natal, tmp_path: Path) -> None:
+    code, out, err = inside("plan")
+    assert (code, err) == (0, "")
+    said = {line[:12].strip(): line[13:] for line in out.splitlines()}
+    assert said["runs"] == "144 = 2 tasks x 3 strategies x 8 sparsities x 3 seeds"
+    assert said["shared"].startswith("12 runs reuse another run's training")
+    assert said["shared"].endswith("132 trainings")
+    assert said["done"] == "0 of 144 runs are stored in results"
+    assert said["to do"].startswith("132 trainings in ")
+    assert re.fullmatch(r"at most about \d+ s, less what early stopping saves", said["estimate"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_knows_what_is_done(inside: Natal, tmp_path: Path, tiny_results: Results) -> None:
+    (tmp_path / "tiny.toml").write_text(toml(tiny()))
+    _, out, _ = inside("plan", "tiny.toml", "--out", tiny_results.directory)
+    assert f"done         18 of 18 runs are stored in {tiny_results.directory}" in out
+    assert "nothing to train" in out
+    _, out, _ = inside("plan", "tiny.toml", "--out", tiny_results.directory, "--seeds", "1,2,3")
+    assert "done         18 of 27 runs" in out
+    assert "to do        7 trainings" in out
+
+
+def test_list_names_everything_in_one_line_each(inside: Natal) -> None:
+    from natal.criteria import criteria
+    from natal.spec import STRATEGIES, presets
+    from natal.tasks import tasks
+
+    code, out, _ = inside("list")
+    assert code == 0
+    lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
+    assert {name for name, _ in lines} == {*presets(), *tasks, *STRATEGIES, *criteria}
+    assert all(len(line) == 2 for line in lines)
+
+
+def test_show_prints_a_study_that_can_be_copied(inside: Natal, tmp_path: Path) -> None:
+    code, out, _ = inside("show", "paper")
+    assert code == 0
+    (tmp_path / "mine.toml").write_text(out, "utf-8")
+    assert natal.load_study("mine.toml").digest == natal.load_study("paper").digest
+
+
+def test_compare_finds_the_difference_and_no_difference(
+    inside: Natal, tmp_path: Path, tiny_results: Results
+) -> None:
+    code, out, _ = inside("compare", tiny_results.directory, tiny_results.directory)
+    assert code == 0
+    assert "18 runs compared" in out
+    assert "all 18 matched runs are identical to the last bit" in out
+    theirs = json.loads((tiny_results.directory / "results.json").read_text())
+    theirs["results"][0]["test_r2"] += 0.125
+    for run in theirs["results"]:
+        run["strategy"] = run["strategy"].replace("random", "chance")
+    (tmp_path / "theirs.json").write_text(json.dumps(theirs))
+    code, out, _ = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance=random")
+    assert code == 1
+    assert re.search(r"test_r2 +differs in 1 runs, by -?0\.0069 on average, by at most 0\.125 \(task=regression, strategy=magnitude", out)
+    code, _, err = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--as 'chance': write it as THEIRS=OURS" in err
+
+
+def test_report_writes_the_same_bytes_again(inside: Natal, tmp_path: Path, tiny_results: Results) -> None:
+    (tmp_path / FILE).write_bytes((tiny_results.directory / FILE).read_bytes())
+    code, out, _ = inside("report", tmp_path)
+    assert code == 0
+    names = [Path(line).name for line in out.splitlines()]
+    assert "report.txt" in names
+    assert "results.json" in names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (tiny_results.directory / name).read_bytes(), name
+
+
+# -- starting ----------------------------------------------------------------------------------------------------
+
+
+def test_looking_never_imports_torch(tiny_results: Results) -> None:
+    code = (
+        "import sys, natal, natal.cli\n"
+        "def torchless(*words):\n"
+        "    sys.argv = ['natal', *words]\n"
+        "    try:\n"
+        "        natal.cli.main()\n"
+        "    except SystemExit:\n"
+        "        pass\n"
+        "    assert 'torch' not in sys.modules, words\n"
+        "torchless('--help'); torchless('run', '--help'); torchless('show', 'paper')\n"
+        "torchless('report', sys.argv[-1] if 0 else PLACE); torchless('validate', PLACE)\n"
+        "assert len(natal.load(PLACE).runs) == 18\n"
+        "natal.load_study('paper')\n"
+        "assert 'torch' not in sys.modules\n"
+        "natal.select\n"
+        "assert 'torch' in sys.modules\n"
+    ).replace("sys.argv[-1] if 0 else ", "").replace("PLACE", repr(str(tiny_results.directory)))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_help_names_every_verb_with_a_line(inside: Natal) -> None:
+    code, out, _ = inside("--help")
+    assert code == 0
+    verbs = {command.name or (command.callback.__name__ if command.callback else "") for command in cli.app.registered_commands}
+    assert {"run", "plan", "validate", "report", "compare", "list", "show"} <= verbs
+    for verb in verbs:
+        assert re.search(rf"\b{verb}\b +\w+", out), verb
+
+
+def test_a_terminal_that_cannot_show_a_letter_shows_another(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-m", "natal.cli", "show", "paper"], capture_output=True, timeout=60,
+                            env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, b"")
+    listed = subprocess.run([sys.executable, "-m", "natal.cli", "list"], capture_output=True, timeout=60,
+                            env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)  # fmt: skip
+    assert (listed.returncode, listed.stderr) == (0, b"")
+    assert b"|??|" in listed.stdout
