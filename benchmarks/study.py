@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import threading
@@ -45,9 +44,21 @@ class Timing(NamedTuple):
 
 
 def measure(folder: Path, study: str, engine: str, *options: str) -> Timing:
-    """Run a study in a fresh process and directory; memory is sampled over all its processes (proportional set size)."""
+    """Run a study in a fresh process and directory; memory is the proportional set size of all its processes."""
     out = Path(tempfile.mkdtemp(prefix=f"{engine}-", dir=folder))
-    command = [sys.executable, "-m", "natal.cli", "run", study, "--engine", engine, "--out", str(out), "--quiet", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "natal.cli",
+        "run",
+        study,
+        "--engine",
+        engine,
+        "--out",
+        str(out),
+        "--quiet",
+        *options,
+    ]
     started = time.perf_counter()
     process = psutil.Popen(command)
     peak = [0.0]
@@ -94,7 +105,11 @@ def floor_tflop(results: Results) -> float:
     """
     tasks, total, seen = results.manifest["tasks"], 0.0, set()
     for row in results.runs:
-        identity = (row["task"], row["seed"], "dense" if row["sparsity"] == 0 else (row["strategy"], row["sparsity"]))
+        identity = (
+            row["task"],
+            row["seed"],
+            "dense" if row["sparsity"] == 0 else (row["strategy"], row["sparsity"]),
+        )
         if identity in seen:
             continue
         seen.add(identity)
@@ -102,7 +117,9 @@ def floor_tflop(results: Results) -> float:
         hidden = results.study.hidden
         kept = max(1, hidden - int(row["sparsity"] * hidden)) if recipe.granularity == "neuron" else hidden
         inputs = 0 if row["task"] == "modular" else of["inputs"]
-        per_epoch = kept * (of["fit_rows"] * (3 * of["outputs"] + 2 * inputs) + of["val_rows"] * (of["outputs"] + inputs))
+        per_epoch = kept * (
+            of["fit_rows"] * (3 * of["outputs"] + 2 * inputs) + of["val_rows"] * (of["outputs"] + inputs)
+        )
         total += 2 * per_epoch * row["epochs_trained"]
     return total / 1e12
 
@@ -112,7 +129,10 @@ def hardware() -> str:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")), model)
+        model = next(
+            (x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")),
+            model,
+        )
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
@@ -126,8 +146,10 @@ def main() -> None:
     asked = parser.parse_args()
 
     print(f"machine     {hardware()}; load before: {os.getloadavg()[0]:.2f}")
-    print(f"versions    natal {_version()}, torch {torch.__version__}, numpy {np.__version__}, "
-          f"Python {platform.python_version()}")
+    print(
+        f"versions    natal {_version()}, torch {torch.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = asked.keep or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,12 +178,18 @@ def compare_engines(folder: Path, study: str, repeats: int, speed: float) -> dic
                 rounds.setdefault((engine, task), []).append(measure(folder, study, engine, *only))
         rounds.setdefault(("batched", "whole"), []).append(measure(folder, study, "batched"))
     cores = len(os.sched_getaffinity(0))
-    print(f"study       {study!r}; the sequential engine trains all 144 runs one by one, as the published program did;")
+    print(
+        f"study       {study!r}; the sequential engine trains all 144 runs one by one, as the published program did;"
+    )
     print("            the batched engine trains the 132 that differ")
-    print(f"{'':12}{'sequential':>12}{'batched':>12}{'ratio':>9}{'floor':>9}   training seconds, medians of {repeats}")
+    print(
+        f"{'':12}{'sequential':>12}{'batched':>12}{'ratio':>9}{'floor':>9}   training seconds, medians of {repeats}"
+    )
     figures: dict[str, object] = {"sgemm_gflops": speed}
-    whole = {e: [sum(r.training for r in part) for part in zip(*(rounds[e, t] for t in TASKS), strict=True)]
-             for e in ("batched", "sequential")}
+    whole = {
+        e: [sum(r.training for r in part) for part in zip(*(rounds[e, t] for t in TASKS), strict=True)]
+        for e in ("batched", "sequential")
+    }
     for name in ("modular", "regression", "whole"):
         if name == "whole":
             slow = median(whole["sequential"])
@@ -172,18 +200,27 @@ def compare_engines(folder: Path, study: str, repeats: int, speed: float) -> dic
         print(f"{name:12}{slow:12.1f}{fast:12.2f}{slow / fast:8.1f}x{floor:8.1f}s")
         figures[name] = {"sequential": slow, "batched": fast, "ratio": slow / fast, "floor": floor}
     command = median(t.command for t in rounds["batched", "whole"])
-    slow_command = median(sum(r.command for r in part) for part in
-                          zip(*(rounds["sequential", t] for t in TASKS), strict=True))
-    print(f"commands    whole study, start-up and report included: sequential {slow_command:.1f} s (two commands), "
-          f"batched {command:.1f} s, {slow_command / command:.1f}x")
+    slow_command = median(
+        sum(r.command for r in part) for part in zip(*(rounds["sequential", t] for t in TASKS), strict=True)
+    )
+    print(
+        f"commands    whole study, start-up and report included: sequential {slow_command:.1f} s (two commands), "
+        f"batched {command:.1f} s, {slow_command / command:.1f}x"
+    )
     once = sum(_without_repeats(rounds["sequential", task][0]) for task in TASKS)
-    print(f"sharing     without its 12 repeated dense runs the sequential engine takes {once:.1f} s: "
-          f"{once / median(t.training for t in rounds['batched', 'whole']):.1f}x")
+    print(
+        f"sharing     without its 12 repeated dense runs the sequential engine takes {once:.1f} s: "
+        f"{once / median(t.training for t in rounds['batched', 'whole']):.1f}x"
+    )
     for task in TASKS:
-        ours, theirs = (published_objects(rounds[engine, task][0].results) for engine in ("batched", "sequential"))
+        ours, theirs = (
+            published_objects(rounds[engine, task][0].results) for engine in ("batched", "sequential")
+        )
         name, apart = next((n, d) for n, d in compare(ours, theirs).fields.items() if n.startswith("test_"))
-        print(f"agreement   {name} of {len(ours)} runs: {apart.mean:+.2g} on average, {apart.largest:.2g} at most"
-              f"{f' ({describe(apart.where)})' if apart.where else ''}")
+        print(
+            f"agreement   {name} of {len(ours)} runs: {apart.mean:+.2g} on average, {apart.largest:.2g} at most"
+            f"{f' ({describe(apart.where)})' if apart.where else ''}"
+        )
     peak = max(t.peak for t in rounds["batched", "whole"])
     print(f"memory      at most {peak:.0f} MB over all processes of the batched engine")
     figures |= {"command_seconds": command, "peak_mb": peak, "sequential_without_repeats": once}
@@ -205,8 +242,10 @@ def compare_seeds(folder: Path, study: str) -> dict[str, float]:
         few = measure(folder, study, "batched", *only, "--seeds", ",".join(map(str, range(3))))
         many = measure(folder, study, "batched", *only, "--seeds", ",".join(map(str, range(30))))
         ratios[task] = many.training / few.training
-        print(f"seeds       {task}: 30 seeds cost {ratios[task]:.1f} times 3 seeds "
-              f"({many.training:.1f} s against {few.training:.1f} s)")
+        print(
+            f"seeds       {task}: 30 seeds cost {ratios[task]:.1f} times 3 seeds "
+            f"({many.training:.1f} s against {few.training:.1f} s)"
+        )
     return ratios
 
 

@@ -1,7 +1,7 @@
 """The ``natal`` command as a process of its own, without the seconds that importing torch takes each time.
 
-The process is forked from the fork server that natal's workers come from. Everything else about it is real: its own
-arguments, directory, process group, exit status, workers, and an end by any signal.
+The process is forked from the fork server that natal's workers come from. Everything else about it is real:
+its own arguments, directory, process group, exit status, workers, and an end by any signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from natal.executors import _context
 PLAIN = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}
 """The environment of a command whose output is looked at: no colours, no live view."""
 
-_context.set_forkserver_preload(["natal.worker", "natal.runner", "natal.cli", "natal.progress", "natal.validate"])
+_context.set_forkserver_preload(
+    ["natal.worker", "natal.runner", "natal.cli", "natal.progress", "natal.validate"]
+)
 
 
 class Command:
@@ -56,8 +58,9 @@ class Command:
         """Wait for its end; return its exit status and what it wrote."""
         self._process.join(120)
         assert self._process.exitcode is not None, "it hangs"
-        return subprocess.CompletedProcess(self.words, self._process.exitcode, self.output.read_text(),
-                                           self.errors.read_text())
+        return subprocess.CompletedProcess(
+            self.words, self._process.exitcode, self.output.read_text(), self.errors.read_text()
+        )
 
     def end(self, sent: signal.Signals) -> subprocess.CompletedProcess[str]:
         """Send it a signal, all its process group if it is Ctrl-C, and see every process of it go."""

@@ -92,11 +92,11 @@ def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
     return stored
 
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Natal = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Run:
+def cli(tmp_path: Path) -> Natal:
     """Run ``natal`` with some words in a process of its own, in an empty directory."""
     return lambda *words: Command(tmp_path, *words).wait()
 

@@ -1,4 +1,4 @@
-"""The command line: one line and exit status 2 for every mistake, progress in the paper's form, a quick start."""
+"""The command line: one line and exit status 2 for every mistake, progress in the paper's form."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 import natal
-from conftest import Run, tiny, toml
+from conftest import Natal, tiny, toml
 from natal import cli
 from natal.results import Results
 from natal.store import FILE
 
-Natal = Callable[..., tuple[int, str, str]]
+Inside = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Natal:
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
     """Run ``natal`` in this process, in an empty directory; return exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
 
@@ -39,12 +39,15 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return call
 
 
-# -- mistakes ----------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------------
 
 MISTAKES: dict[str, list[str]] = {
     "--set=tasks=['regresion']": ["unknown task 'regresion'", "did you mean 'regression'"],
     "--set=strategies=['magnitud']": ["unknown strategy 'magnitud'", "did you mean 'magnitude'"],
-    "--set=strategies=[{name='x',criterion='magnitud'}]": ["unknown criterion 'magnitud'", "did you mean 'magnitude'"],
+    "--set=strategies=[{name='x',criterion='magnitud'}]": [
+        "unknown criterion 'magnitud'",
+        "did you mean 'magnitude'",
+    ],
     "--set=hiden=3": ["unknown key 'hiden'", "did you mean 'hidden'"],
     "--set=training.epoch=3": ["unknown key 'training.epoch'", "did you mean 'epochs'"],
     "--set=sparsities=[1.0]": ["sparsities", "[0, 1)", "got 1.0"],
@@ -68,7 +71,12 @@ MISTAKES: dict[str, list[str]] = {
     "--set=plugins=['raises']": ["plugin 'raises' does not import: ZeroDivisionError: on two lines"],
     "--set=plugins=['leaves']": ["plugin 'leaves' does not import: SystemExit: 0"],
     "--set=plugins=['wrong']": ["plugin 'wrong' does not import: SyntaxError", "wrong.py, line 2"],
-    "--set=plugins=['shapes']": ["criterion 'shapes'", "'hidden.weight'", "shape (32,)", "have shape (32, 20)"],
+    "--set=plugins=['shapes']": [
+        "criterion 'shapes'",
+        "'hidden.weight'",
+        "shape (32,)",
+        "have shape (32, 20)",
+    ],
     "--set=plugins=['nans']": ["criterion 'nans'", "'hidden.weight'", "NaN"],
     "--set=plugins=['taken']": ["criterion 'magnitude' is already registered", "choose another name"],
     "--set=plugins=['badtask']": ["task 'badtask'", "must be (rows, features) float32", "got (4,)"],
@@ -80,8 +88,10 @@ PLUGINS = {
     "raises": "raise ZeroDivisionError('on two\\nlines')\n",
     "leaves": "import sys\nsys.exit(0)\n",
     "wrong": "x = 1\ndef\n",
-    "shapes": "@natal.criterion('shapes')\ndef shapes(p):\n    return {n: w[:, 0] for n, w in p.weights.items()}\n",
-    "nans": "@natal.criterion('nans')\ndef nans(p):\n    return {n: w * float('nan') for n, w in p.weights.items()}\n",
+    "shapes": "@natal.criterion('shapes')\n"
+    "def shapes(p):\n    return {n: w[:, 0] for n, w in p.weights.items()}\n",
+    "nans": "@natal.criterion('nans')\n"
+    "def nans(p):\n    return {n: w * float('nan') for n, w in p.weights.items()}\n",
     "taken": "@natal.criterion('magnitude')\ndef mine(p):\n    return p.weights\n",
     "badtask": "@natal.task('badtask', loss='squared-error', metric='R²', learning_rate=0.1, chance=0.0)\n"
     "def badtask(seed):\n    x = torch.ones(4)\n    return natal.Data(x, x, x, x, outputs=1)\n",
@@ -92,15 +102,23 @@ PLUGINS = {
 def plugins(tmp_path: Path, forgotten: None) -> None:
     """Put bad plugins beside the study file."""
     for name, text in PLUGINS.items():
-        (tmp_path / f"{name}.py").write_text(text if name == "wrong" else f"import natal, torch\n{text}", "utf-8")
+        (tmp_path / f"{name}.py").write_text(
+            text if name == "wrong" else f"import natal, torch\n{text}", "utf-8"
+        )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.usefixtures("plugins")
-def test_every_mistake_is_one_line_and_leaves_no_directory(inside: Natal, tmp_path: Path, mistake: str) -> None:
+def test_every_mistake_is_one_line_and_leaves_no_directory(
+    inside: Inside, tmp_path: Path, mistake: str
+) -> None:
     (tmp_path / "tiny.toml").write_text(toml(tiny()))
-    change = [f"--set={key}=['{name}']" for key, names in (("strategies", ("shapes", "nans")), ("tasks", ("badtask",)))
-              for name in names if f"'{name}'" in mistake]  # fmt: skip
+    change = [
+        f"--set={key}=['{name}']"
+        for key, names in (("strategies", ("shapes", "nans")), ("tasks", ("badtask",)))
+        for name in names
+        if f"'{name}'" in mistake
+    ]
     for verb in ("run", "plan"):
         code, out, err = inside(verb, "tiny.toml", "--out", "results", "--workers=1", mistake, *change)
         assert (code, out) == (2, "")
@@ -110,16 +128,19 @@ def test_every_mistake_is_one_line_and_leaves_no_directory(inside: Natal, tmp_pa
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["run", "papr"], "unknown study 'papr'; did you mean 'paper'"),
-    (["plan", "mine.toml"], "no study file 'mine.toml'; `natal list` shows the presets"),
-    (["run", "broken.toml"], "broken.toml: not valid TOML: Invalid value (at line 2, column 9)"),
-    (["run", "empty.toml"], "empty.toml: key 'name' is missing (and 4 more)"),
-    (["show", "papr"], "unknown preset 'papr'; did you mean 'paper'"),
-    (["report"], "no study in 'results': study.sqlite is missing; `natal run --out results` makes one"),
-    (["compare", "results", "other"], "no study in 'results'"),
-])  # fmt: skip
-def test_a_wrong_name_is_one_line(inside: Natal, tmp_path: Path, words: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "papr"], "unknown study 'papr'; did you mean 'paper'"),
+        (["plan", "mine.toml"], "no study file 'mine.toml'; `natal list` shows the presets"),
+        (["run", "broken.toml"], "broken.toml: not valid TOML: Invalid value (at line 2, column 9)"),
+        (["run", "empty.toml"], "empty.toml: key 'name' is missing (and 4 more)"),
+        (["show", "papr"], "unknown preset 'papr'; did you mean 'paper'"),
+        (["report"], "no study in 'results': study.sqlite is missing; `natal run --out results` makes one"),
+        (["compare", "results", "other"], "no study in 'results'"),
+    ],
+)
+def test_a_wrong_name_is_one_line(inside: Inside, tmp_path: Path, words: list[str], said: str) -> None:
     (tmp_path / "broken.toml").write_text("name = 'x'\nseeds = = 3\n")
     (tmp_path / "empty.toml").write_text("")
     code, out, err = inside(*words)
@@ -129,19 +150,21 @@ def test_a_wrong_name_is_one_line(inside: Natal, tmp_path: Path, words: list[str
     assert {p.name for p in tmp_path.iterdir()} == {"broken.toml", "empty.toml"}
 
 
-def test_a_validation_that_fails_exits_with_1(inside: Natal) -> None:
+def test_a_validation_that_fails_exits_with_1(inside: Inside) -> None:
     code, out, err = inside("validate", "nothing")
     assert (code, err) == (1, "")
     assert out.startswith("Validation FAILED.")
 
 
-# -- progress ----------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------------
 
-LINE = re.compile(r"^\[\d+/9\] task=regression, strategy=(magnitude|random|structured), sparsity=(0|50|90)%, seed=1 "
-                  r"\.\.\. test_r2=-?\d+\.\d{4}$")  # fmt: skip
+LINE = re.compile(
+    r"^\[\d+/9\] task=regression, strategy=(magnitude|random|structured), sparsity=(0|50|90)%, seed=1 "
+    r"\.\.\. test_r2=-?\d+\.\d{4}$"
+)
 
 
-def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Run, tmp_path: Path) -> None:
+def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Natal, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(toml(tiny(seeds=[1])))
     result = cli("run", "tiny.toml", "--workers", 1, "--out", "some results")
     assert (result.returncode, result.stderr) == (0, "")
@@ -162,8 +185,15 @@ def terminal(folder: Path, *words: str) -> tuple[int, str]:
     """Run ``natal`` in a pseudo-terminal of 100 columns; return its exit status and what it drew."""
     main, end = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    process = subprocess.Popen([sys.executable, "-m", "natal.cli", *words], cwd=folder, stdin=end, stdout=end,
-                               stderr=end, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "natal.cli", *words],
+        cwd=folder,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env=environment,
+        start_new_session=True,
+    )
     os.close(end)
     drawn = b""
     began = time.monotonic()
@@ -200,10 +230,10 @@ def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     assert "9 runs of study 'a [bold]strange[/] [name]' are in results" in text
 
 
-# -- the other verbs ---------------------------------------------------------------------------------------------
+# -- the other verbs -------------------------------------------------------------------------------------
 
 
-def test_plan_says_what_would_run_and_writes_nothing(inside: Natal, tmp_path: Path) -> None:
+def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: Path) -> None:
     code, out, err = inside("plan")
     assert (code, err) == (0, "")
     said = {line[:12].strip(): line[13:] for line in out.splitlines()}
@@ -216,7 +246,7 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Natal, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_knows_what_is_done(inside: Natal, tmp_path: Path, tiny_results: Results) -> None:
+def test_plan_knows_what_is_done(inside: Inside, tmp_path: Path, tiny_results: Results) -> None:
     (tmp_path / "tiny.toml").write_text(toml(tiny()))
     _, out, _ = inside("plan", "tiny.toml", "--out", tiny_results.directory)
     assert f"done         18 of 18 runs are stored in {tiny_results.directory}" in out
@@ -226,7 +256,7 @@ def test_plan_knows_what_is_done(inside: Natal, tmp_path: Path, tiny_results: Re
     assert "to do        7 trainings" in out
 
 
-def test_list_names_everything_in_one_line_each(inside: Natal) -> None:
+def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     from natal.criteria import criteria
     from natal.spec import STRATEGIES, presets
     from natal.tasks import tasks
@@ -238,7 +268,7 @@ def test_list_names_everything_in_one_line_each(inside: Natal) -> None:
     assert all(len(line) == 2 for line in lines)
 
 
-def test_show_prints_a_study_that_can_be_copied(inside: Natal, tmp_path: Path) -> None:
+def test_show_prints_a_study_that_can_be_copied(inside: Inside, tmp_path: Path) -> None:
     code, out, _ = inside("show", "paper")
     assert code == 0
     (tmp_path / "mine.toml").write_text(out, "utf-8")
@@ -246,7 +276,7 @@ def test_show_prints_a_study_that_can_be_copied(inside: Natal, tmp_path: Path) -
 
 
 def test_compare_finds_the_difference_and_no_difference(
-    inside: Natal, tmp_path: Path, tiny_results: Results
+    inside: Inside, tmp_path: Path, tiny_results: Results
 ) -> None:
     code, out, _ = inside("compare", tiny_results.directory, tiny_results.directory)
     assert code == 0
@@ -259,13 +289,16 @@ def test_compare_finds_the_difference_and_no_difference(
     (tmp_path / "theirs.json").write_text(json.dumps(theirs))
     code, out, _ = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance=random")
     assert code == 1
-    assert re.search(r"test_r2 +differs in 1 runs, by -?0\.0069 on average, by at most 0\.125 \(task=regression, strategy=magnitude", out)
+    assert re.search(
+        r"test_r2 +differs in 1 runs, by -0\.0069 on average, by at most 0\.125 \(task=regression, ",
+        out,
+    )
     code, _, err = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance")
     assert (code, err.count("\n")) == (2, 1)
     assert "--as 'chance': write it as THEIRS=OURS" in err
 
 
-def test_report_writes_the_same_bytes_again(inside: Natal, tmp_path: Path, tiny_results: Results) -> None:
+def test_report_writes_the_same_bytes_again(inside: Inside, tmp_path: Path, tiny_results: Results) -> None:
     (tmp_path / FILE).write_bytes((tiny_results.directory / FILE).read_bytes())
     code, out, _ = inside("report", tmp_path)
     assert code == 0
@@ -276,45 +309,64 @@ def test_report_writes_the_same_bytes_again(inside: Natal, tmp_path: Path, tiny_
         assert (tmp_path / name).read_bytes() == (tiny_results.directory / name).read_bytes(), name
 
 
-# -- starting ----------------------------------------------------------------------------------------------------
+# -- starting --------------------------------------------------------------------------------------------
 
 
 def test_looking_never_imports_torch(tiny_results: Results) -> None:
     code = (
-        "import sys, natal, natal.cli\n"
-        "def torchless(*words):\n"
-        "    sys.argv = ['natal', *words]\n"
-        "    try:\n"
-        "        natal.cli.main()\n"
-        "    except SystemExit:\n"
-        "        pass\n"
-        "    assert 'torch' not in sys.modules, words\n"
-        "torchless('--help'); torchless('run', '--help'); torchless('show', 'paper')\n"
-        "torchless('report', sys.argv[-1] if 0 else PLACE); torchless('validate', PLACE)\n"
-        "assert len(natal.load(PLACE).runs) == 18\n"
-        "natal.load_study('paper')\n"
-        "assert 'torch' not in sys.modules\n"
-        "natal.select\n"
-        "assert 'torch' in sys.modules\n"
-    ).replace("sys.argv[-1] if 0 else ", "").replace("PLACE", repr(str(tiny_results.directory)))
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+        (
+            "import sys, natal, natal.cli\n"
+            "def torchless(*words):\n"
+            "    sys.argv = ['natal', *words]\n"
+            "    try:\n"
+            "        natal.cli.main()\n"
+            "    except SystemExit:\n"
+            "        pass\n"
+            "    assert 'torch' not in sys.modules, words\n"
+            "torchless('--help'); torchless('run', '--help'); torchless('show', 'paper')\n"
+            "torchless('report', sys.argv[-1] if 0 else PLACE); torchless('validate', PLACE)\n"
+            "assert len(natal.load(PLACE).runs) == 18\n"
+            "natal.load_study('paper')\n"
+            "assert 'torch' not in sys.modules\n"
+            "natal.select\n"
+            "assert 'torch' in sys.modules\n"
+        )
+        .replace("sys.argv[-1] if 0 else ", "")
+        .replace("PLACE", repr(str(tiny_results.directory)))
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_help_names_every_verb_with_a_line(inside: Natal) -> None:
+def test_help_names_every_verb_with_a_line(inside: Inside) -> None:
     code, out, _ = inside("--help")
     assert code == 0
-    verbs = {command.name or (command.callback.__name__ if command.callback else "") for command in cli.app.registered_commands}
+    verbs = {
+        command.name or (command.callback.__name__ if command.callback else "")
+        for command in cli.app.registered_commands
+    }
     assert {"run", "plan", "validate", "report", "compare", "list", "show"} <= verbs
     for verb in verbs:
         assert re.search(rf"\b{verb}\b +\w+", out), verb
 
 
 def test_a_terminal_that_cannot_show_a_letter_shows_another(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-m", "natal.cli", "show", "paper"], capture_output=True, timeout=60,
-                            env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "natal.cli", "show", "paper"],
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
     assert (result.returncode, result.stderr) == (0, b"")
-    listed = subprocess.run([sys.executable, "-m", "natal.cli", "list"], capture_output=True, timeout=60,
-                            env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)  # fmt: skip
+    listed = subprocess.run(
+        [sys.executable, "-m", "natal.cli", "list"],
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
     assert (listed.returncode, listed.stderr) == (0, b"")
     assert b"|??|" in listed.stdout

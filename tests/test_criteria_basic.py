@@ -52,7 +52,7 @@ def test_the_published_random_keeps_exactly_the_most_positive_first_layer_weight
     kept = mask(PUBLISHED, p, sparsity).weights["hidden.weight"]
     weights = p.weights["hidden.weight"]
     assert weights[kept].min() > weights[~kept].max()
-    # the uniform u became the weight (2u - 1) / sqrt(fan_in): above the threshold s means above (2s - 1) / sqrt(fan_in)
+    # the uniform u became the weight (2u - 1) / sqrt(fan_in): u > s means above (2s - 1) / sqrt(fan_in)
     cut = (2 * sparsity - 1) / 194**0.5
     assert (kept == (weights > cut)).float().mean() > 0.9999
     assert correlation(score("init-stream", p)["hidden.weight"], weights) > 0.999999
@@ -61,7 +61,9 @@ def test_the_published_random_keeps_exactly_the_most_positive_first_layer_weight
 def test_the_published_random_is_random_on_the_second_layer_and_inexact_in_number() -> None:
     p = problem()
     found = mask(PUBLISHED, p, 0.5)
-    assert abs(correlation(found.weights["output.weight"].float(), p.weights["output.weight"])) < 4 / 12416**0.5
+    assert (
+        abs(correlation(found.weights["output.weight"].float(), p.weights["output.weight"])) < 4 / 12416**0.5
+    )
     assert found.total == 37248
     assert found.kept == 18608  # int(0.5 * 37248) = 18624 would be exact
 
@@ -71,7 +73,7 @@ def test_sparsity_zero_is_dense_whatever_the_recipe(made: Callable[..., Problem]
     assert mask(Recipe(name="x", criterion="made"), problem(), 0.0).kept == 37248
 
 
-# -- criteria of one's own ---------------------------------------------------------------------------------------
+# -- criteria of one's own -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -87,14 +89,31 @@ def made() -> Iterator[Callable[..., None]]:
     criteria._entries.pop("made", None)
 
 
-@pytest.mark.parametrize(("function", "words"), [
-    (lambda p: None, r"must return one tensor for each of \['hidden.weight', 'output.weight'\], got NoneType"),
-    (lambda p: {"hidden.weight": p.weights["hidden.weight"]}, r"must return one tensor for each of .*, got \['hidden.weight'\]"),
-    (lambda p: {n: w.flatten() for n, w in p.weights.items()},
-     r"gave 'hidden.weight' scores of shape \(24832,\); its weights have shape \(128, 194\)"),
-    (lambda p: {n: w.tolist() for n, w in p.weights.items()}, "gave 'hidden.weight' scores of shape list"),
-    (lambda p: {n: w / (w > 0) * 0 for n, w in p.weights.items()}, "gave 'hidden.weight' scores that are NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda p: None,
+            r"must return one tensor for each of \['hidden.weight', 'output.weight'\], got NoneType",
+        ),
+        (
+            lambda p: {"hidden.weight": p.weights["hidden.weight"]},
+            r"must return one tensor for each of .*, got \['hidden.weight'\]",
+        ),
+        (
+            lambda p: {n: w.flatten() for n, w in p.weights.items()},
+            r"gave 'hidden.weight' scores of shape \(24832,\); its weights have shape \(128, 194\)",
+        ),
+        (
+            lambda p: {n: w.tolist() for n, w in p.weights.items()},
+            "gave 'hidden.weight' scores of shape list",
+        ),
+        (
+            lambda p: {n: w / (w > 0) * 0 for n, w in p.weights.items()},
+            "gave 'hidden.weight' scores that are NaN",
+        ),
+    ],
+)
 def test_scores_that_are_not_scores_are_refused(
     made: Callable[..., None], function: Callable[[Problem], Any], words: str
 ) -> None:

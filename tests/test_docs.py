@@ -26,7 +26,12 @@ def blocks(document: Path, *languages: str) -> list[str]:
 
 def commands() -> list[str]:
     """Return every ``natal`` command line of the documents and the study files."""
-    lines = [line.strip() for document in DOCUMENTS for text in blocks(document, "sh", "") for line in text.split("\n")]
+    lines = [
+        line.strip()
+        for document in DOCUMENTS
+        for text in blocks(document, "sh", "")
+        for line in text.split("\n")
+    ]
     lines += re.findall(r"`(natal [^`]+)`", (ROOT / "README.md").read_text("utf-8"))
     for study in natal.spec.presets().values():
         lines += re.findall(r"^#.*?(natal .+)$", study.read_text("utf-8"), re.M)
@@ -93,5 +98,7 @@ def test_the_readmes_study_and_criterion_work(tmp_path: Path) -> None:
 
 def test_documented_files_exist() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    named = set(re.findall(r"\]\(((?!http)[^)#]+)\)", text)) | set(re.findall(r"`((?:docs|examples|tests|src)/[\w./-]*)`", text))
+    named = set(re.findall(r"\]\(((?!http)[^)#]+)\)", text)) | set(
+        re.findall(r"`((?:docs|examples|tests|src)/[\w./-]*)`", text)
+    )
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -1,4 +1,4 @@
-"""Both engines: Adam by hand, the published numbers, one experiment in two ways, and the same bits in any company."""
+"""Both engines: Adam by hand, the published numbers, one experiment in two ways, the same bits always."""
 
 from __future__ import annotations
 
@@ -32,10 +32,18 @@ def tickets(study: Study, dtype: torch.dtype = torch.float32) -> list[Ticket]:
 
 
 def small(task_name: str, hidden: int = 32, **keys: Any) -> Study:
-    return load_study({
-        "name": "small", "tasks": [task_name], "strategies": ["magnitude", "random", "structured"],
-        "sparsities": [0.0, 0.5], "seeds": [1, 2], "hidden": hidden, "training": {"learning_rate": 0.02}, **keys,
-    })  # fmt: skip
+    return load_study(
+        {
+            "name": "small",
+            "tasks": [task_name],
+            "strategies": ["magnitude", "random", "structured"],
+            "sparsities": [0.0, 0.5],
+            "seeds": [1, 2],
+            "hidden": hidden,
+            "training": {"learning_rate": 0.02},
+            **keys,
+        }
+    )
 
 
 def bits(trained: Trained) -> tuple[bytes, ...]:
@@ -46,24 +54,39 @@ def bits(trained: Trained) -> tuple[bytes, ...]:
     return (facts.encode(), *curves, *(p.numpy().tobytes() for p in trained.parameters.values()))
 
 
-# -- by hand -----------------------------------------------------------------------------------------------------
+# -- by hand ---------------------------------------------------------------------------------------------
 
 
 def by_hand() -> Ticket:
     """One input, two neurons of which the second is never active, one output; fits (1, 1) and (2, 1)."""
-    data = Data(torch.tensor([[1.0], [2.0], [1.0], [3.0]]), torch.tensor([[1.0], [1.0], [0.0], [5.0]]),
-                torch.ones(2, 1), torch.tensor([[0.0], [1.0]]), outputs=1)
-    parameters = {"hidden.weight": [[1.0], [-1.0]], "hidden.bias": [0.0, 0.0],
-                  "output.weight": [[1.0, 1.0]], "output.bias": [0.0]}
+    data = Data(
+        torch.tensor([[1.0], [2.0], [1.0], [3.0]]),
+        torch.tensor([[1.0], [1.0], [0.0], [5.0]]),
+        torch.ones(2, 1),
+        torch.tensor([[0.0], [1.0]]),
+        outputs=1,
+    )
+    parameters = {
+        "hidden.weight": [[1.0], [-1.0]],
+        "hidden.bias": [0.0, 0.0],
+        "output.weight": [[1.0, 1.0]],
+        "output.bias": [0.0],
+    }
     double = {name: torch.tensor(p, dtype=torch.float64) for name, p in parameters.items()}
     weights = {name: p for name, p in double.items() if name.endswith("weight")}
-    return Ticket("hand", tasks["regression"], Split(data, fit=torch.tensor([0, 1]), val=torch.tensor([2, 3])),
-                  double, masks.dense(weights), learning_rate=0.1)
+    return Ticket(
+        "hand",
+        tasks["regression"],
+        Split(data, fit=torch.tensor([0, 1]), val=torch.tensor([2, 3])),
+        double,
+        masks.dense(weights),
+        learning_rate=0.1,
+    )
 
 
 @BOTH
 def test_adams_first_step_by_hand(engine: str) -> None:
-    # outputs 1, 2; loss (0 + 1) / 2; dL/dout = 0, 1; the first neuron's gradients: w2 2, w1 2, b1 1; output bias 1
+    # outputs 1, 2; loss (0 + 1) / 2; dL/dout = 0, 1; first neuron's gradients: w2 2, w1 2, b1 1; b2: 1
     (trained,) = ENGINES[engine]([by_hand()], Training(epochs=1, target=None))
     assert trained.outcome.train_loss_curve.tolist() == [0.5]
 
@@ -71,9 +94,11 @@ def test_adams_first_step_by_hand(engine: str) -> None:
         return 0.1 * g / (abs(g) + 1e-8)
 
     expected = {
-        "hidden.weight": [[1 - step(2)], [-1.0]], "hidden.bias": [-step(1), 0.0],
-        "output.weight": [[1 - step(2), 1.0]], "output.bias": [-step(1)],
-    }  # fmt: skip
+        "hidden.weight": [[1 - step(2)], [-1.0]],
+        "hidden.bias": [-step(1), 0.0],
+        "output.weight": [[1 - step(2), 1.0]],
+        "output.bias": [-step(1)],
+    }
     for name, values in expected.items():
         np.testing.assert_allclose(trained.parameters[name].numpy(), values, rtol=1e-14, err_msg=name)
     # validation: .9 (.9 x - .1) - .1 at 1 and 3 is .62 and 2.24, against 0 and 5
@@ -89,13 +114,16 @@ def test_a_training_that_goes_nowhere_returns_the_masked_initial_weights(engine:
                 assert torch.equal(trained.parameters[parameter], p), (t.key, parameter)
 
 
-@pytest.mark.parametrize(("metrics", "patience", "target", "epochs", "best"), [
-    ([0.1, 0.2, 0.2, 0.2, 0.9], 2, None, 4, 2),  # equal is not better
-    ([0.1, 0.2, 0.3, 0.4, 0.5], 2, None, 5, 5),
-    ([0.5, 0.4, 0.3, 0.2, 0.1], None, None, 5, 1),
-    ([0.1, 0.999, 1.0, 1.0, 1.0], 3, 0.999, 2, 2),
-    ([math.nan] * 5, 3, None, 3, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metrics", "patience", "target", "epochs", "best"),
+    [
+        ([0.1, 0.2, 0.2, 0.2, 0.9], 2, None, 4, 2),  # equal is not better
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 2, None, 5, 5),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], None, None, 5, 1),
+        ([0.1, 0.999, 1.0, 1.0, 1.0], 3, 0.999, 2, 2),
+        ([math.nan] * 5, 3, None, 3, 0),
+    ],
+)
 def test_early_stopping_by_hand(
     metrics: list[float], patience: int | None, target: float | None, epochs: int, best: int
 ) -> None:
@@ -121,18 +149,21 @@ def test_the_final_measurement_is_of_the_best_weights_on_all_training_rows(engin
     assert o.val_metric == pytest.approx(o.val_metric_curve[o.best_epoch - 1], abs=1e-5)
 
 
-# -- the published program ---------------------------------------------------------------------------------------
+# -- the published program -------------------------------------------------------------------------------
 
 REFERENCE = {
     Run(o["task"], o["strategy"], o["sparsity"], o["seed"]): o
     for o in json.loads((Path(__file__).parent / "data" / "as_published.json").read_text())["results"]
 }
 QUICK = [
-    Run("regression", "magnitude", 0.0, 42), Run("regression", "magnitude", 0.3, 123),
-    Run("regression", "magnitude", 0.5, 7), Run("regression", "random", 0.7, 42),
-    Run("regression", "random", 0.95, 7), Run("regression", "structured", 0.95, 7),
+    Run("regression", "magnitude", 0.0, 42),
+    Run("regression", "magnitude", 0.3, 123),
+    Run("regression", "magnitude", 0.5, 7),
+    Run("regression", "random", 0.7, 42),
+    Run("regression", "random", 0.95, 7),
+    Run("regression", "structured", 0.95, 7),
     Run("modular", "magnitude", 0.9, 7),
-]  # fmt: skip
+]
 
 
 def published(run: Run) -> Ticket:
@@ -161,7 +192,7 @@ def test_the_batched_engine_gives_all_published_regression_results() -> None:
         near(trained, run)
 
 
-# -- one experiment in two ways ----------------------------------------------------------------------------------
+# -- one experiment in two ways --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
@@ -199,12 +230,12 @@ def test_in_float64_both_engines_agree_after_20_epochs(
         assert ours.outcome.kept == theirs.outcome.kept == t.mask.kept
 
 
-# -- the same bits -----------------------------------------------------------------------------------------------
+# -- the same bits ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def several() -> Iterator[None]:
-    """Tasks unlike the paper's: three outputs, five classes of plain numbers, one-hot rows for seed 1 alone."""
+    """Tasks unlike the paper's: three outputs, classes of plain numbers, one-hot rows for seed 1 alone."""
 
     def numbers(seed: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.RandomState(seed)
@@ -235,10 +266,20 @@ def several() -> Iterator[None]:
         tasks._entries.pop(name)
 
 
-@pytest.mark.parametrize(("name", "hidden"), [
-    ("regression", 32), ("regression", 33), ("regression", 7), ("modular", 16), ("modular", 21),
-    ("vector", 50), ("classes", 9), ("classes", 64), ("onehot", 16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("regression", 32),
+        ("regression", 33),
+        ("regression", 7),
+        ("modular", 16),
+        ("modular", 21),
+        ("vector", 50),
+        ("classes", 9),
+        ("classes", 64),
+        ("onehot", 16),
+    ],
+)
 @pytest.mark.usefixtures("several")
 def test_a_lane_has_the_same_bits_in_any_company(
     name: str, hidden: int, monkeypatch: pytest.MonkeyPatch
@@ -250,7 +291,9 @@ def test_a_lane_has_the_same_bits_in_any_company(
     monkeypatch.setattr(batched, "LANE_FLOATS", 2**30)  # all lanes of a width together
     together = ENGINES["batched"](born, training)
     expected = {t.outcome.key: bits(t) for t in together}
-    assert len({t.outcome.epochs_trained for t in together}) > (1 if large else 4)  # lanes leave at different times
+    assert len({t.outcome.epochs_trained for t in together}) > (
+        1 if large else 4
+    )  # lanes leave at different times
 
     def same(part: Sequence[Ticket]) -> None:
         for trained in ENGINES["batched"](part, training):
@@ -275,7 +318,7 @@ def test_the_same_bits_whatever_the_callers_threads(engine: str) -> None:
         torch.set_num_threads(1)
 
 
-# -- divergence --------------------------------------------------------------------------------------------------
+# -- divergence ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -299,8 +342,9 @@ def test_a_diverged_training_is_told_apart_and_its_neighbours_are_untouched(
 ) -> None:
     monkeypatch.setattr(batched, "LANE_FLOATS", 2**30)
     # not magnitude: it prunes the whole output layer, and a network that says nothing cannot overflow
-    study = small("exploding", strategies=["random", "structured"], seeds=[1, 2, 3, 4],
-                  training={"learning_rate": 1e5})
+    study = small(
+        "exploding", strategies=["random", "structured"], seeds=[1, 2, 3, 4], training={"learning_rate": 1e5}
+    )
     born = tickets(study)
     training = Training(epochs=30, patience=None, target=None)
     trained = {t.outcome.key: t for t in ENGINES[engine](born, training)}
@@ -323,17 +367,23 @@ def ticket_key(study: Study, run: Run) -> str:
     return study.key(run, engine="", learning_rate=0.1, fingerprints={})
 
 
-# -- the caller's own settings -----------------------------------------------------------------------------------
+# -- the caller's own settings ---------------------------------------------------------------------------
 
 
 def settings() -> list[object]:
     np_state = np.random.get_state(legacy=True)
     return [
-        torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory, torch.get_rng_state().tolist(), np_state[1].tolist(),
-        torch.full((1,), 1e-40).mul(1.0).item() == 0, torch.get_default_dtype(),
-        sorted((pool["filepath"], pool["num_threads"]) for pool in threadpool_info()), np.geterr(),
-    ]  # fmt: skip
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_grad_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.get_rng_state().tolist(),
+        np_state[1].tolist(),
+        torch.full((1,), 1e-40).mul(1.0).item() == 0,
+        torch.get_default_dtype(),
+        sorted((pool["filepath"], pool["num_threads"]) for pool in threadpool_info()),
+        np.geterr(),
+    ]
 
 
 @BOTH

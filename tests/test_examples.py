@@ -13,7 +13,7 @@ import pytest
 
 import natal
 from command import PLAIN
-from conftest import Run, trainings
+from conftest import Natal, trainings
 from natal.results import Results
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -25,12 +25,16 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The results of the example's command line, as a user types it, from another directory."""
     folder = tmp_path_factory.mktemp("example")
     natal_ = Path(sys.executable).with_name("natal")
-    subprocess.run([natal_, "run", EXAMPLES / "my_study.toml", "--out", "mine", "--quiet"], cwd=folder, check=True,
-                   timeout=120)
+    subprocess.run(
+        [natal_, "run", EXAMPLES / "my_study.toml", "--out", "mine", "--quiet"],
+        cwd=folder,
+        check=True,
+        timeout=120,
+    )
     return natal.load(folder / "mine")
 
 
-def test_the_example_study_is_whole(example: Results, cli: Run) -> None:
+def test_the_example_study_is_whole(example: Results, cli: Natal) -> None:
     assert (len(example.runs), len(trainings(example.directory))) == (120, 96)
     verdict = cli("validate", example.directory)
     assert (verdict.returncode, verdict.stdout) == (0, "Validation PASSED. All checks OK.\n")
@@ -38,7 +42,9 @@ def test_the_example_study_is_whole(example: Results, cli: Run) -> None:
 
 def test_the_example_criterion_does_what_it_says(example: Results) -> None:
     densities = {
-        (row["task"], row["strategy"], row["sparsity"]): row["densities"] for row in example.runs if row["seed"] == 1
+        (row["task"], row["strategy"], row["sparsity"]): row["densities"]
+        for row in example.runs
+        if row["seed"] == 1
     }
     for task in example.study.tasks:
         assert densities[task, "magnitude", 0.9]["output"] == 0
@@ -53,7 +59,7 @@ def test_the_example_criterion_is_short() -> None:
     assert len(body.split("\n")) <= 15
 
 
-def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Run, tmp_path: Path) -> None:
+def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Natal, tmp_path: Path) -> None:
     for workers in (1, 2):
         result = cli("run", EXAMPLES / "my_study.toml", *SHORT, "--out", workers, "--workers", workers)
         assert result.returncode == 0, result.stderr
@@ -61,7 +67,7 @@ def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Run, tmp_path: Pa
     assert trainings(tmp_path / "1") == trainings(tmp_path / "2")
 
 
-def test_an_edited_plugin_retrains_what_it_made_and_nothing_else(cli: Run, tmp_path: Path) -> None:
+def test_an_edited_plugin_retrains_what_it_made_and_nothing_else(cli: Natal, tmp_path: Path) -> None:
     for name in ("my_study.toml", "my_criteria.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
     words = ("my_study.toml", "--seeds=1", "--set=training.epochs=2")
@@ -75,12 +81,19 @@ def test_an_edited_plugin_retrains_what_it_made_and_nothing_else(cli: Run, tmp_p
 
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_an_example_script_runs(script: str, tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, EXAMPLES / script], cwd=tmp_path, capture_output=True, text=True,
-                            timeout=120, env={**os.environ, **PLAIN}, check=False)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **PLAIN},
+        check=False,
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
-# -- scripts and notebooks ---------------------------------------------------------------------------------------
+# -- scripts and notebooks -------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys
@@ -99,13 +112,19 @@ print(len(results.runs))
 """
 
 
-@pytest.mark.parametrize(("strategies", "options"), [
-    (["smallest"], {}),
-    (["magnitude", "structured"], {"workers": 2}),
-])  # fmt: skip
-def test_a_script_without_a_main_guard_runs_once(tmp_path: Path, strategies: list[str], options: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("strategies", "options"),
+    [
+        (["smallest"], {}),
+        (["magnitude", "structured"], {"workers": 2}),
+    ],
+)
+def test_a_script_without_a_main_guard_runs_once(
+    tmp_path: Path, strategies: list[str], options: dict[str, int]
+) -> None:
     text = SCRIPT.replace("STRATEGIES", json.dumps(strategies)).replace("OPTIONS", json.dumps(options))
     (tmp_path / "script.py").write_text(text)
-    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                            check=False)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (result.stderr, result.stdout) == ("", f"once\n{2 * len(strategies)}\n")

@@ -14,7 +14,15 @@ HOUSE = Path(natal.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "registry", "streams", "spec"),
     ("store", "determinism", "tasks", "nets", "masks", "units"),
-    ("flow", "criteria.problem", "criteria.simple", "criteria.gradient", "criteria.flow", "criteria.choose", "criteria"),
+    (
+        "flow",
+        "criteria.problem",
+        "criteria.simple",
+        "criteria.gradient",
+        "criteria.flow",
+        "criteria.choose",
+        "criteria",
+    ),
     ("pruning", "doctor", "compaction", "interop"),
     ("engine.ticket", "engine.sequential", "engine.batched", "engine"),
     ("worker", "executors"),
@@ -25,8 +33,20 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """A module imports from lower floors, or from its left on its own; the lowest floor comes first."""
 ORDER = [name for floor in FLOORS for name in floor]
-RIGHT_HALF = ("errors", "registry", "spec", "store", "results", "stats", "figures", "checkup", "report", "validate",
-              "progress", "cli")  # fmt: skip
+RIGHT_HALF = (
+    "errors",
+    "registry",
+    "spec",
+    "store",
+    "results",
+    "stats",
+    "figures",
+    "checkup",
+    "report",
+    "validate",
+    "progress",
+    "cli",
+)
 HEAVY = {"torch", "torchvision", "safetensors"}
 
 
@@ -40,7 +60,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, *, types_too: bool = True) -> Iterator[str]:
-    """Yield what a file imports anywhere in it, from the house as ``natal.x``; typing-only imports on request."""
+    """Yield what a file imports anywhere in it, from the house as ``natal.x``."""
     tree = ast.parse(path.read_text("utf-8"))
     typing_only = {
         id(inner)
@@ -75,7 +95,9 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_front_door_imports_nothing() -> None:
-    assert [name for name in imports(HOUSE / "__init__.py", types_too=False) if name.startswith("natal")] == []
+    assert [
+        name for name in imports(HOUSE / "__init__.py", types_too=False) if name.startswith("natal")
+    ] == []
 
 
 def test_only_the_command_line_uses_the_front_door() -> None:
@@ -95,6 +117,10 @@ def test_the_right_half_never_names_torch() -> None:
 
 def test_the_right_half_never_loads_torch() -> None:
     names = ["natal", *(f"natal.{name}" for name in RIGHT_HALF)]
-    code = f"import sys, {', '.join(names)}; print(sorted(HEAVY & set(sys.modules)))".replace("HEAVY", repr(HEAVY))
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    code = f"import sys, {', '.join(names)}; print(sorted(HEAVY & set(sys.modules)))".replace(
+        "HEAVY", repr(HEAVY)
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (result.stdout, result.stderr) == ("[]\n", "")

@@ -23,8 +23,9 @@ W2 = torch.tensor([[0.7, -0.15, 0.4]])
 
 def three_neurons() -> nn.Module:
     net = mlp(2, 3, 1, seed=0)
-    net.load_state_dict({"hidden.weight": W1, "hidden.bias": torch.ones(3), "output.weight": W2,
-                         "output.bias": torch.ones(1)})
+    net.load_state_dict(
+        {"hidden.weight": W1, "hidden.bias": torch.ones(3), "output.weight": W2, "output.bias": torch.ones(1)}
+    )
     return net
 
 
@@ -32,7 +33,7 @@ def made(recipe: Recipe, sparsity: float) -> Mask:
     return mask(recipe, problem_of(three_neurons(), seed=0), sparsity)
 
 
-# -- by hand -----------------------------------------------------------------------------------------------------
+# -- by hand ---------------------------------------------------------------------------------------------
 
 
 def test_a_magnitude_mask_by_hand() -> None:
@@ -57,7 +58,9 @@ def test_a_structured_mask_by_hand() -> None:
     found = made(STRATEGIES["structured"], 0.4)
     assert found.weights["hidden.weight"].tolist() == [[True, True], [False, False], [True, True]]
     assert found.weights["output.weight"].tolist() == [[True, False, True]]
-    assert {name: kept.tolist() for name, kept in found.biases.items()} == {"hidden.bias": [True, False, True]}
+    assert {name: kept.tolist() for name, kept in found.biases.items()} == {
+        "hidden.bias": [True, False, True]
+    }
     assert (found.kept, found.total) == (6, 9)
 
 
@@ -78,10 +81,17 @@ def test_applying_a_mask_sets_exactly_the_removed_entries_to_zero() -> None:
     assert torch.equal(net.get_parameter("output.weight"), W2 * torch.tensor([1.0, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize(("task", "sparsity", "kept"), [
-    ("regression", 0.0, 2688), ("regression", 0.5, 1344), ("regression", 0.95, 135),
-    ("modular", 0.1, 33524), ("modular", 0.3, 26074), ("modular", 0.95, 1863),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "sparsity", "kept"),
+    [
+        ("regression", 0.0, 2688),
+        ("regression", 0.5, 1344),
+        ("regression", 0.95, 135),
+        ("modular", 0.1, 33524),
+        ("modular", 0.3, 26074),
+        ("modular", 0.95, 1863),
+    ],
+)
 def test_the_papers_networks_keep_exactly_these_counts(task: str, sparsity: float, kept: int) -> None:
     net = mlp(20, 128, 1, seed=42) if task == "regression" else mlp(194, 128, 97, seed=42)
     for criterion in ("magnitude", "random"):
@@ -104,27 +114,32 @@ def test_the_threshold_scope_keeps_the_scores_above_the_sparsity() -> None:
 
 def test_neurons_go_with_row_bias_and_column_through_a_chain_of_layers() -> None:
     weights = {"1.weight": torch.ones(3, 2), "2.weight": torch.ones(2, 3), "3.weight": torch.ones(1, 2)}
-    found = remove_neurons(weights, {"1.weight": torch.tensor([True, False, True]),
-                                     "2.weight": torch.tensor([False, True])})
+    found = remove_neurons(
+        weights, {"1.weight": torch.tensor([True, False, True]), "2.weight": torch.tensor([False, True])}
+    )
     assert found.weights["1.weight"].tolist() == [[True, True], [False, False], [True, True]]
     assert found.weights["2.weight"].tolist() == [[False, False, False], [True, False, True]]
     assert found.weights["3.weight"].tolist() == [[False, True]]
     assert {name: b.tolist() for name, b in found.biases.items()} == {
-        "1.bias": [True, False, True], "2.bias": [False, True],
-    }  # fmt: skip
+        "1.bias": [True, False, True],
+        "2.bias": [False, True],
+    }
 
 
 def test_prunable_weights_are_those_of_linear_and_convolution_layers() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
     found = prunable(model)
-    assert {name: tuple(w.shape) for name, w in found.items()} == {"0.weight": (2, 1, 3, 3), "3.weight": (3, 8)}
+    assert {name: tuple(w.shape) for name, w in found.items()} == {
+        "0.weight": (2, 1, 3, 3),
+        "3.weight": (3, 8),
+    }
     found["3.weight"].zero_()
     assert model[3].weight.abs().sum() > 0  # a copy
     with pytest.raises(NatalError, match="BatchNorm1d has no linear or convolution layer"):
         prunable(nn.BatchNorm1d(3))
 
 
-# -- properties --------------------------------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------------------
 
 SPARSITIES = st.floats(0, 1, exclude_max=True)
 NUMBERS = st.floats(-3, 3, width=16) | st.sampled_from([0.0, 1.0])  # coarse, so that ties are common
@@ -170,10 +185,12 @@ def test_every_layer_keeps_a_unit(scores: dict[str, Tensor], sparsity: float) ->
     kept = select_units(scores, sparsity, "layerwise")
     plain = select(scores, sparsity, "layerwise")
     for name in scores:
-        assert int(kept[name].sum()) == max(1, int(plain[name].sum()))  # under global scope: tests/test_scopes.py
+        assert int(kept[name].sum()) == max(
+            1, int(plain[name].sum())
+        )  # under global scope: tests/test_scopes.py
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, math.nan, math.inf])

@@ -10,7 +10,9 @@ from natal.nets import mlp
 
 
 @pytest.mark.parametrize("seed", [42, 123, 7, 0, 2**32 - 1])
-@pytest.mark.parametrize(("inputs", "hidden", "outputs", "parameters"), [(194, 128, 97, 37473), (20, 128, 1, 2817)])
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "outputs", "parameters"), [(194, 128, 97, 37473), (20, 128, 1, 2817)]
+)
 def test_the_bits_are_those_of_linear_after_manual_seed(
     seed: int, inputs: int, hidden: int, outputs: int, parameters: int
 ) -> None:
@@ -18,8 +20,12 @@ def test_the_bits_are_those_of_linear_after_manual_seed(
     first, second = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
     net = dict(mlp(inputs, hidden, outputs, seed).named_parameters())
     assert sum(p.numel() for p in net.values()) == parameters
-    expected = {"hidden.weight": first.weight, "hidden.bias": first.bias,
-                "output.weight": second.weight, "output.bias": second.bias}
+    expected = {
+        "hidden.weight": first.weight,
+        "hidden.bias": first.bias,
+        "output.weight": second.weight,
+        "output.bias": second.bias,
+    }
     assert list(net) == list(expected)
     for name, p in expected.items():
         assert torch.equal(net[name], p), name

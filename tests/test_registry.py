@@ -41,11 +41,11 @@ def test_an_entry_is_found_under_its_name() -> None:
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(NatalError, match="^unknown maker 'dubble'; did you mean 'double'\\?$"):
+    with pytest.raises(NatalError, match=r"^unknown maker 'dubble'; did you mean 'double'\?$"):
         registry()["dubble"]
-    with pytest.raises(NatalError, match="^unknown criterion 'magnitud'; did you mean 'magnitude'\\?$"):
+    with pytest.raises(NatalError, match=r"^unknown criterion 'magnitud'; did you mean 'magnitude'\?$"):
         criteria["magnitud"]
-    with pytest.raises(NatalError, match="^unknown maker 'xyz'; known: double$"):
+    with pytest.raises(NatalError, match=r"^unknown maker 'xyz'; known: double$"):
         registry()["xyz"]
     assert did_you_mean("x", []) == "; known: none"
 
@@ -70,7 +70,9 @@ def test_natals_own_entries_have_no_fingerprint() -> None:
         criteria.fingerprint("magnitud")
 
 
-def test_a_fingerprint_is_of_the_file_that_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_is_of_the_file_that_was_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "fingerprinted.py"
     text = "HELP = 1\ndef score(x):\n    return x\n"
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -98,5 +100,7 @@ def test_at_a_prompt_a_fingerprint_is_of_the_function() -> None:
 
     one = "def score(x):\n    return [y * 2 for y in x.abs()]\n"
     assert typed(one) == typed("\n\n" + one)
-    others = [typed(one.replace(*change)) for change in (("2", "3"), ("abs", "exp"), ("*", "+"), ("y * 2", "2"))]
+    others = [
+        typed(one.replace(*change)) for change in (("2", "3"), ("abs", "exp"), ("*", "+"), ("y * 2", "2"))
+    ]
     assert len({typed(one), *others}) == 5

@@ -41,13 +41,21 @@ def test_the_presets_differ_in_the_random_strategy_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize(("entry", "recipe"), [
-    ("magnitude", Recipe(name="magnitude", criterion="magnitude")),
-    ("structured", Recipe(name="structured", criterion="magnitude", scope="layerwise", granularity="neuron")),
-    ({"criterion": "random", "scope": "layerwise"}, Recipe(name="random-layerwise", criterion="random",
-                                                           scope="layerwise")),
-    ({"name": "mine", "criterion": "random"}, Recipe(name="mine", criterion="random")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entry", "recipe"),
+    [
+        ("magnitude", Recipe(name="magnitude", criterion="magnitude")),
+        (
+            "structured",
+            Recipe(name="structured", criterion="magnitude", scope="layerwise", granularity="neuron"),
+        ),
+        (
+            {"criterion": "random", "scope": "layerwise"},
+            Recipe(name="random-layerwise", criterion="random", scope="layerwise"),
+        ),
+        ({"name": "mine", "criterion": "random"}, Recipe(name="mine", criterion="random")),
+    ],
+)
 def test_a_strategy_is_a_name_or_a_table(entry: Any, recipe: Recipe) -> None:
     assert load_study(tiny(strategies=[entry])).strategies == (recipe,)
 
@@ -67,9 +75,15 @@ def test_a_file_and_a_mapping_make_the_same_study(tmp_path: Path) -> None:
 
 
 def test_overrides_are_toml_literals_at_a_path() -> None:
-    study = load_study("paper", [
-        'tasks=["regression"]', "training.epochs=7", 'training.patience="none"', "training.learning_rate.regression=0.5",
-    ])  # fmt: skip
+    study = load_study(
+        "paper",
+        [
+            'tasks=["regression"]',
+            "training.epochs=7",
+            'training.patience="none"',
+            "training.learning_rate.regression=0.5",
+        ],
+    )
     assert study.tasks == ("regression",)
     assert (study.training.epochs, study.training.patience) == (7, None)
     assert study.learning_rate("regression", 1.0) == 0.5
@@ -80,7 +94,7 @@ def test_a_learning_rate_left_out_is_the_tasks_own() -> None:
     assert study.learning_rate("regression", 0.25) == 0.25
 
 
-# -- keys --------------------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------------
 
 
 def key(run: Run, study: Study | None = None, **changes: Any) -> str:
@@ -97,23 +111,40 @@ def test_a_key_depends_on_everything_the_training_depends_on() -> None:
     run = Run("regression", "random", 0.5, 7)
     base = key(run)
     changed = [
-        key(run._replace(seed=8)), key(run._replace(sparsity=0.7)), key(run._replace(task="modular")),
-        key(run._replace(strategy="magnitude")), key(run, engine="sequential/cpu"), key(run, learning_rate=2e-3),
-        key(run, fingerprints={"random": "edited"}), key(run, fingerprints={"regression": "edited"}),
-        *(key(run, load_study("paper", [change])) for change in (
-            "hidden=64", "training.epochs=499", "training.patience=99", "training.target=0.99",
-            "training.validation_fraction=0.2",
-        )),
-    ]  # fmt: skip
+        key(run._replace(seed=8)),
+        key(run._replace(sparsity=0.7)),
+        key(run._replace(task="modular")),
+        key(run._replace(strategy="magnitude")),
+        key(run, engine="sequential/cpu"),
+        key(run, learning_rate=2e-3),
+        key(run, fingerprints={"random": "edited"}),
+        key(run, fingerprints={"regression": "edited"}),
+        *(
+            key(run, load_study("paper", [change]))
+            for change in (
+                "hidden=64",
+                "training.epochs=499",
+                "training.patience=99",
+                "training.target=0.99",
+                "training.validation_fraction=0.2",
+            )
+        ),
+    ]
     assert len({base, *changed}) == 1 + len(changed)
 
 
 def test_a_key_ignores_what_the_training_does_not_depend_on() -> None:
     run = Run("regression", "random", 0.5, 7)
-    other = load_study("paper", [
-        'name="other"', "seeds=[7, 8]", "sparsities=[0.5]", "claims=[]",
-        'strategies=[{name="mine", criterion="random"}]',
-    ])  # fmt: skip
+    other = load_study(
+        "paper",
+        [
+            'name="other"',
+            "seeds=[7, 8]",
+            "sparsities=[0.5]",
+            "claims=[]",
+            'strategies=[{name="mine", criterion="random"}]',
+        ],
+    )
     assert key(run._replace(strategy="mine"), other, fingerprints={"magnitude": "edited"}) == key(run)
 
 
@@ -122,7 +153,7 @@ def test_keys_are_the_same_in_every_process_and_release() -> None:
     assert key(Run("regression", "structured", 0.9, 42)) == "065446d871399635"
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"sparsities": [1.0]}, ["sparsities", "[0, 1)", "1.0"]),
@@ -143,7 +174,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"tasks": "regression"}, ["tasks", "a list", "'regression'"]),
     ({"strategies": "random"}, ["strategies", "'random'"]),
     ({"strategies": ["random", "random"]}, ["strategies", "'random' twice"]),
-    ({"strategies": [{"criterion": "random", "scope": "local"}]}, ["strategies.0.scope", "'local'", "layerwise"]),
+    (
+        {"strategies": [{"criterion": "random", "scope": "local"}]},
+        ["strategies.0.scope", "'local'", "layerwise"],
+    ),
     ({"strategies": [{"criterion": "random", "skope": "global"}]}, ["skope", "did you mean 'scope'"]),
     ({"strategies": [{"scope": "global"}]}, ["strategies.0", "criterion"]),
     ({"hidden": 1}, ["hidden", "at least 2", "1"]),
@@ -155,23 +189,36 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"training": {"patience": 0}}, ["training.patience", "at least 1", "0"]),
     ({"training": {"patience": "never"}}, ["training.patience", 'a number or "none"', "'never'"]),
     ({"training": {"target": math.nan}}, ["training.target", "nan"]),
-    ({"training": {"validation_fraction": 0.0}}, ["training.validation_fraction", "between 0 and 0.5", "0.0"]),
-    ({"training": {"validation_fraction": 0.5}}, ["training.validation_fraction", "between 0 and 0.5", "0.5"]),
+    (
+        {"training": {"validation_fraction": 0.0}},
+        ["training.validation_fraction", "between 0 and 0.5", "0.0"],
+    ),
+    (
+        {"training": {"validation_fraction": 0.5}},
+        ["training.validation_fraction", "between 0 and 0.5", "0.5"],
+    ),
     ({"training": {"validation_fraction": math.nan}}, ["training.validation_fraction", "nan"]),
     ({"training": {"learning_rate": 0.0}}, ["training.learning_rate", "positive", "0.0"]),
     ({"training": {"learning_rate": -0.1}}, ["training.learning_rate", "positive", "-0.1"]),
     ({"training": {"learning_rate": math.nan}}, ["training.learning_rate", "nan"]),
     ({"training": {"learning_rate": "fast"}}, ["training.learning_rate", "'fast'"]),
     ({"training": {"learning_rate": {"regression": -1.0}}}, ["training.learning_rate", "positive", "-1.0"]),
-    ({"training": {"learning_rate": {"regresion": 1.0}}}, ["training.learning_rate", "'regression'", "regresion"]),
+    (
+        {"training": {"learning_rate": {"regresion": 1.0}}},
+        ["training.learning_rate", "'regression'", "regresion"],
+    ),
     ({"training": {"epoch": 5}}, ["unknown key 'training.epoch'", "did you mean 'epochs'"]),
-    ({"claims": [{"text": "x", "quantity": "mean", "task": "a", "strategy": "b", "published": 1.0}]},
-     ["claims.0", "sparsity"]),
-]  # fmt: skip
+    (
+        {"claims": [{"text": "x", "quantity": "mean", "task": "a", "strategy": "b", "published": 1.0}]},
+        ["claims.0", "sparsity"],
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[str(changes)[:50] for changes, _ in REFUSED])
-def test_bad_input_is_refused_in_one_line_with_key_value_and_cure(changes: dict[str, Any], words: list[str]) -> None:
+def test_bad_input_is_refused_in_one_line_with_key_value_and_cure(
+    changes: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(NatalError) as refusal:
         load_study(tiny(**changes))
     message = str(refusal.value)
@@ -179,29 +226,35 @@ def test_bad_input_is_refused_in_one_line_with_key_value_and_cure(changes: dict[
     assert [word for word in words if word not in message] == [], message
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ("hidden", ["'hidden'", "path.key=VALUE"]),
-    ("=3", ["path.key=VALUE"]),
-    ("tasks=regression", ["'regression'", "not a TOML literal", "'tasks=\"name\"'"]),
-    ("hidden.deep=3", ["'hidden'", "not a table"]),
-    ("a..b=1", ["unknown key 'a'"]),
-    ("training.epochs=0", ["training.epochs", "at least 1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("hidden", ["'hidden'", "path.key=VALUE"]),
+        ("=3", ["path.key=VALUE"]),
+        ("tasks=regression", ["'regression'", "not a TOML literal", "'tasks=\"name\"'"]),
+        ("hidden.deep=3", ["'hidden'", "not a table"]),
+        ("a..b=1", ["unknown key 'a'"]),
+        ("training.epochs=0", ["training.epochs", "at least 1"]),
+    ],
+)
 def test_a_bad_override_is_refused(change: str, words: list[str]) -> None:
     with pytest.raises(NatalError) as refusal:
         load_study(tiny(), [change])
     assert [word for word in words if word not in str(refusal.value)] == [], refusal.value
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (b"", ["key 'name' is missing", "4 more"]),
-    (b"name = 'x'\ntasks = [\n", ["mine.toml: not valid TOML"]),
-    (b"name = 'x'\nseeds = = 3\n", ["mine.toml: not valid TOML", "line 2"]),
-    (b"name = 'x'\nname = 'y'\n", ["mine.toml: not valid TOML", "line 2"]),
-    (b"name = 'x'\n# caf\xe9\n", ["mine.toml: not valid TOML", "UTF-8", "line 2"]),
-    (b"\x00\x01\x02", ["mine.toml: not valid TOML"]),
-    (b"SQLite format 3\x00", ["mine.toml: not valid TOML"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["key 'name' is missing", "4 more"]),
+        (b"name = 'x'\ntasks = [\n", ["mine.toml: not valid TOML"]),
+        (b"name = 'x'\nseeds = = 3\n", ["mine.toml: not valid TOML", "line 2"]),
+        (b"name = 'x'\nname = 'y'\n", ["mine.toml: not valid TOML", "line 2"]),
+        (b"name = 'x'\n# caf\xe9\n", ["mine.toml: not valid TOML", "UTF-8", "line 2"]),
+        (b"\x00\x01\x02", ["mine.toml: not valid TOML"]),
+        (b"SQLite format 3\x00", ["mine.toml: not valid TOML"]),
+    ],
+)
 def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes, words: list[str]) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(content)

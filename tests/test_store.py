@@ -19,13 +19,38 @@ from natal.store import APPLICATION, FILE, Outcome, Store
 STUDY = load_study(tiny())
 GRID = [(run, f"key-{i}") for i, run in enumerate(STUDY.runs())]
 FINISHED = Outcome(
-    key="key-0", status="finished", total_params=705, nonzero_params=33, prunable=672, kept=0,
-    densities={"hidden.weight": 0.0, "output.weight": 0.0}, epochs_trained=3, best_epoch=2, train_metric=0.1,
-    val_metric=0.2, test_metric=1 / 3, final_loss=1e-300, constant=True, seconds=0.5, made_by="hand", deterministic=True, diagnosis={"findings": []},
-    train_loss_curve=np.array([3.0, 2.0, 1 / 3]), val_metric_curve=np.array([-np.inf, 0.2, np.nan]),
-)  # fmt: skip
-DIVERGED = replace(FINISHED, key="key-1", status="diverged", train_metric=None, val_metric=None, test_metric=None,
-                   final_loss=None, train_loss_curve=np.array([np.nan]), val_metric_curve=np.array([np.nan]))
+    key="key-0",
+    status="finished",
+    total_params=705,
+    nonzero_params=33,
+    prunable=672,
+    kept=0,
+    densities={"hidden.weight": 0.0, "output.weight": 0.0},
+    epochs_trained=3,
+    best_epoch=2,
+    train_metric=0.1,
+    val_metric=0.2,
+    test_metric=1 / 3,
+    final_loss=1e-300,
+    constant=True,
+    seconds=0.5,
+    made_by="hand",
+    deterministic=True,
+    diagnosis={"findings": []},
+    train_loss_curve=np.array([3.0, 2.0, 1 / 3]),
+    val_metric_curve=np.array([-np.inf, 0.2, np.nan]),
+)
+DIVERGED = replace(
+    FINISHED,
+    key="key-1",
+    status="diverged",
+    train_metric=None,
+    val_metric=None,
+    test_metric=None,
+    final_loss=None,
+    train_loss_curve=np.array([np.nan]),
+    val_metric_curve=np.array([np.nan]),
+)
 
 
 @pytest.fixture
@@ -42,7 +67,11 @@ def test_what_is_stored_is_read_back_to_the_last_bit(store: Store) -> None:
         assert again.study() == STUDY
         assert again.grid() == GRID
         assert again.finished() == {"key-0", "key-1"}
-        assert again.manifest() == {"study": STUDY.model_dump(mode="json"), "threads": 1, "elapsed_seconds": 1.5}
+        assert again.manifest() == {
+            "study": STUDY.model_dump(mode="json"),
+            "threads": 1,
+            "elapsed_seconds": 1.5,
+        }
         outcomes = again.outcomes()
     for wrote in (FINISHED, DIVERGED):
         read = outcomes[wrote.key]
@@ -105,11 +134,13 @@ def test_a_reader_cannot_write(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for someone else's results
     with Store.read(store.path.parent) as reader:
         assert reader.finished() == {"key-0"}
-        with pytest.raises(NatalError, match="readonly database: it cannot be written; check its permissions"):
+        with pytest.raises(
+            NatalError, match="readonly database: it cannot be written; check its permissions"
+        ):
             reader.add([DIVERGED])
 
 
-# -- files that are not whole, not ours or not writable ----------------------------------------------------------
+# -- files that are not whole, not ours or not writable --------------------------------------------------
 
 
 def _foreign(path: Path) -> None:
@@ -138,7 +169,10 @@ def _cut(bytes_left: int) -> Callable[[Path], None]:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("my thesis\n" * 100), "file is not a database"),
-    "empty": (lambda path: path.write_bytes(b""), "is not a natal run store; name another directory with --out"),
+    "empty": (
+        lambda path: path.write_bytes(b""),
+        "is not a natal run store; name another directory with --out",
+    ),
     "foreign": (_foreign, "is not a natal run store; name another directory with --out"),
     "newer": (_newer, "has store format 99, this natal reads 1; use another --out"),
     "without-end": (_cut(20480), "name another directory with --out"),
@@ -181,7 +215,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store: Store) -> None:
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     large = [replace(FINISHED, key=f"key-{i}", train_loss_curve=np.zeros(5000)) for i in range(1, 5)]
-    with pytest.raises(NatalError, match="disk is full: no space is left, or the disk fails; free some and run the same"):
+    with pytest.raises(
+        NatalError, match="disk is full: no space is left, or the disk fails; free some and run the same"
+    ):
         store.add(large)
     assert store.finished() == {"key-0"}
     store._db.execute("PRAGMA max_page_count = 1000000")
@@ -201,7 +237,9 @@ def test_a_store_that_another_program_holds_says_so(store: Store, monkeypatch: p
     holder = sqlite3.connect(store.path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     store._db.execute("PRAGMA busy_timeout = 1")
-    with pytest.raises(NatalError, match="locked: another program has it open; close that and run the same command"):
+    with pytest.raises(
+        NatalError, match="locked: another program has it open; close that and run the same command"
+    ):
         store.add([FINISHED])
     holder.close()
     store.add([FINISHED])

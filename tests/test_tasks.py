@@ -1,4 +1,4 @@
-"""Tasks: the published data to the last bit, splits, losses and metrics by hand, and data that cannot be trained on."""
+"""Tasks: the published data to the last bit, splits, losses and metrics by hand, data that are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16]
 
 
-# -- the published data ------------------------------------------------------------------------------------------
+# -- the published data ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [42, 123, 7])
@@ -78,7 +78,7 @@ def test_data_are_loaded_once_and_the_global_generators_are_left_alone() -> None
     assert np.array_equal(np.random.get_state(legacy=True)[1], numpy_before)
 
 
-# -- losses and metrics by hand ----------------------------------------------------------------------------------
+# -- losses and metrics by hand --------------------------------------------------------------------------
 
 
 def test_r2_on_four_points() -> None:
@@ -106,17 +106,25 @@ def test_losses_by_hand() -> None:
 def test_a_task_says_how_it_is_judged() -> None:
     modular, regression = tasks["modular"], tasks["regression"]
     assert (modular.loss.name, modular.metric.field, modular.learning_rate) == ("cross-entropy", "acc", 1e-2)
-    assert (regression.loss.name, regression.metric.field, regression.learning_rate) == ("squared-error", "r2", 1e-3)
+    assert (regression.loss.name, regression.metric.field, regression.learning_rate) == (
+        "squared-error",
+        "r2",
+        1e-3,
+    )
     assert (modular.chance, regression.chance) == (1 / 97, 0.0)
     assert set(METRICS) == {"accuracy", "R²"}
 
 
-# -- tasks of one's own ------------------------------------------------------------------------------------------
+# -- tasks of one's own ----------------------------------------------------------------------------------
 
 COUNT = torch.arange(40.0)[:, None]
 NUMBERS = Data(torch.ones(40, 3), COUNT, torch.ones(10, 3), COUNT[:10], outputs=1)
-CLASSES = replace(NUMBERS, targets=torch.zeros(40, dtype=torch.int64), test_targets=torch.ones(10, dtype=torch.int64),
-                  outputs=2)
+CLASSES = replace(
+    NUMBERS,
+    targets=torch.zeros(40, dtype=torch.int64),
+    test_targets=torch.ones(10, dtype=torch.int64),
+    outputs=2,
+)
 
 
 @pytest.fixture
@@ -145,25 +153,75 @@ def test_a_redefined_task_is_loaded_anew(made: Callable[..., Split]) -> None:
     assert torch.equal(made(replace(NUMBERS, inputs=torch.zeros(40, 3))).data.inputs, torch.zeros(40, 3))
 
 
-@pytest.mark.parametrize(("data", "loss", "words"), [
-    (None, "squared-error", "must return natal.Data, got NoneType"),
-    (replace(NUMBERS, inputs=np.ones((40, 3), np.float32)), "squared-error",
-     "training inputs and targets must be torch tensors, got ndarray and Tensor"),
-    (replace(NUMBERS, inputs=torch.ones(40)), "squared-error", r"must be \(rows, features\) float32, got \(40,\)"),
-    (replace(NUMBERS, inputs=torch.ones(40, 3, dtype=torch.float64)), "squared-error", "got .* torch.float64"),
-    (replace(NUMBERS, test_inputs=torch.ones(10, 4)), "squared-error", "4 test features but 3 training features"),
-    (replace(NUMBERS, targets=torch.ones(39, 1)), "squared-error", "as many rows"),
-    (replace(NUMBERS, test_targets=torch.tensor(1.0)), "squared-error", "as many rows"),
-    (replace(NUMBERS, inputs=torch.ones(0, 3), targets=torch.ones(0, 1)), "squared-error", "at least one"),
-    (replace(NUMBERS, targets=torch.ones(40)), "squared-error", r"must be \(rows, 1\) float32, got \(40,\)"),
-    (replace(NUMBERS, test_targets=torch.full((10, 1), math.nan)), "squared-error", "test data hold NaN or infinity"),
-    (replace(NUMBERS, inputs=torch.full((40, 3), math.inf)), "squared-error", "training data hold NaN or infinity"),
-    (replace(NUMBERS, targets=torch.ones(40, 1)), "squared-error", "its 4 validation targets are all the same, so R²"),
-    (replace(NUMBERS, test_targets=COUNT[:10] * 0), "squared-error", "its 10 test targets are all the same, so R²"),
-    (replace(CLASSES, outputs=1), "cross-entropy", "test targets must be int64 classes below outputs=1"),
-    (replace(CLASSES, targets=CLASSES.targets.float()), "cross-entropy", "training targets must be int64 classes"),
-    (replace(CLASSES, targets=CLASSES.targets - 1), "cross-entropy", "training targets must be int64 classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "loss", "words"),
+    [
+        (None, "squared-error", "must return natal.Data, got NoneType"),
+        (
+            replace(NUMBERS, inputs=np.ones((40, 3), np.float32)),
+            "squared-error",
+            "training inputs and targets must be torch tensors, got ndarray and Tensor",
+        ),
+        (
+            replace(NUMBERS, inputs=torch.ones(40)),
+            "squared-error",
+            r"must be \(rows, features\) float32, got \(40,\)",
+        ),
+        (
+            replace(NUMBERS, inputs=torch.ones(40, 3, dtype=torch.float64)),
+            "squared-error",
+            "got .* torch.float64",
+        ),
+        (
+            replace(NUMBERS, test_inputs=torch.ones(10, 4)),
+            "squared-error",
+            "4 test features but 3 training features",
+        ),
+        (replace(NUMBERS, targets=torch.ones(39, 1)), "squared-error", "as many rows"),
+        (replace(NUMBERS, test_targets=torch.tensor(1.0)), "squared-error", "as many rows"),
+        (
+            replace(NUMBERS, inputs=torch.ones(0, 3), targets=torch.ones(0, 1)),
+            "squared-error",
+            "at least one",
+        ),
+        (
+            replace(NUMBERS, targets=torch.ones(40)),
+            "squared-error",
+            r"must be \(rows, 1\) float32, got \(40,\)",
+        ),
+        (
+            replace(NUMBERS, test_targets=torch.full((10, 1), math.nan)),
+            "squared-error",
+            "test data hold NaN or infinity",
+        ),
+        (
+            replace(NUMBERS, inputs=torch.full((40, 3), math.inf)),
+            "squared-error",
+            "training data hold NaN or infinity",
+        ),
+        (
+            replace(NUMBERS, targets=torch.ones(40, 1)),
+            "squared-error",
+            "its 4 validation targets are all the same, so R²",
+        ),
+        (
+            replace(NUMBERS, test_targets=COUNT[:10] * 0),
+            "squared-error",
+            "its 10 test targets are all the same, so R²",
+        ),
+        (replace(CLASSES, outputs=1), "cross-entropy", "test targets must be int64 classes below outputs=1"),
+        (
+            replace(CLASSES, targets=CLASSES.targets.float()),
+            "cross-entropy",
+            "training targets must be int64 classes",
+        ),
+        (
+            replace(CLASSES, targets=CLASSES.targets - 1),
+            "cross-entropy",
+            "training targets must be int64 classes",
+        ),
+    ],
+)
 def test_data_that_cannot_be_trained_on_are_refused(
     made: Callable[..., Split], data: Any, loss: str, words: str
 ) -> None:
@@ -172,18 +230,21 @@ def test_data_that_cannot_be_trained_on_are_refused(
 
 
 def test_a_split_without_rows_is_refused(made: Callable[..., Split]) -> None:
-    with pytest.raises(NatalError, match="validation_fraction 0.01 of task 'made''s 40 rows is 0 rows"):
+    with pytest.raises(NatalError, match=r"validation_fraction 0\.01 of task 'made''s 40 rows is 0 rows"):
         made(NUMBERS, fraction=0.01)
 
 
-@pytest.mark.parametrize(("words", "refusal"), [
-    ({"loss": "mse"}, "unknown loss 'mse'; known: cross-entropy, squared-error"),
-    ({"metric": "auc"}, "unknown metric 'auc'; known: accuracy, R²"),
-    ({"metric": "accuracy"}, "metric 'accuracy' does not go with loss 'squared-error'"),
-    ({"loss": "cross-entropy"}, "metric 'R²' does not go with loss 'cross-entropy'"),
-    ({"learning_rate": 0.0}, "learning_rate must be positive, such as 0.001, got 0.0"),
-    ({"learning_rate": math.nan}, "learning_rate must be positive, such as 0.001, got nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        ({"loss": "mse"}, "unknown loss 'mse'; known: cross-entropy, squared-error"),
+        ({"metric": "auc"}, "unknown metric 'auc'; known: accuracy, R²"),
+        ({"metric": "accuracy"}, "metric 'accuracy' does not go with loss 'squared-error'"),
+        ({"loss": "cross-entropy"}, "metric 'R²' does not go with loss 'cross-entropy'"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, such as 0.001, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive, such as 0.001, got nan"),
+    ],
+)
 def test_a_task_that_cannot_be_judged_is_refused(words: dict[str, Any], refusal: str) -> None:
     good: dict[str, Any] = {"loss": "squared-error", "metric": "R²", "learning_rate": 0.1, "chance": 0.0}
     with pytest.raises(NatalError, match=f"task 'made': {refusal}"):

@@ -34,7 +34,13 @@ _HOMES = {
     "natal.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
     "natal.errors": ("NatalError",),
     "natal.interop": (
-        "Ticket", "from_torch_prune", "load_mask", "load_ticket", "save_mask", "save_ticket", "to_torch_prune",
+        "Ticket",
+        "from_torch_prune",
+        "load_mask",
+        "load_ticket",
+        "save_mask",
+        "save_ticket",
+        "to_torch_prune",
     ),
     "natal.masks": ("Mask", "select"),
     "natal.pruning": ("apply", "prune"),
@@ -48,8 +54,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
     "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criteria", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run", "save_mask",
-    "save_ticket", "savings", "select", "task", "tasks", "to_torch_prune",
+    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
+    "save_mask", "save_ticket", "savings", "select", "task", "tasks", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -26,14 +26,27 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_Study = Annotated[str, typer.Argument(metavar="[STUDY]", help="A preset's name (see `natal list`) or a TOML file.")]
+_Study = Annotated[
+    str, typer.Argument(metavar="[STUDY]", help="A preset's name (see `natal list`) or a TOML file.")
+]
 _Directory = Annotated[Path, typer.Argument(metavar="[DIR]", help="A directory that `natal run` has filled.")]
 _Out = Annotated[Path, typer.Option("--out", help="Where the run store, tables, figures and report go.")]
-_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study; VALUE is "
-                 "TOML. May be given again. Example: --set 'tasks=[\"regression\"]'")]
-_Seeds = Annotated[str | None, typer.Option("--seeds", metavar="1,2,3", help="Run these seeds instead of the study's.")]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the study; VALUE is "
+        "TOML. May be given again. Example: --set 'tasks=[\"regression\"]'",
+    ),
+]
+_Seeds = Annotated[
+    str | None, typer.Option("--seeds", metavar="1,2,3", help="Run these seeds instead of the study's.")
+]
 _Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes; by default one per core.")]
-_Engine = Annotated[str, typer.Option("--engine", help="`batched` (fast) or `sequential` (the oracle, plain PyTorch).")]
+_Engine = Annotated[
+    str, typer.Option("--engine", help="`batched` (fast) or `sequential` (the oracle, plain PyTorch).")
+]
 _Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -55,18 +68,39 @@ def run(
     watcher = View(console) if lively else Lines(console)
     try:
         if quiet:
-            results = natal.run(study, out, overrides=_overrides(set_, seeds), workers=workers, engine=engine,
-                                device=device, fresh=fresh, watcher=Silent())
+            results = natal.run(
+                study,
+                out,
+                overrides=_overrides(set_, seeds),
+                workers=workers,
+                engine=engine,
+                device=device,
+                fresh=fresh,
+                watcher=Silent(),
+            )
         else:
             with watcher:
-                results = natal.run(study, out, overrides=_overrides(set_, seeds), workers=workers, engine=engine,
-                                    device=device, fresh=fresh, watcher=watcher)
+                results = natal.run(
+                    study,
+                    out,
+                    overrides=_overrides(set_, seeds),
+                    workers=workers,
+                    engine=engine,
+                    device=device,
+                    fresh=fresh,
+                    watcher=watcher,
+                )
     except KeyboardInterrupt:
         _interrupted(out)
     diverged = sum(row["status"] == "diverged" for row in results.runs)
-    console.print(f"{len(results.runs)} runs of study {results.study.name!r} are in {out}"
-                  f"{f', {diverged} of them diverged' if diverged else ''} "
-                  f"({results.manifest['elapsed_seconds']:.0f} s of training).", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{len(results.runs)} runs of study {results.study.name!r} are in {out}"
+        f"{f', {diverged} of them diverged' if diverged else ''} "
+        f"({results.manifest['elapsed_seconds']:.0f} s of training).",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(f"Report: {out / 'report.txt'}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -78,8 +112,15 @@ def plan(
     """Show what `natal run` with the same options would do; trains nothing."""
     import natal
 
-    planned = natal.plan(study, out, overrides=_overrides(set_, seeds), workers=workers, engine=engine,
-                         device=device, fresh=fresh)
+    planned = natal.plan(
+        study,
+        out,
+        overrides=_overrides(set_, seeds),
+        workers=workers,
+        engine=engine,
+        device=device,
+        fresh=fresh,
+    )
     for name, value in _plan_lines(planned):
         print(f"{name:<12} {value}")
 
@@ -93,14 +134,29 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
     yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
     yield "seeds", ", ".join(str(s) for s in study.seeds)
-    yield "runs", (f"{total} = {len(study.tasks)} tasks x {len(study.strategies)} strategies x "
-                   f"{len(study.sparsities)} sparsities x {len(study.seeds)} seeds")
-    yield "shared", (f"{planned.shared} runs reuse another run's training (the dense network is the same whatever the "
-                     f"strategy): {planned.trainings} trainings")
+    yield (
+        "runs",
+        (
+            f"{total} = {len(study.tasks)} tasks x {len(study.strategies)} strategies x "
+            f"{len(study.sparsities)} sparsities x {len(study.seeds)} seeds"
+        ),
+    )
+    yield (
+        "shared",
+        (
+            f"{planned.shared} runs reuse another run's training (the dense network is the same whatever the "
+            f"strategy): {planned.trainings} trainings"
+        ),
+    )
     yield "done", f"{len(planned.done)} of {total} runs are stored in {planned.directory}"
     if planned.pending:
-        yield "to do", (f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs, {planned.engine} engine on "
-                        f"{planned.device}, {planned.workers} worker{'s' if planned.workers > 1 else ''}")
+        yield (
+            "to do",
+            (
+                f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs, {planned.engine} engine on "
+                f"{planned.device}, {planned.workers} worker{'s' if planned.workers > 1 else ''}"
+            ),
+        )
         yield "estimate", f"at most about {planned.seconds:.0f} s, less what early stopping saves"
     else:
         yield "to do", "nothing to train; `natal run` only writes the tables, figures and report again"
@@ -130,9 +186,9 @@ def diagnose(
     directory: _Directory = Path("results"),
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
-    sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this level, such as 0.9.")] = None,
+    sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this, such as 0.9.")] = None,
 ) -> None:
-    """Say what each mask did to its network before training, the gravest first; narrowed down, layer by layer."""
+    """Say what each mask did to its network before training, gravest first; narrowed down, by layer."""
     from natal.checkup import lines
 
     print("\n".join(lines(directory, task, strategy, sparsity)))
@@ -153,7 +209,9 @@ def compare(
     for pair in rename or ():
         theirs, equals, ours = pair.partition("=")
         if not equals:
-            raise NatalError(f"--as {pair!r}: write it as THEIRS=OURS, such as random=random-from-init-stream")
+            raise NatalError(
+                f"--as {pair!r}: write it as THEIRS=OURS, such as random=random-from-init-stream"
+            )
         names[theirs] = ours
     comparison = compare_runs(published_objects(load(directory)), read_published(reference), names)
     print("\n".join(comparison.lines()))
@@ -174,8 +232,10 @@ def list_() -> None:
         (name, ", ".join(f"{key} {value}" for key, value in recipe.model_dump(exclude={"name"}).items()))
         for name, recipe in STRATEGIES.items()
     ))  # fmt: skip
-    _section("criteria (each also a strategy: scope global, granularity weight)",
-             ((name, criteria.summary(name)) for name in criteria))
+    _section(
+        "criteria (each also a strategy: scope global, granularity weight)",
+        ((name, criteria.summary(name)) for name in criteria),
+    )
 
 
 def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
@@ -212,7 +272,10 @@ def _interrupted(out: Path) -> None:
     if (out / FILE).is_file():
         with Store.read(out) as store:
             kept = len(store.outcomes())
-    print(f"\nnatal: stopped. {kept} trainings are stored in {out}; the same command goes on from there.", file=sys.stderr)
+    print(
+        f"\nnatal: stopped. {kept} trainings are stored in {out}; the same command goes on from there.",
+        file=sys.stderr,
+    )
     raise typer.Exit(130)
 
 
@@ -228,7 +291,9 @@ def _plain_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        print(f"natal: {error.filename or 'output'}: {error.strerror}; nothing stored was lost", file=sys.stderr)
+        print(
+            f"natal: {error.filename or 'output'}: {error.strerror}; nothing stored was lost", file=sys.stderr
+        )
         sys.exit(2)
 
 

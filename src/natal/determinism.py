@@ -38,7 +38,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
-        with threadpool_limits(1), np.errstate(all="ignore"):  # a training that overflows is told apart by its loss
+        with (
+            threadpool_limits(1),
+            np.errstate(all="ignore"),
+        ):  # a training that overflows is told apart by its loss
             yield
     finally:
         torch.set_flush_denormal(flushed)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from natal import stats
 from natal.results import Results, Row
 from natal.spec import Study
@@ -242,7 +244,8 @@ def _figure(results: Results, panel: Callable[[Axes, Results, str, list[_Line]],
     crowded = len(lines) > FEW
     columns = 1 if crowded else min(len(tasks), 2)
     rows = math.ceil(len(tasks) / columns)
-    legend_rows = math.ceil((len(lines) + 2) / _legend_columns([line.name for line in lines]))
+    names = [*(line.name for line in lines), "critical sparsity", "95% of dense"]
+    legend_rows = math.ceil(len(names) / _legend_columns(names))
     height = (3.4 if crowded else 2.6) * rows + 0.35 + 0.17 * legend_rows
     with _plain_style():
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -297,7 +300,7 @@ def _legend(figure: Figure, axes: Axes, dashes: bool) -> None:
         handles,
         names,
         loc="outside lower center",
-        ncols=min(len(names), _legend_columns(names)),
+        ncols=_legend_columns(names),
         frameon=False,
         handlelength=2.6,
         columnspacing=1.4,
@@ -305,9 +308,13 @@ def _legend(figure: Figure, axes: Axes, dashes: bool) -> None:
 
 
 def _legend_columns(names: Sequence[str]) -> int:
-    """Return how many columns of the longest name fit into the figure's width, five at most."""
-    # a letter of the legend's font is about 4.6 points wide, a handle and its gaps about 36
-    return min(5, max(1, int(72 * WIDTH / (36 + 4.6 * max(map(len, names))))))
+    """Return how many columns of a legend fit into the figure's width, five at most."""
+    for columns in range(min(len(names), 5), 1, -1):
+        widest = [max(map(len, column)) for column in np.array_split(names, columns)]
+        # a letter of the legend's font is about 4.6 points wide, a handle and its gaps about 36
+        if sum(36 + 4.6 * letters for letters in widest) <= 72 * WIDTH:
+            return columns
+    return 1
 
 
 def _apart(levels: Sequence[float], least: float) -> list[float]:

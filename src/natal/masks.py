@@ -309,8 +309,11 @@ def _leaves(module: nn.Module) -> list[str]:
     if isinstance(module, LAYERS):
         return ["weight"]
     if isinstance(module, nn.MultiheadAttention):
-        return [n for n in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-                if module._parameters.get(n) is not None]
+        return [
+            n
+            for n in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            if module._parameters.get(n) is not None
+        ]
     return []
 
 

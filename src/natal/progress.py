@@ -67,8 +67,8 @@ class View:
 
     def __init__(self, console: Console) -> None:
         self.bar = Progress(
-            TextColumn("{task.description}", style="bold", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
+            TextColumn("{task.description}", style="bold", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
         )  # fmt: skip
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.recent: list[str] = []
@@ -80,7 +80,9 @@ class View:
         self.live.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.now = Text()
         self._show()
         self.live.__exit__(kind, error, trace)
@@ -96,7 +98,9 @@ class View:
         groups = Counter((run.task, run.strategy, run.sparsity) for run in runs)
         shown = [f"{task} {strategy} {percent(sparsity)}" for task, strategy, sparsity in groups]
         more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-        self.now = Text("training  " + ", ".join(shown[:3]) + more, style="dim", no_wrap=True, overflow="ellipsis")
+        self.now = Text(
+            "training  " + ", ".join(shown[:3]) + more, style="dim", no_wrap=True, overflow="ellipsis"
+        )
         self._show()
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
@@ -106,8 +110,12 @@ class View:
         rate = (position - self.before) / spent if spent else 0.0
         left = (self.total - position) / rate if rate else 0.0
         failed = f"  [red]{self.diverged} diverged[/red]" if self.diverged else ""
-        self.bar.update(self.task, completed=position, rate=f"{rate:.1f} runs/s",
-                        left=f"about {left:.0f} s left{failed}" if position < self.total else f"done{failed}")
+        self.bar.update(
+            self.task,
+            completed=position,
+            rate=f"{rate:.1f} runs/s",
+            left=f"about {left:.0f} s left{failed}" if position < self.total else f"done{failed}",
+        )
         self.recent = [*self.recent, line(position, self.total, run, outcome, field)][-self.RECENT :]
         self._show()
 

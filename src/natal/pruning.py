@@ -50,10 +50,16 @@ def prune(
     if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
         raise NatalError(f"batch must be a pair (inputs, targets), got {type(batch).__name__}")
     try:
-        recipe = Recipe.model_validate({
-            "name": criterion, "criterion": criterion, "scope": scope, "granularity": granularity,
-            "aggregate": aggregate, "control": control,
-        })
+        recipe = Recipe.model_validate(
+            {
+                "name": criterion,
+                "criterion": criterion,
+                "scope": scope,
+                "granularity": granularity,
+                "aggregate": aggregate,
+                "control": control,
+            }
+        )
     except ValidationError as error:
         raise NatalError(_one_line(error)) from None
     inputs, targets = batch if batch is not None else (None, None)
@@ -120,12 +126,16 @@ def _masked_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Mod
     def reduce(module: nn.Module, _protocol: object) -> tuple[Any, ...]:
         return _empty, (base, leaves), module.__dict__
 
-    made = _MADE[base, leaves] = type(f"Masked{base.__name__}", (base,), {
-        **{leaf: reading(leaf) for leaf in leaves},
-        "__reduce_ex__": reduce,
-        "__module__": base.__module__,  # so that torch.fx still takes the layer for one of torch's
-        "_natal_masked": (base, leaves),
-    })
+    made = _MADE[base, leaves] = type(
+        f"Masked{base.__name__}",
+        (base,),
+        {
+            **{leaf: reading(leaf) for leaf in leaves},
+            "__reduce_ex__": reduce,
+            "__module__": base.__module__,  # so that torch.fx still takes the layer for one of torch's
+            "_natal_masked": (base, leaves),
+        },
+    )
     return made
 
 

@@ -169,9 +169,19 @@ def plan(
     fingerprints = {name: tasks.fingerprint(name) for name in study.tasks}
     fingerprints |= {r.criterion: criteria.fingerprint(r.criterion) for r in study.strategies}
     # the oracle shares nothing, so that it checks sharing too: it trains every row, as the published program did
-    grid = [(row, study.key(row, engine=f"{engine}/{device}", learning_rate=about[row.task]["learning_rate"],
-                            fingerprints=fingerprints, share=engine != "sequential"))
-            for row in study.runs()]
+    grid = [
+        (
+            row,
+            study.key(
+                row,
+                engine=f"{engine}/{device}",
+                learning_rate=about[row.task]["learning_rate"],
+                fingerprints=fingerprints,
+                share=engine != "sequential",
+            ),
+        )
+        for row in study.runs()
+    ]
     finished: set[str] = set()
     if (Path(out) / FILE).exists() and not fresh:
         with Store.read(Path(out)) as store:
@@ -188,8 +198,18 @@ def plan(
     else:
         jobs = [[row] for row in pending]
     flops = sum(cost.values())
-    return Plan(study, Path(out), engine, device, _workers(workers, engine, device, flops, len(jobs), study),
-                grid, pending, jobs, flops, about)
+    return Plan(
+        study,
+        Path(out),
+        engine,
+        device,
+        _workers(workers, engine, device, flops, len(jobs), study),
+        grid,
+        pending,
+        jobs,
+        flops,
+        about,
+    )
 
 
 def _about(study: Study, name: str) -> dict[str, Any]:
@@ -257,8 +277,10 @@ def _workers(asked: int | None, engine: str, device: str, flops: float, jobs: in
     """Return how many worker processes to use; 1 means none beside this one."""
     homemade = _homemade(study)
     if asked is not None and asked > 1 and homemade:
-        raise NatalError(f"workers={asked} cannot import a task or criterion made in this script or notebook; put it in a "
-                         "module and name that in the study's plugins, or leave workers at 1")
+        raise NatalError(
+            f"workers={asked} cannot import a task or criterion made in this script or notebook; put it in a "
+            "module and name that in the study's plugins, or leave workers at 1"
+        )
     if asked is not None:
         return asked
     if engine == "sequential" or device != "cpu" or flops < SMALL or homemade:
@@ -289,11 +311,15 @@ class _alone:
             self.lock = FileLock(self.directory / ".lock")
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise NatalError(f"another natal command is at work in {str(self.directory)!r}; wait for it, or name another "
-                             "directory with --out") from None
+            raise NatalError(
+                f"another natal command is at work in {str(self.directory)!r}; wait for it, or name another "
+                "directory with --out"
+            ) from None
         except OSError as error:
-            raise NatalError(f"{error.filename or self.directory}: {error.strerror}; name a directory that can be written "
-                             "with --out") from None
+            raise NatalError(
+                f"{error.filename or self.directory}: {error.strerror}; name a directory that can be written "
+                "with --out"
+            ) from None
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
@@ -302,25 +328,29 @@ class _alone:
 def _declare(store: Store, planned: Plan) -> None:
     import torch
 
-    store.declare(planned.study, planned.grid, {
-        "study_hash": planned.study.digest,
-        "tasks": planned.tasks,
-        "natal_version": metadata.version("natal"),
-        "python_version": platform.python_version(),
-        "torch_version": torch.__version__,
-        "numpy_version": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "device": planned.device,
-        "engine": planned.engine,
-        "dtype": "float32",
-        "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
-        "workers": planned.workers,
-        "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
-        "started_at": _now(),
-        "finished_at": None,
-        "elapsed_seconds": store.manifest().get("elapsed_seconds", 0.0) if planned.done else 0.0,
-    })
+    store.declare(
+        planned.study,
+        planned.grid,
+        {
+            "study_hash": planned.study.digest,
+            "tasks": planned.tasks,
+            "natal_version": metadata.version("natal"),
+            "python_version": platform.python_version(),
+            "torch_version": torch.__version__,
+            "numpy_version": np.__version__,
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "device": planned.device,
+            "engine": planned.engine,
+            "dtype": "float32",
+            "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
+            "workers": planned.workers,
+            "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
+            "started_at": _now(),
+            "finished_at": None,
+            "elapsed_seconds": store.manifest().get("elapsed_seconds", 0.0) if planned.done else 0.0,
+        },
+    )
 
 
 def _processor() -> str:
@@ -354,7 +384,9 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                 watcher.finished(position, row, outcome, planned.tasks[row.task]["field"])
 
     executor: Executor = InProcess() if planned.workers == 1 else Processes(planned.workers)
-    queue = deque(worker.Job(planned.study, planned.engine, planned.device, tuple(job)) for job in planned.jobs)
+    queue = deque(
+        worker.Job(planned.study, planned.engine, planned.device, tuple(job)) for job in planned.jobs
+    )
     running: dict[Future[list[Outcome]], Job] = {}
     deaths: Counter[str] = Counter()
     watcher.started(planned)
@@ -374,12 +406,16 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                 else:
                     del running[future]
                     keep(future.result())
-            if broken:  # a worker was killed; its pool is of no more use, and what it was training starts again
+            if (
+                broken
+            ):  # a worker was killed; its pool is of no more use, and what it was training starts again
                 for job in running.values():
                     deaths[job.runs[0][1]] += 1
                     if deaths[job.runs[0][1]] == MAX_DEATHS:
-                        raise NatalError(f"a worker died {MAX_DEATHS} times while training {describe(job.runs[0][0])}; "
-                                         "is memory short? Finished runs are stored; try again with --workers 1")
+                        raise NatalError(
+                            f"a worker died {MAX_DEATHS} times while training {describe(job.runs[0][0])}; "
+                            "is memory short? Finished runs are stored; try again with --workers 1"
+                        )
                 queue.extendleft(running.values())
                 running.clear()
                 assert isinstance(executor, Processes)

@@ -167,8 +167,9 @@ class Claim(_Model):
     @model_validator(mode="after")
     def _cell(self) -> Self:
         if (self.sparsity is None) == (self.quantity in ("mean", "epochs")):
-            raise ValueError(f"quantity {self.quantity!r} goes {'with' if self.sparsity is None else 'without'} "
-                             "a sparsity")
+            raise ValueError(
+                f"quantity {self.quantity!r} goes {'with' if self.sparsity is None else 'without'} a sparsity"
+            )
         return self
 
 
@@ -190,7 +191,11 @@ class Study(_Model):
     tasks: tuple[str, ...]
     strategies: Annotated[
         tuple[Recipe, ...],
-        BeforeValidator(lambda v: [_recipe(e) for e in v] if isinstance(v, Sequence | set) and not isinstance(v, str) else v),
+        BeforeValidator(
+            lambda v: (
+                [_recipe(e) for e in v] if isinstance(v, Sequence | set) and not isinstance(v, str) else v
+            )
+        ),
     ]
     sparsities: tuple[Number, ...]
     seeds: tuple[Integer, ...]
@@ -239,8 +244,9 @@ class Study(_Model):
         rates = self.training.learning_rate
         for task in self.tasks:
             if isinstance(rates, dict) and task not in rates:
-                raise ValueError(f"training.learning_rate has no entry for task {task!r}"
-                                 f"{did_you_mean(task, rates)}")
+                raise ValueError(
+                    f"training.learning_rate has no entry for task {task!r}{did_you_mean(task, rates)}"
+                )
         return self
 
     @property
@@ -270,7 +276,13 @@ class Study(_Model):
         return own if rate is None else rate
 
     def key(
-        self, run: Run, *, engine: str, learning_rate: float, fingerprints: Mapping[str, str], share: bool = True
+        self,
+        run: Run,
+        *,
+        engine: str,
+        learning_rate: float,
+        fingerprints: Mapping[str, str],
+        share: bool = True,
     ) -> str:
         """Return the digest of everything the training behind ``run`` depends on.
 
@@ -280,17 +292,21 @@ class Study(_Model):
         task or criterion that they define.
         """
         recipe = self.recipe(run.strategy)
-        mask: object = None if run.sparsity == 0 else {**recipe.model_dump(exclude={"name"}), "sparsity": run.sparsity}
+        mask: object = (
+            None if run.sparsity == 0 else {**recipe.model_dump(exclude={"name"}), "sparsity": run.sparsity}
+        )
         sources = {run.task} if mask is None else {run.task, recipe.criterion}
-        return _digest({
-            "task": run.task,
-            "seed": run.seed,
-            "hidden": self.hidden,
-            "training": {**self.training.model_dump(), "learning_rate": learning_rate},
-            "mask": mask if share else [run.strategy, mask],
-            "engine": engine,
-            "plugins": {name: fingerprints[name] for name in sorted(sources) if fingerprints.get(name)},
-        })
+        return _digest(
+            {
+                "task": run.task,
+                "seed": run.seed,
+                "hidden": self.hidden,
+                "training": {**self.training.model_dump(), "learning_rate": learning_rate},
+                "mask": mask if share else [run.strategy, mask],
+                "engine": engine,
+                "plugins": {name: fingerprints[name] for name in sorted(sources) if fingerprints.get(name)},
+            }
+        )
 
 
 def presets() -> dict[str, Path]:
@@ -333,7 +349,9 @@ def _find(source: str | Path) -> Path:
         return path
     known = presets()
     if str(source) not in known:
-        raise NatalError(f"unknown study {str(source)!r}{did_you_mean(str(source), known)} (or name a .toml file)")
+        raise NatalError(
+            f"unknown study {str(source)!r}{did_you_mean(str(source), known)} (or name a .toml file)"
+        )
     return known[str(source)]
 
 
@@ -354,8 +372,9 @@ def _set(table: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {literal}")["value"]
     except tomllib.TOMLDecodeError:
-        raise NatalError(f"--set {override!r}: {literal!r} is not a TOML literal; quote text, such as "
-                         f"'{path}=\"name\"'") from None
+        raise NatalError(
+            f"--set {override!r}: {literal!r} is not a TOML literal; quote text, such as '{path}=\"name\"'"
+        ) from None
     *parents, last = path.strip().split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
@@ -378,14 +397,25 @@ def _one_line(error: ValidationError) -> str:
     else:
         what = first["msg"].removeprefix("Value error, ")
         what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
-        shown = "" if "got " in what or (first["type"] == "value_error" and "twice" in what) or not where else (
-            f", got {_show(first['input'])}")
+        shown = (
+            ""
+            if "got " in what or (first["type"] == "value_error" and "twice" in what) or not where
+            else (f", got {_show(first['input'])}")
+        )
         message = f"{where}: {what}{shown}" if where else f"{what}"
     return message + (f" (and {len(others)} more)" if others else "")
 
 
-_UNION_BRANCHES = {"int", "float", "constrained-int", "constrained-float", "dict[str,constrained-float]",
-                   "dict[str,float]", "Recipe", "function-before[_none()]"}
+_UNION_BRANCHES = {
+    "int",
+    "float",
+    "constrained-int",
+    "constrained-float",
+    "dict[str,constrained-float]",
+    "dict[str,float]",
+    "Recipe",
+    "function-before[_none()]",
+}
 
 
 def _show(value: Any) -> str:

@@ -41,13 +41,13 @@ class Outcome:
     """What one training left behind.
 
     ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics are
-    None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights there were and are, over
-    all of them, biases never counted. ``constant``: the trained network gives every test row the same output.
-    ``train_loss_curve`` and ``val_metric_curve``: one value per epoch trained. ``seconds``: the training's share of
+    None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights there were
+    and are, over all of them, biases never counted. ``constant``: the trained network gives every test row the same
+    output. ``train_loss_curve`` and ``val_metric_curve``: one value per epoch trained. ``seconds``: the training's share of
     wall time. ``made_by``: engine, torch version, device. ``deterministic``: whether torch's deterministic algorithms
     were on. ``diagnosis``: what the mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the
-    sparsity at which this criterion first empties a layer of this network, None if it is not known), ``findings`` (pairs
-    of severity and sentence, gravest first) and ``layers``, as in `natal.doctor`.
+    sparsity at which this criterion first empties a layer of this network, None if it is not known), ``findings``
+    (pairs of severity and sentence, gravest first) and ``layers``, as in `natal.doctor`.
     """
 
     key: str
@@ -107,7 +107,9 @@ class Store:
         """Open the store in ``directory`` for reading only; raise NatalError if there is none."""
         path = directory / FILE
         if not path.is_file():
-            raise NatalError(f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one")
+            raise NatalError(
+                f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one"
+            )
         with _plainly(path):
             # a command that was killed left a journal behind, which a reader must be able to roll back
             mode = "rw" if os.access(path, os.W_OK) and os.access(directory, os.W_OK) else "ro"
@@ -153,15 +155,23 @@ class Store:
             self._db.executemany(
                 "INSERT OR IGNORE INTO training (key, status, facts, train_loss, val_metric) VALUES (?, ?, ?, ?, ?)",
                 [
-                    (o.key, o.status, json.dumps(o.facts()), o.train_loss_curve.tobytes(), o.val_metric_curve.tobytes())
+                    (
+                        o.key,
+                        o.status,
+                        json.dumps(o.facts()),
+                        o.train_loss_curve.tobytes(),
+                        o.val_metric_curve.tobytes(),
+                    )
                     for o in outcomes
                 ],
             )
             self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:
-        self._db.executemany("INSERT OR REPLACE INTO manifest VALUES (?, ?)",
-                             [(name, json.dumps(value)) for name, value in entries.items()])
+        self._db.executemany(
+            "INSERT OR REPLACE INTO manifest VALUES (?, ?)",
+            [(name, json.dumps(value)) for name, value in entries.items()],
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -185,13 +195,18 @@ class Store:
     def manifest(self) -> dict[str, Any]:
         """Return the manifest: the study, versions, platform, threads, wall time."""
         with _plainly(self.path):
-            return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM manifest")}
+            return {
+                name: json.loads(value)
+                for name, value in self._db.execute("SELECT name, value FROM manifest")
+            }
 
     def study(self) -> Study:
         """Return the study this directory shows; raise NatalError if none was declared yet."""
         declared = self.manifest().get("study")
         if declared is None:
-            raise NatalError(f"{self.path} holds no study yet; `natal run --out {self.path.parent}` starts one")
+            raise NatalError(
+                f"{self.path} holds no study yet; `natal run --out {self.path.parent}` starts one"
+            )
         return Study.model_validate(declared)
 
     def grid(self) -> list[tuple[Run, str]]:
@@ -208,8 +223,13 @@ class Store:
                 "WHERE key IN (SELECT key FROM grid)"
             )
             return {
-                key: Outcome(key=key, status=status, **json.loads(facts),
-                             train_loss_curve=np.frombuffer(loss), val_metric_curve=np.frombuffer(metric))
+                key: Outcome(
+                    key=key,
+                    status=status,
+                    **json.loads(facts),
+                    train_loss_curve=np.frombuffer(loss),
+                    val_metric_curve=np.frombuffer(metric),
+                )
                 for key, status, facts, loss, metric in rows
             }
 
@@ -219,7 +239,9 @@ def _found(path: Path) -> None:
     draft = path.with_suffix(".new")
     draft.unlink(missing_ok=True)
     db = sqlite3.connect(draft)
-    db.executescript(f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;")
+    db.executescript(
+        f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; {_SCHEMA} COMMIT;"
+    )
     db.close()
     draft.rename(path)
 
@@ -244,7 +266,9 @@ def _inspect(db: sqlite3.Connection, path: Path) -> None:
     (page,) = db.execute("PRAGMA page_size").fetchone()
     # SQLite fills a cut page up with zeros and finds nothing wrong with them
     if db.execute("PRAGMA quick_check").fetchone() != ("ok",) or path.stat().st_size % page:
-        raise NatalError(f"{path} is damaged; nothing was changed; restore it or name another directory with --out")
+        raise NatalError(
+            f"{path} is damaged; nothing was changed; restore it or name another directory with --out"
+        )
 
 
 @contextmanager
@@ -259,11 +283,15 @@ def _plainly(path: Path) -> Iterator[None]:
         elif "readonly" in text or "unable to open" in text:
             cure = "it cannot be written; check its permissions or name another directory with --out"
         elif "not a database" in text or "malformed" in text or "corrupt" in text:
-            cure = "the file is damaged or not a natal run store; it was left as it is; name another directory with --out"
+            cure = (
+                "the file is damaged or not a natal run store, and was left as it is; name another with --out"
+            )
         elif "locked" in text:
             cure = "another program has it open; close that and run the same command again"
         else:
             cure = "nothing more was written"
         raise NatalError(f"{path}: {text}: {cure}") from None
     except OSError as error:
-        raise NatalError(f"{error.filename or path}: {error.strerror}; name another directory with --out") from None
+        raise NatalError(
+            f"{error.filename or path}: {error.strerror}; name another directory with --out"
+        ) from None

@@ -73,7 +73,9 @@ def r2(outputs: Tensor, targets: Tensor) -> float:
     return 1 - residual / total if total else math.nan
 
 
-LOSSES = {loss.name: loss for loss in (Loss("cross-entropy", F.cross_entropy), Loss("squared-error", F.mse_loss))}
+LOSSES = {
+    loss.name: loss for loss in (Loss("cross-entropy", F.cross_entropy), Loss("squared-error", F.mse_loss))
+}
 METRICS = {metric.name: metric for metric in (Metric("accuracy", "acc", accuracy), Metric("R²", "r2", r2))}
 
 
@@ -106,9 +108,13 @@ def task(
     for kind, given, known in (("loss", loss, LOSSES), ("metric", metric, METRICS)):
         if given not in known:
             raise NatalError(f"task {name!r}: unknown {kind} {given!r}; known: {', '.join(known)}")
-    if (loss == "cross-entropy") != (metric == "accuracy"):  # classes or numbers: one kind of target serves both
-        raise NatalError(f"task {name!r}: metric {metric!r} does not go with loss {loss!r}; accuracy goes with "
-                         "cross-entropy, R² with squared-error")
+    if (loss == "cross-entropy") != (
+        metric == "accuracy"
+    ):  # classes or numbers: one kind of target serves both
+        raise NatalError(
+            f"task {name!r}: metric {metric!r} does not go with loss {loss!r}; accuracy goes with "
+            "cross-entropy, R² with squared-error"
+        )
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise NatalError(f"task {name!r}: learning_rate must be positive, such as 0.001, got {learning_rate}")
 
@@ -168,20 +174,26 @@ def load(name: str, seed: int, validation_fraction: float) -> Split:
 
 
 @functools.lru_cache(maxsize=64)
-def _load(task: Task, seed: int, validation_fraction: float) -> Split:  # by task, not name: a notebook redefines it
+def _load(
+    task: Task, seed: int, validation_fraction: float
+) -> Split:  # by task, not name: a notebook redefines it
     name, data = task.name, task.data(seed)
     _check(task, data)
     rows = len(data.inputs)
     held_out = round(validation_fraction * rows)
     if not 0 < held_out < rows:
-        raise NatalError(f"validation_fraction {validation_fraction} of task {name!r}'s {rows} rows is {held_out} rows; "
-                         "both parts need at least one")
+        raise NatalError(
+            f"validation_fraction {validation_fraction} of task {name!r}'s {rows} rows is {held_out} rows; "
+            "both parts need at least one"
+        )
     order = torch.randperm(rows, generator=stream(seed, "split"))
     split = Split(data, fit=order[held_out:], val=order[:held_out])
     for part, y in (("validation", data.targets[split.val]), ("test", data.test_targets)):
         if task.metric.name == "R²" and math.isnan(r2(y, y)):
-            raise NatalError(f"task {name!r}: its {len(y)} {part} targets are all the same, so R² is undefined; "
-                             "give it more rows")
+            raise NatalError(
+                f"task {name!r}: its {len(y)} {part} targets are all the same, so R² is undefined; "
+                "give it more rows"
+            )
     return split
 
 
@@ -189,22 +201,37 @@ def _check(task: Task, data: Data) -> None:
     name = task.name
     if not isinstance(data, Data):
         raise NatalError(f"task {name!r} must return natal.Data, got {type(data).__name__}")
-    for part, x, y in (("training", data.inputs, data.targets), ("test", data.test_inputs, data.test_targets)):
+    for part, x, y in (
+        ("training", data.inputs, data.targets),
+        ("test", data.test_inputs, data.test_targets),
+    ):
         if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-            raise NatalError(f"task {name!r}: {part} inputs and targets must be torch tensors, "
-                             f"got {type(x).__name__} and {type(y).__name__}")
+            raise NatalError(
+                f"task {name!r}: {part} inputs and targets must be torch tensors, "
+                f"got {type(x).__name__} and {type(y).__name__}"
+            )
         if x.ndim != 2 or x.dtype != torch.float32:
-            raise NatalError(f"task {name!r}: {part} inputs must be (rows, features) float32, got {tuple(x.shape)} {x.dtype}")
+            raise NatalError(
+                f"task {name!r}: {part} inputs must be (rows, features) float32, got {tuple(x.shape)} {x.dtype}"
+            )
         if x.shape[1] != data.inputs.shape[1]:
-            raise NatalError(f"task {name!r}: {x.shape[1]} test features but {data.inputs.shape[1]} training features")
+            raise NatalError(
+                f"task {name!r}: {x.shape[1]} test features but {data.inputs.shape[1]} training features"
+            )
         if y.ndim == 0 or len(x) != len(y) or not len(x):
-            raise NatalError(f"task {name!r}: {part} inputs {tuple(x.shape)} and targets {tuple(y.shape)} must have as many "
-                             "rows, at least one")
+            raise NatalError(
+                f"task {name!r}: {part} inputs {tuple(x.shape)} and targets {tuple(y.shape)} must have as many "
+                "rows, at least one"
+            )
         if not x.isfinite().all() or (y.is_floating_point() and not y.isfinite().all()):
             raise NatalError(f"task {name!r}: {part} data hold NaN or infinity")
         if task.loss.name == "cross-entropy":
             if y.dtype != torch.int64 or y.ndim != 1 or not 0 <= int(y.min()) <= int(y.max()) < data.outputs:
-                raise NatalError(f"task {name!r}: {part} targets must be int64 classes below outputs={data.outputs}")
+                raise NatalError(
+                    f"task {name!r}: {part} targets must be int64 classes below outputs={data.outputs}"
+                )
         elif y.dtype != torch.float32 or y.shape != (len(x), data.outputs):
-            raise NatalError(f"task {name!r}: {part} targets must be (rows, {data.outputs}) float32, "
-                             f"got {tuple(y.shape)} {y.dtype}")
+            raise NatalError(
+                f"task {name!r}: {part} targets must be (rows, {data.outputs}) float32, "
+                f"got {tuple(y.shape)} {y.dtype}"
+            )

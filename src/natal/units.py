@@ -56,8 +56,10 @@ def units(model: nn.Module, weights: Params) -> dict[str, Units]:
         graph = fx.Tracer().trace(model)
     except Exception as error:  # whatever a user's forward raises when it is traced
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NatalError(f"the units of {next(iter(weights))!r} cannot be followed: torch.fx does not trace "
-                         f"{type(model).__name__}: {reason}") from error
+        raise NatalError(
+            f"the units of {next(iter(weights))!r} cannot be followed: torch.fx does not trace "
+            f"{type(model).__name__}: {reason}"
+        ) from error
     follower = _Follower(model, weights)
     found: dict[str, Units] = {}
     for node in graph.nodes:
@@ -72,13 +74,41 @@ def units(model: nn.Module, weights: Params) -> dict[str, Units]:
 _UNITWISE_MODULES = ("activation", "dropout", "flatten", "linear.Identity")
 _MIXING_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU)
 _UNITWISE_CALLS = {
-    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "hardtanh", "hardswish", "hardsigmoid", "softplus", "dropout", "dropout1d", "dropout2d", "contiguous",
-    "flatten", "view", "reshape",
+    "relu",
+    "relu_",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "tanh",
+    "sigmoid",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "softplus",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "contiguous",
+    "flatten",
+    "view",
+    "reshape",
 }
 _POOLING_CALLS = {  # max pooling is dispatched under the second name
-    "max_pool1d", "boolean_dispatch", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "max_pool1d",
+    "boolean_dispatch",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
 }
 _ADDITIONS = {"add", "iadd", "add_", "sub", "isub"}
 
@@ -203,5 +233,7 @@ def gates(unit: Units, name: str, parameters: Params, c: Tensor) -> dict[str, Te
     """Return the parameters under a gate c on every unit of a layer: what its last affine map puts out, times
     c."""
     gated = [f"{norm}.{p}" for norm in unit.norms[-1:] for p in ("weight", "bias")] or [
-        name, *(other for other in unit.others if other.endswith("bias"))]
+        name,
+        *(other for other in unit.others if other.endswith("bias")),
+    ]
     return {p: parameters[p] * c.view(-1, *[1] * (parameters[p].ndim - 1)) for p in gated}

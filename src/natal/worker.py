@@ -54,10 +54,17 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
     # copies: a criterion may do with its problem's model what it likes
     parameters = {name: p.detach().clone().to(dtype) for name, p in net.named_parameters()}
     problem = problem_of(
-        net, run.seed, inputs=split.data.inputs[split.fit], targets=split.data.targets[split.fit], loss=task.loss.value
+        net,
+        run.seed,
+        inputs=split.data.inputs[split.fit],
+        targets=split.data.targets[split.fit],
+        loss=task.loss.value,
     )
     recipe = study.recipe(run.strategy)
-    with one_thread(), deterministic():  # scores are sums too: their bits must not depend on the number of threads
+    with (
+        one_thread(),
+        deterministic(),
+    ):  # scores are sums too: their bits must not depend on the number of threads
         chosen = mask(recipe, problem, run.sparsity)
         # a control may replace initial values, not only the mask
         parameters |= {name: values.to(dtype) for name, values in chosen.redrawn.items()}
@@ -77,7 +84,9 @@ DIAGNOSED_ROWS = 256
 """Training rows the mask doctor runs through a network: enough for scales and dead ReLUs, cheap beside one epoch."""
 
 
-def _diagnosis(net: nn.Module, problem: Problem, chosen: Mask, recipe: Recipe, sparsity: float) -> dict[str, Any]:
+def _diagnosis(
+    net: nn.Module, problem: Problem, chosen: Mask, recipe: Recipe, sparsity: float
+) -> dict[str, Any]:
     """Return what the mask doctor says of a network about to be trained, JSON-ready; nothing for a dense one."""
     if sparsity == 0:
         return {}
@@ -87,10 +96,20 @@ def _diagnosis(net: nn.Module, problem: Problem, chosen: Mask, recipe: Recipe, s
         for name, values in chosen.redrawn.items():
             newborn.get_parameter(name).copy_(values)
     by_weight = recipe.granularity == "weight"
-    found = diagnose(newborn, chosen, problem.inputs[:DIAGNOSED_ROWS], requested=sparsity if by_weight else None,
-                     random=recipe.criterion == "random" and recipe.control is None)
+    found = diagnose(
+        newborn,
+        chosen,
+        problem.inputs[:DIAGNOSED_ROWS],
+        requested=sparsity if by_weight else None,
+        random=recipe.criterion == "random" and recipe.control is None,
+    )
     collapses_at = None
-    if by_weight and recipe.scope == "global" and recipe.control is None and traits[recipe.criterion].rounds == 1:
+    if (
+        by_weight
+        and recipe.scope == "global"
+        and recipe.control is None
+        and traits[recipe.criterion].rounds == 1
+    ):
         collapses_at = collapse_sparsity(score(recipe.criterion, replace(problem, sparsity=sparsity)))
     return {
         "effective_sparsity": found.effective_sparsity,
@@ -129,7 +148,9 @@ def check(study: Study) -> None:
         tasks[name]
     for recipe in study.strategies:
         if recipe.name == recipe.criterion and recipe.name not in criteria:
-            raise NatalError(f"unknown strategy {recipe.name!r}{did_you_mean(recipe.name, [*STRATEGIES, *criteria])}")
+            raise NatalError(
+                f"unknown strategy {recipe.name!r}{did_you_mean(recipe.name, [*STRATEGIES, *criteria])}"
+            )
         criteria[recipe.criterion]
     sparsity = max(study.sparsities)
     for name in study.tasks:

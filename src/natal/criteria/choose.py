@@ -89,8 +89,10 @@ def _scores(name: str, problem: Problem) -> Scores:
         if not isinstance(scores[layer], Tensor) or scores[layer].shape != w.shape:
             shape = getattr(scores[layer], "shape", None)
             shape = type(scores[layer]).__name__ if shape is None else tuple(shape)
-            raise NatalError(f"criterion {name!r} gave {layer!r} scores of shape {shape}; "
-                             f"its weights have shape {tuple(w.shape)}")
+            raise NatalError(
+                f"criterion {name!r} gave {layer!r} scores of shape {shape}; "
+                f"its weights have shape {tuple(w.shape)}"
+            )
         if scores[layer].isnan().any():
             raise NatalError(f"criterion {name!r} gave {layer!r} scores that are NaN")
         if problem.round == 1 and not scores[layer].any():
@@ -124,8 +126,10 @@ def _aggregate(how: str, scores: Scores, problem: Problem, hidden: Mapping[str, 
         incoming, count = scores[name].flatten(1), len(scores[name])
         outgoing = [columns(scores[consumer], count) for consumer, _ in unit.consumers]
         if side == "outgoing" and not outgoing:
-            raise NatalError(f"aggregate {how!r} needs the weights that read the units of {name!r}, "
-                             "and no prunable layer does")
+            raise NatalError(
+                f"aggregate {how!r} needs the weights that read the units of {name!r}, "
+                "and no prunable layer does"
+            )
         parts = {"incoming": [incoming], "outgoing": outgoing, "both": [incoming, *outgoing]}[side]
         # norm(dim=1) is the published program's to the last bit
         aggregated[name] = torch.cat(parts, 1).norm(p=1 if norm == "l1" else 2, dim=1)
@@ -170,7 +174,7 @@ def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Mapping[s
 
 def _best(scores: Tensor, count: int) -> Tensor:
     kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    kept[scores.flatten().argsort(stable=True)[scores.numel() - count:]] = True
+    kept[scores.flatten().argsort(stable=True)[scores.numel() - count :]] = True
     return kept.view(scores.shape)
 
 
@@ -213,8 +217,10 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
         raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
     neurons = recipe.granularity == "neuron"
     if neurons and not how.neurons:
-        raise NatalError(f"criterion {name!r} ranks single weights and says nothing about whole neurons; "
-                         "use granularity 'weight'")
+        raise NatalError(
+            f"criterion {name!r} ranks single weights and says nothing about whole neurons; "
+            "use granularity 'weight'"
+        )
     if not neurons and control in ("random-neurons", "highest-norm", "fresh-narrow"):
         raise NatalError(f"control {control!r} is for whole neurons; use granularity 'neuron'")
     if neurons and control == "quota-random":

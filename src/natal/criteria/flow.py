@@ -127,8 +127,10 @@ def redraw(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[st
     A draw without replacement from the layer's initial distribution, whatever that was; PyTorch's own reset
     would change the scale of a network that was initialised in another way.
     """
-    return {name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(w.shape)
-            for name, w in weights.items()}
+    return {
+        name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(w.shape)
+        for name, w in weights.items()
+    }
 
 
 WALKS = 1024
@@ -174,7 +176,7 @@ def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
     found = units(problem.model, problem.weights)
     names = list(found)
     for name, unit in sorted(found.items(), key=lambda item: not item[1].tie):  # the clearest reason first
-        follows = names[names.index(name) + 1:][:1]
+        follows = names[names.index(name) + 1 :][:1]
         if unit.tie or [c for c, _ in unit.consumers] != follows:
             reason = unit.tie or "do not feed the next prunable layer alone"
             raise NatalError(

@@ -69,8 +69,10 @@ class Problem:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
             reason = str(error).strip().split("\n")[0]
-            raise NatalError(f"a batch of shape {shape} does not fit layer {self._stuck_at(batch)!r} of "
-                             f"{type(self.model).__name__}: {reason}") from error
+            raise NatalError(
+                f"a batch of shape {shape} does not fit layer {self._stuck_at(batch)!r} of "
+                f"{type(self.model).__name__}: {reason}"
+            ) from error
 
     def loss_of(self, outputs: Any) -> Tensor:
         """Return the loss of these outputs on the batch's targets, checked to be one number."""
@@ -94,8 +96,10 @@ class Problem:
 
     def _stuck_at(self, batch: Any) -> str:
         entered = [""]
-        hooks = [module.register_forward_pre_hook(lambda _m, _i, name=name: entered.append(name))
-                 for name, module in self.model.named_modules()]
+        hooks = [
+            module.register_forward_pre_hook(lambda _m, _i, name=name: entered.append(name))
+            for name, module in self.model.named_modules()
+        ]
         try:
             self.model(batch)
         except Exception:
@@ -157,8 +161,11 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
 
     Raises NatalError if it depends on none of them.
     """
-    found = (torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
-             if value.requires_grad else [None])
+    found = (
+        torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
+        if value.requires_grad
+        else [None]
+    )
     if all(g is None for g in found):
         raise NatalError(f"the loss does not depend on the model's weights, not even on {next(iter(at))!r}")
     pairs = zip(at.items(), found, strict=True)

@@ -47,7 +47,14 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
     for i, ticket in enumerate(tickets):
         weight = ticket.parameters["hidden.weight"]
         data, split = ticket.split.data, ticket.split
-        shape = (weight.shape, weight.dtype, len(split.fit), len(split.val), data.outputs, _ones_a_row(data.inputs))
+        shape = (
+            weight.shape,
+            weight.dtype,
+            len(split.fit),
+            len(split.val),
+            data.outputs,
+            _ones_a_row(data.inputs),
+        )
         groups.setdefault((ticket.task.name, _width(ticket), ticket.learning_rate, shape), []).append(i)
     trained: dict[int, Trained] = {}
     with one_thread(), deterministic(), torch.no_grad():
@@ -57,7 +64,9 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
             size = together if device == "cpu" else len(members)
             for start in range(0, len(members), size):
                 part = members[start : start + size]
-                trained.update(zip(part, _train_lanes([tickets[i] for i in part], training, device), strict=True))
+                trained.update(
+                    zip(part, _train_lanes([tickets[i] for i in part], training, device), strict=True)
+                )
     return [trained[i] for i in range(len(tickets))]
 
 
@@ -146,7 +155,14 @@ class _Lanes:
     def __init__(
         self, ticket: Ticket, theta: Tensor, mask: Tensor | None, moments: Tensor, fit: _Rows, val: _Rows
     ) -> None:
-        self.ticket, self.theta, self.mask, self.moments, self.fit, self.val = ticket, theta, mask, moments, fit, val
+        self.ticket, self.theta, self.mask, self.moments, self.fit, self.val = (
+            ticket,
+            theta,
+            mask,
+            moments,
+            fit,
+            val,
+        )
         self.loss, self.metric = _LOSSES[ticket.task.loss.name], _METRICS[ticket.task.metric.name]
         self.ops = _ops(theta.device.type)
         self.gradient, self.scratch = torch.empty_like(theta), torch.empty_like(theta)
@@ -177,14 +193,26 @@ class _Lanes:
             mask = torch.stack([_flatten(t, keep) for t, keep in zip(tickets, kept, strict=True)]).to(device)
         rows, few = [t.rows() for t in tickets], _ones_a_row(tickets[0].split.data.inputs)
         fit, val = (_Rows.of([r[part] for r in rows], few, device) for part in ("fit", "val"))
-        return cls(tickets[0], theta.to(device), mask, torch.zeros(2, *theta.shape, dtype=theta.dtype, device=device),
-                   fit, val)
+        return cls(
+            tickets[0],
+            theta.to(device),
+            mask,
+            torch.zeros(2, *theta.shape, dtype=theta.dtype, device=device),
+            fit,
+            val,
+        )
 
     def only(self, lanes: list[int]) -> _Lanes:
         """Return the same training with fewer lanes."""
         mask, inputs = None if self.mask is None else self.mask[lanes], self.w1.shape[1]
-        return _Lanes(self.ticket, self.theta[lanes], mask, self.moments[:, lanes],
-                      self.fit.only(lanes, inputs), self.val.only(lanes, inputs))
+        return _Lanes(
+            self.ticket,
+            self.theta[lanes],
+            mask,
+            self.moments[:, lanes],
+            self.fit.only(lanes, inputs),
+            self.val.only(lanes, inputs),
+        )
 
     def step(self, t: int) -> list[float]:
         """Take Adam's step ``t`` (from 1) on the training rows; return each lane's loss before it."""
@@ -222,12 +250,14 @@ class _Lanes:
 
     def _forward(self, rows: _Rows, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return hidden activations (lane, row, neuron) and outputs (lane, row, output) of some rows."""
-        lanes, inputs, neurons = self.w1.shape
+        lanes, _, neurons = self.w1.shape
         if rows.dense is not None:
             hidden = self.ops.matmul(rows.dense[:, start:stop], self.w1, self.hidden[:, : stop - start])
         else:
             assert rows.ones is not None
-            hidden = F.embedding_bag(rows.ones[:, start:stop].flatten(0, 1), self.w1.reshape(-1, neurons), mode="sum")
+            hidden = F.embedding_bag(
+                rows.ones[:, start:stop].flatten(0, 1), self.w1.reshape(-1, neurons), mode="sum"
+            )
             hidden = hidden.view(lanes, stop - start, neurons)
         hidden.relu_()
         out = self.ops.matmul(hidden, self.w2.mT, self.out[:, : stop - start])
@@ -244,14 +274,20 @@ class _Lanes:
         second.mul_(BETA2).addcmul_(self.gradient, self.gradient, value=1 - BETA2)
         torch.sqrt(second, out=self.scratch)
         self.scratch.add_(EPS * correction)
-        self.theta.addcdiv_(first, self.scratch, value=-self.ticket.learning_rate * correction / (1 - BETA1**t))
+        self.theta.addcdiv_(
+            first, self.scratch, value=-self.ticket.learning_rate * correction / (1 - BETA1**t)
+        )
         if self.mask is not None:
             self.theta.mul_(self.mask)
 
 
 def _views(flat: Tensor, ticket: Ticket) -> list[Tensor]:
     """Return ``w1``, ``w2`` and ``b2`` as views of the lanes' vectors (lane, parameter)."""
-    inputs, neurons, outputs = ticket.parameters["hidden.weight"].shape[1], _width(ticket), ticket.split.data.outputs
+    inputs, neurons, outputs = (
+        ticket.parameters["hidden.weight"].shape[1],
+        _width(ticket),
+        ticket.split.data.outputs,
+    )
     shapes = ((inputs + 1, neurons), (outputs, neurons), (outputs,))
     parts = torch.split(flat, [math.prod(shape) for shape in shapes], dim=1)
     return [part.view(len(flat), *shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -289,7 +325,11 @@ def _ones_a_row(inputs: Tensor) -> int:
     """
     is_one = inputs == 1
     few = int(is_one[0].sum())
-    alike = few <= inputs.shape[1] // 8 and bool((is_one.sum(1) == few).all()) and bool((is_one | (inputs == 0)).all())
+    alike = (
+        few <= inputs.shape[1] // 8
+        and bool((is_one.sum(1) == few).all())
+        and bool((is_one | (inputs == 0)).all())
+    )
     return few if alike else 0
 
 
@@ -339,7 +379,8 @@ def _r2(out: Tensor, targets: Tensor, ops: _Ops) -> list[float]:
 
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor, int, _Ops], Tensor]] = {
-    "cross-entropy": _cross_entropy, "squared-error": _squared_error,
+    "cross-entropy": _cross_entropy,
+    "squared-error": _squared_error,
 }
 _METRICS: dict[str, Callable[[Tensor, Tensor, _Ops], list[float]]] = {"accuracy": _accuracy, "R²": _r2}
 

@@ -53,5 +53,10 @@ def _train_one(ticket: Ticket, training: Training, device: str) -> Trained:
             break
 
     best = {name: p.cpu() for name, p in best.items()}
-    return conclude(ticket, history, best, time.perf_counter() - started,
-                    f"sequential engine, torch {torch.__version__}, {device}")
+    return conclude(
+        ticket,
+        history,
+        best,
+        time.perf_counter() - started,
+        f"sequential engine, torch {torch.__version__}, {device}",
+    )

@@ -36,7 +36,9 @@ class Ticket:
     def network(self, parameters: Mapping[str, Tensor] | None = None) -> nn.Sequential:
         """Return the network as a module, with its initial weights under the mask or with ``parameters``."""
         hidden, inputs = self.parameters["hidden.weight"].shape
-        net = mlp(inputs, hidden, self.split.data.outputs, seed=0, dtype=self.parameters["hidden.weight"].dtype)
+        net = mlp(
+            inputs, hidden, self.split.data.outputs, seed=0, dtype=self.parameters["hidden.weight"].dtype
+        )
         net.load_state_dict(dict(parameters or self.parameters))
         if parameters is None:
             self.mask.apply_(dict(net.named_parameters()))
@@ -52,7 +54,9 @@ class Ticket:
             "train": (x, y),
             "test": (test_x, test_y),
         }
-        return {name: (a.to(dtype), b.to(dtype) if b.is_floating_point() else b) for name, (a, b) in parts.items()}
+        return {
+            name: (a.to(dtype), b.to(dtype) if b.is_floating_point() else b) for name, (a, b) in parts.items()
+        }
 
 
 @dataclass
