@@ -40,14 +40,15 @@ CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 class Outcome:
     """What one training left behind.
 
-    ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics are
-    None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights there were
-    and are, over all of them, biases never counted. ``constant``: the trained network gives every test row the same
-    output. ``train_loss_curve`` and ``val_metric_curve``: one value per epoch trained. ``seconds``: the training's share of
-    wall time. ``made_by``: engine, torch version, device. ``deterministic``: whether torch's deterministic algorithms
-    were on. ``diagnosis``: what the mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the
-    sparsity at which this criterion first empties a layer of this network, None if it is not known), ``findings``
-    (pairs of severity and sentence, gravest first) and ``layers``, as in `natal.doctor`.
+    ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics
+    are None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights
+    there were and are, over all of them, biases never counted. ``constant``: the trained network gives
+    every test row the same output. ``train_loss_curve`` and ``val_metric_curve``: one value per epoch
+    trained. ``seconds``: the training's share of wall time. ``made_by``: engine, torch version, device.
+    ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the mask doctor
+    said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
+    first empties a layer of this network, None if it is not known), ``findings`` (pairs of severity and
+    sentence, gravest first) and ``layers``, as in `natal.doctor`.
     """
 
     key: str
