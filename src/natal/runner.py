@@ -406,9 +406,8 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                 else:
                     del running[future]
                     keep(future.result())
-            if (
-                broken
-            ):  # a worker was killed; its pool is of no more use, and what it was training starts again
+            # a worker was killed: its pool is of no more use, and what was being trained starts again
+            if broken:
                 for job in running.values():
                     deaths[job.runs[0][1]] += 1
                     if deaths[job.runs[0][1]] == MAX_DEATHS:

@@ -61,10 +61,8 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
         loss=task.loss.value,
     )
     recipe = study.recipe(run.strategy)
-    with (
-        one_thread(),
-        deterministic(),
-    ):  # scores are sums too: their bits must not depend on the number of threads
+    # scores are sums too: their bits must not depend on the number of threads
+    with one_thread(), deterministic():
         chosen = mask(recipe, problem, run.sparsity)
         # a control may replace initial values, not only the mask
         parameters |= {name: values.to(dtype) for name, values in chosen.redrawn.items()}
