@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer.main
@@ -77,7 +78,10 @@ def test_documented_names_exist() -> None:
 
 
 def test_every_public_name_resolves() -> None:
-    assert [name for name in natal.__all__ if getattr(natal, name, None) is None] == []
+    for name in natal.__all__:
+        found = getattr(natal, name)
+        assert not isinstance(found, ModuleType), f"natal.{name} is also the name of a module"
+        assert getattr(natal, name) is found
     assert set(natal.__all__) <= set(dir(natal))
     with pytest.raises(AttributeError, match="module 'natal' has no attribute 'prun'"):
         natal.prun  # noqa: B018

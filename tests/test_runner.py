@@ -184,6 +184,29 @@ def test_the_caller_is_left_alone(tmp_path: Path) -> None:
     assert sys.modules["__main__"] is main
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"sparsities": [1e-300]}, [672, 672, 672]),
+        ({"sparsities": [0.995]}, [4, 4, 21]),
+        ({"hidden": 2, "sparsities": [0.5]}, [21, 21, 21]),
+        ({"hidden": 2, "sparsities": [0.94]}, [3, 3, 21]),
+        ({"seeds": [2**32 - 1], "sparsities": [0.5]}, [336, 336, 336]),
+        ({"sparsities": [0.5], "training": {"epochs": 1, "patience": 1000}}, [336, 336, 336]),
+        ({"sparsities": [0.5], "training": {"patience": "none", "target": -1e9}}, [336, 336, 336]),
+        ({"sparsities": [0.5], "training": {"validation_fraction": 0.499}}, [336, 336, 336]),
+        ({"sparsities": [0.0], "strategies": ["random"], "name": "one cell: \N{SNOWMAN} [/]"}, [672]),
+    ],
+)
+def test_odd_studies_that_are_allowed_work(tmp_path: Path, changes: dict[str, Any], kept: list[int]) -> None:
+    results = natal.run(tiny(**{"seeds": [1], **changes}), tmp_path)
+    assert [row["kept"] for row in results.runs] == kept
+    assert {row["status"] for row in results.runs} == {"finished"}
+    if (training := changes.get("training", {})) and {"epochs", "target"} & set(training):
+        assert {row["epochs_trained"] for row in results.runs} == {1}
+    assert str(results.study.name) in (tmp_path / "report.txt").read_text("utf-8")
+
+
 @pytest.mark.usefixtures("no_report")
 def test_a_diverged_run_is_stored_and_shown(tmp_path: Path) -> None:
     results = natal.run(tiny(seeds=[1], training={"learning_rate": 1e18}), tmp_path)

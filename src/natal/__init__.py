@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from natal.compaction import Compacted, Savings, compact, compact_training, savings
-    from natal.criteria import Problem, Scores, criteria, criterion
+    from natal.criteria import Problem, Scores, criterion
     from natal.doctor import Diagnosis, collapse_sparsity, diagnose
     from natal.errors import NatalError
     from natal.interop import (
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from natal.results import Results, load
     from natal.runner import plan, run
     from natal.spec import Recipe, Run, Study, Training, load_study
-    from natal.tasks import Data, task, tasks
+    from natal.tasks import Data, task
 
 _HOMES = {
     "natal.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
-    "natal.criteria": ("Problem", "Scores", "criteria", "criterion"),
+    "natal.criteria": ("Problem", "Scores", "criterion"),
     "natal.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
     "natal.errors": ("NatalError",),
     "natal.interop": (
@@ -47,15 +47,15 @@ _HOMES = {
     "natal.results": ("Results", "load"),
     "natal.runner": ("plan", "run"),
     "natal.spec": ("Recipe", "Run", "Study", "Training", "load_study"),
-    "natal.tasks": ("Data", "task", "tasks"),
+    "natal.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
-    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criteria", "criterion",
+    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion",
     "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
-    "save_mask", "save_ticket", "savings", "select", "task", "tasks", "to_torch_prune",
+    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -14,15 +14,16 @@ from threadpoolctl import threadpool_limits
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Run under torch's deterministic algorithms."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     memory = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
+    # the same switch as torch.use_deterministic_algorithms(True), which also imports the compiler, for a second
+    torch.set_deterministic_debug_mode("error")
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 

@@ -398,6 +398,10 @@ class _Relus(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen, self.latest = seen, latest
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and guarding it would import the compiler, for a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default) and self.latest:
             name, axis = self.latest[0]
