@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 
 import natal
-from conftest import tiny, trainings
+from conftest import tiny, toml, trainings
 from natal import NatalError, Problem, Run, criterion, report, runner, worker
 from natal.engine import batched
 from natal.executors import InProcess
@@ -184,6 +185,24 @@ def test_the_caller_is_left_alone(tmp_path: Path) -> None:
     assert sys.modules["__main__"] is main
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_the_callers_settings_change_no_bit(tmp_path: Path, engine: str) -> None:
+    study = tiny(seeds=[1], strategies=["random", "snip"])
+    natal.run(study, tmp_path / "plain", engine=engine)
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.no_grad(), np.errstate(all="raise"):
+            natal.run(study, tmp_path / "odd", engine=engine)
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
+    assert trainings(tmp_path / "odd") == trainings(tmp_path / "plain")
+
+
 @pytest.mark.parametrize(
     ("changes", "kept"),
     [
@@ -244,6 +263,30 @@ def test_a_second_command_in_the_same_directory_stops(tiny_results: Results) -> 
     holder.kill()
     holder.communicate()
     FileLock(tiny_results.directory / ".lock").acquire(timeout=5).lock.release()  # the system let go of it
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_another_command_finishes_meanwhile_is_not_trained_again(
+    tmp_path: Path, trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runner._alone
+    others = [tiny(seeds=[1])]
+
+    def alone(directory: Path) -> object:
+        if others:
+            natal.run(others.pop(), tmp_path)  # between this command's plan and its turn
+        return real(directory)
+
+    monkeypatch.setattr(runner, "_alone", alone)
+    heard: list[int] = []
+
+    class Notes(Silent):
+        def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+            heard.append(position)
+
+    natal.run(tiny(seeds=[1, 2]), tmp_path, watcher=Notes())
+    assert len(trained) == 14
+    assert heard == list(range(10, 19))
 
 
 # -- refusals before anything is written -----------------------------------------------------------------
@@ -319,6 +362,26 @@ def test_a_criterion_may_do_with_its_network_what_it_likes(tmp_path: Path) -> No
         assert results["vandal", sparsity] == results["magnitude", sparsity]
 
 
+@pytest.mark.usefixtures("forgotten", "no_report")
+def test_a_plugin_that_is_edited_under_a_running_program_mixes_nothing(tmp_path: Path) -> None:
+    text = (
+        "import natal\n@natal.criterion('steady')\n"
+        "def steady(problem):\n    return {n: w.abs() for n, w in problem.weights.items()}\n"
+    )
+    (tmp_path / "steady.py").write_text(text)
+    (tmp_path / "mine.toml").write_text(toml(tiny(strategies=["steady"], plugins=["steady"], seeds=[1])))
+    mine, out = tmp_path / "mine.toml", tmp_path / "results"
+    natal.run(mine, out)
+    (tmp_path / "steady.py").write_text(text.replace("w.abs()", "-w.abs()"))
+    assert natal.plan(mine, out).pending == []  # this program goes on with what it imported
+    before = trainings(out)
+    with pytest.raises(
+        NatalError, match="a plugin was edited after this program had imported it; start the program"
+    ):
+        natal.run(mine, out, overrides=["seeds=[2]"], workers=2)  # its workers import what is there now
+    assert trainings(out) == before
+
+
 # -- workers ---------------------------------------------------------------------------------------------
 
 
@@ -343,7 +406,9 @@ def test_a_worker_that_always_dies_is_given_up(tmp_path: Path, monkeypatch: pyte
     )
     monkeypatch.syspath_prepend(str(folder))
     study = tiny(strategies=["deadly"], plugins=["deadly"], sparsities=[0.5], seeds=[1])
-    words = f"a worker died {runner.MAX_DEATHS} times while training task=regression, strategy=deadly"
+    words = (
+        f"workers died {runner.MAX_DEATHS} times and finished nothing, last while training task=regression, "
+    )
     with pytest.raises(NatalError, match=words):
         natal.run(study, tmp_path / "results", workers=2)
     with Store.read(tmp_path / "results") as store:

@@ -89,6 +89,12 @@ def test_overrides_are_toml_literals_at_a_path() -> None:
     assert study.learning_rate("regression", 1.0) == 0.5
 
 
+def test_a_study_can_be_changed_like_a_file() -> None:
+    study = load_study("paper")
+    assert load_study(study) == study
+    assert load_study(study, ["hidden=64"]) == load_study("paper", ["hidden=64"])
+
+
 def test_a_learning_rate_left_out_is_the_tasks_own() -> None:
     study = load_study({k: v for k, v in tiny().items() if k != "training"})
     assert study.learning_rate("regression", 0.25) == 0.25

@@ -13,16 +13,19 @@ from threadpoolctl import threadpool_limits
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Run under torch's deterministic algorithms."""
+    """Run under torch's deterministic algorithms, drawing float32 whatever the caller's default is."""
+    dtype = torch.get_default_dtype()
     before = torch.get_deterministic_debug_mode()
     memory = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
     # the same switch as torch.use_deterministic_algorithms(True), which also imports the compiler, for a second
     torch.set_deterministic_debug_mode("error")
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
+    torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
@@ -35,7 +38,7 @@ def one_thread() -> Iterator[None]:
     up in decaying moments and softmax tails, and are slow.
     """
     before = torch.get_num_threads()
-    flushed = torch.full((1,), 1e-40).mul(1.0).item() == 0
+    flushed = torch.full((1,), 1e-40, dtype=torch.float32).mul(1.0).item() == 0
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:

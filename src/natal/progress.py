@@ -30,6 +30,10 @@ def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> s
     return f"[{position}/{total}] {describe(run)} ... {result}"
 
 
+def _left(seconds: float) -> str:
+    return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"
+
+
 class Lines:
     """One line a finished run, for logs and pipes."""
 
@@ -72,12 +76,13 @@ class View:
         )  # fmt: skip
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.recent: list[str] = []
-        self.now = Text()
+        self.now = Text("starting", style="dim")  # torch takes seconds to import
         self.diverged = 0
-        self.task: TaskID = self.bar.add_task("", total=1, rate="", left="")
+        self.task: TaskID = self.bar.add_task("", total=1, rate="", left="", visible=False)
 
     def __enter__(self) -> Self:
         self.live.__enter__()
+        self._show()
         return self
 
     def __exit__(
@@ -90,7 +95,11 @@ class View:
     def started(self, plan: Plan) -> None:
         """Show the empty bar."""
         self.total, self.before, self.began = len(plan.grid), len(plan.done), time.monotonic()
-        self.bar.update(self.task, description=plan.study.name, total=self.total, completed=self.before)
+        self.bar.update(
+            self.task, description=plan.study.name, total=self.total, completed=self.before, visible=True
+        )
+        if not plan.pending:
+            self._written_up()
         self._show()
 
     def training(self, runs: Sequence[Run]) -> None:
@@ -107,18 +116,22 @@ class View:
         """Move the bar on and show the run's line."""
         self.diverged += outcome.status == "diverged"
         spent = time.monotonic() - self.began
-        rate = (position - self.before) / spent if spent else 0.0
-        left = (self.total - position) / rate if rate else 0.0
+        rate = (position - self.before) / max(spent, 1e-9)
         failed = f"  [red]{self.diverged} diverged[/red]" if self.diverged else ""
         self.bar.update(
             self.task,
             completed=position,
             rate=f"{rate:.1f} runs/s",
-            left=f"about {left:.0f} s left{failed}" if position < self.total else f"done{failed}",
+            left=(_left((self.total - position) / rate) if position < self.total else "done") + failed,
         )
+        if position == self.total:
+            self._written_up()
         self.recent = [*self.recent, line(position, self.total, run, outcome, field)][-self.RECENT :]
         self._show()
 
+    def _written_up(self) -> None:
+        self.now = Text("writing tables, figures and report", style="dim")
+
     def _show(self) -> None:
         recent = [Text(text, no_wrap=True, overflow="ellipsis") for text in self.recent]
-        self.live.update(Group(*recent, self.bar, self.now))
+        self.live.update(Group(*recent, self.bar, self.now), refresh=True)

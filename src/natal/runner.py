@@ -10,10 +10,11 @@ import os
 import platform
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -123,16 +124,18 @@ def run(
     ``sequential`` (whose torch uses all cores by itself). ``fresh``: forget what the directory holds.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
-    if not isinstance(study, Study):
-        study = load_study(study, overrides)
+    study = load_study(study, overrides)
     directory = Path(out)
     _check(engine, device, workers)
     if engine == "batched" and (_cores() if workers is None else workers) > 1:
         prepare()
-    planned = plan(study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
+    look = partial(plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
+    planned = look()
     with _alone(directory), Store.create(directory) as store:
         if fresh:
             store.clear()
+        elif not store.finished().isdisjoint(key for _, key in planned.pending):
+            planned = look()  # another command has finished some of them in the meantime
         _declare(store, planned)
         _drive(planned, store, watcher or Silent())
         outcomes = store.outcomes().values()
@@ -155,33 +158,15 @@ def plan(
 
     Every task and strategy of the study is tried out once. Raises NatalError for the first that does not work.
     """
-    if not isinstance(study, Study):
-        study = load_study(study, overrides)
+    study = load_study(study, overrides)
     _check(engine, device, workers)
     from natal import worker
-    from natal.criteria import criteria
     from natal.engine import batched
-    from natal.tasks import tasks
 
     batched.check(device)
     worker.check(study)
     about = {name: _about(study, name) for name in study.tasks}
-    fingerprints = {name: tasks.fingerprint(name) for name in study.tasks}
-    fingerprints |= {r.criterion: criteria.fingerprint(r.criterion) for r in study.strategies}
-    # the oracle shares nothing, so that it checks sharing too: it trains every row, as the published program did
-    grid = [
-        (
-            row,
-            study.key(
-                row,
-                engine=f"{engine}/{device}",
-                learning_rate=about[row.task]["learning_rate"],
-                fingerprints=fingerprints,
-                share=engine != "sequential",
-            ),
-        )
-        for row in study.runs()
-    ]
+    grid = [(row, worker.key(study, row, engine, device)) for row in study.runs()]
     finished: set[str] = set()
     if (Path(out) / FILE).exists() and not fresh:
         with Store.read(Path(out)) as store:
@@ -388,7 +373,7 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
         worker.Job(planned.study, planned.engine, planned.device, tuple(job)) for job in planned.jobs
     )
     running: dict[Future[list[Outcome]], Job] = {}
-    deaths: Counter[str] = Counter()
+    deaths = 0  # in a row, with nothing finished in between
     watcher.started(planned)
     try:
         while queue or running:
@@ -406,15 +391,16 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                 else:
                     del running[future]
                     keep(future.result())
+                    deaths = 0
             # a worker was killed: its pool is of no more use, and what was being trained starts again
             if broken:
-                for job in running.values():
-                    deaths[job.runs[0][1]] += 1
-                    if deaths[job.runs[0][1]] == MAX_DEATHS:
-                        raise NatalError(
-                            f"a worker died {MAX_DEATHS} times while training {describe(job.runs[0][0])}; "
-                            "is memory short? Finished runs are stored; try again with --workers 1"
-                        )
+                deaths += 1
+                if deaths == MAX_DEATHS:
+                    training = "; ".join(describe(job.runs[0][0]) for job in running.values())
+                    raise NatalError(
+                        f"workers died {MAX_DEATHS} times and finished nothing, last while training {training}; "
+                        "is memory short? Finished runs are stored; try again with --workers 1"
+                    )
                 queue.extendleft(running.values())
                 running.clear()
                 assert isinstance(executor, Processes)

@@ -315,14 +315,16 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def load_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
-    """Read a study from a preset's name, a TOML file or a mapping, and check it.
+def load_study(source: str | Path | Mapping[str, Any] | Study, overrides: Sequence[str] = ()) -> Study:
+    """Read a study from a preset's name, a TOML file, a mapping or another study, and check it.
 
     ``overrides`` are ``path.key=VALUE`` strings with a TOML literal, as given to ``--set``. Raises NatalError with
     one line naming file, key, value and cure for anything wrong.
     """
     folder, where = "", "study"
-    if isinstance(source, Mapping):
+    if isinstance(source, Study):
+        table, folder = source.model_dump(mode="json"), source.folder
+    elif isinstance(source, Mapping):
         try:
             table = json.loads(json.dumps(source))
         except (TypeError, ValueError) as error:

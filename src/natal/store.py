@@ -285,7 +285,8 @@ def _plainly(path: Path) -> Iterator[None]:
             cure = "it cannot be written; check its permissions or name another directory with --out"
         elif "not a database" in text or "malformed" in text or "corrupt" in text:
             cure = (
-                "the file is damaged or not a natal run store, and was left as it is; name another with --out"
+                "the file is damaged or not a natal run store, and was left as it is; "
+                "name another directory with --out"
             )
         elif "locked" in text:
             cure = "another program has it open; close that and run the same command again"

@@ -39,8 +39,27 @@ class Job:
 def train(job: Job) -> list[Outcome]:
     """Train the runs of a job and return their outcomes, in order."""
     load_plugins(job.study)
+    for run, expected in job.runs:
+        if key(job.study, run, job.engine, job.device) != expected:
+            raise NatalError(
+                "a plugin was edited after this program had imported it; start the program again, and what the "
+                "plugin made is trained again"
+            )
     tickets = [ticket(job.study, run, key) for run, key in job.runs]
     return [trained.outcome for trained in ENGINES[job.engine](tickets, job.study.training, job.device)]
+
+
+def key(study: Study, run: Run, engine: str, device: str) -> str:
+    """Return the key of the training behind a run, given the tasks and criteria that this process has imported."""
+    criterion = study.recipe(run.strategy).criterion
+    return study.key(
+        run,
+        engine=f"{engine}/{device}",
+        learning_rate=study.learning_rate(run.task, tasks[run.task].learning_rate),
+        fingerprints={run.task: tasks.fingerprint(run.task), criterion: criteria.fingerprint(criterion)},
+        # the oracle shares nothing, so that it checks sharing too: it trains every row, as the published program did
+        share=engine != "sequential",
+    )
 
 
 def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.float32) -> Ticket:
