@@ -201,7 +201,7 @@ def test_in_float64_both_engines_agree_after_20_epochs(
     name: str, hidden: int, accelerated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if accelerated:  # the arithmetic of an accelerator, zeros multiplied and no blocks, on this machine's CPU
-        monkeypatch.setattr(batched, "_ops", lambda device: batched._Ops())
+        monkeypatch.setattr(batched, "_ops", lambda *shape: batched._Ops())
     monkeypatch.setattr(batched, "BLOCK_FLOATS", 2**17)  # several blocks of rows also at this width
     monkeypatch.setattr(batched, "LANE_FLOATS", 2**30)
 
