@@ -37,7 +37,9 @@ from natal.spec import Training
 
 WIDTH_STEP = 32  # torch sums the columns of narrower arrays in another order than the oracle's
 LANE_FLOATS = 2**19  # activations of all lanes held at once, 2 MB in float32: more would leave the cache
-BLOCK_FLOATS = 2**18  # activations of one lane's block of rows, 1 MB in float32: a core's own cache
+BLOCK_FLOATS = (
+    2**20
+)  # activations of one lane's block of rows, 4 MB in float32; smaller blocks mean more calls
 ROWS = 192  # MKL, and so the oracle, adds up products over rows in sums of 192
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 
@@ -108,9 +110,10 @@ def _train_lanes(tickets: Sequence[Ticket], training: Training, device: str) -> 
     alive = list(range(len(tickets)))  # the ticket of each lane still training
     for step in range(1, training.epochs + 1):
         losses, metrics = lanes.step(step), lanes.validate()
-        for lane, (i, loss, metric) in enumerate(zip(alive, losses, metrics, strict=True)):
-            if histories[i].record(loss, metric):
-                best[i] = lanes.theta[lane]
+        measured = zip(alive, losses, metrics, strict=True)
+        better = [histories[i].record(loss, metric) for i, loss, metric in measured]
+        if any(better):
+            best[[i for i, is_better in zip(alive, better, strict=True) if is_better]] = lanes.theta[better]
         going = [lane for lane, i in enumerate(alive) if not histories[i].over]
         if not going:
             break
@@ -177,8 +180,11 @@ class _Lanes:
         # blocks are a lane's own affair: if neighbours changed them, they would change its bits
         block = max(3, BLOCK_FLOATS // (2 * neurons + outputs) // ROWS) * ROWS if self.ops.on_cpu else rows
         self.edges = [*range(0, rows, block), rows]
-        self.out = theta.new_empty(lanes, rows, outputs)
+        self.pull = theta.new_empty(lanes, rows, outputs)
         self.back = theta.new_empty(lanes, rows, neurons)
+        largest = max(*(b - a for a, b in itertools.pairwise(self.edges)), val.targets.shape[1])
+        self.hidden = theta.new_empty(lanes, largest, neurons)
+        self.out = theta.new_empty(lanes, largest, outputs)
         if fit.ones is not None:
             self.bags = _bags(fit.ones, inputs)
 
@@ -221,16 +227,16 @@ class _Lanes:
         self.g2.zero_()
         for start, stop in itertools.pairwise(self.edges):
             hidden, out = self._forward(self.fit, start, stop)
-            pull, back = self.out[:, start:stop], self.back[:, start:stop]
+            pull, back = self.pull[:, start:stop], self.back[:, start:stop]
             losses.append(self.loss(out, targets[:, start:stop], targets.shape[1], pull))
             self.ops.add_outer(self.g2, pull, hidden)
             # ReLU's slope: what comes back where hidden > 0, else 0
             torch.ops.aten.threshold_backward.grad_input(
-                self.ops.times(pull, self.w2), hidden, 0, grad_input=back
+                self.ops.times(pull, self.w2, back), hidden, 0, grad_input=back
             )
-        torch.sum(self.out, 1, out=self.gb2)
+        torch.sum(self.pull, 1, out=self.gb2)
         if self.fit.dense is not None:
-            self.ops.outer(self.fit.dense, self.back, self.g1)
+            self.ops.add_outer(self.g1.zero_(), self.fit.dense, self.back)
         else:
             sums = self.back.flatten(0, 1)
             for members, offsets in self.bags:
@@ -250,7 +256,7 @@ class _Lanes:
         """Return hidden activations (lane, row, neuron) and outputs (lane, row, output) of some rows."""
         lanes, _, neurons = self.w1.shape
         if rows.dense is not None:
-            hidden = self.ops.times(rows.dense[:, start:stop], self.w1)
+            hidden = self.ops.times(rows.dense[:, start:stop], self.w1, self.hidden[:, : stop - start])
         else:
             assert rows.ones is not None
             hidden = F.embedding_bag(
@@ -258,7 +264,7 @@ class _Lanes:
             )
             hidden = hidden.view(lanes, stop - start, neurons)
         hidden.relu_()
-        return hidden, self.ops.outputs(hidden, self.w2, self.b2)
+        return hidden, self.ops.outputs(hidden, self.w2, self.b2, self.out[:, : stop - start])
 
     def _adam(self, t: int) -> None:
         """Adam's step t, then the mask: θ ← m ⊙ (θ - η m̂ / (√v̂ + ε)) (Kingma & Ba 2015, algorithm 1).
@@ -392,21 +398,20 @@ _METRICS: dict[str, Callable[[Tensor, Tensor], list[float]]] = {"accuracy": _acc
 
 
 class _Ops:
-    """The products of a step over stacked lanes, as an accelerator does them: whole batches, zeros multiplied too."""
+    """The products of a step over stacked lanes, as an accelerator does them: whole batches, zeros multiplied too.
+
+    ``room``: memory of the right shape that a product may be written to.
+    """
 
     on_cpu = False
 
-    def times(self, a: Tensor, b: Tensor) -> Tensor:
+    def times(self, a: Tensor, b: Tensor, room: Tensor) -> Tensor:
         """Return a b."""
-        return torch.bmm(a, b)
+        return torch.bmm(a, b, out=room)
 
-    def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor, room: Tensor) -> Tensor:
         """Return hidden w2ᵀ + b2."""
-        return torch.baddbmm(b2[:, None], hidden, w2.mT)
-
-    def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Let out = aᵀ b."""
-        torch.bmm(a.mT, b, out=out)
+        return self.times(hidden, w2.mT, room).add_(b2[:, None])
 
     def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         """Add aᵀ b to total."""
@@ -421,19 +426,14 @@ class _Small(_Ops):
 
     on_cpu = True
 
-    def times(self, a: Tensor, b: Tensor) -> Tensor:
+    def times(self, a: Tensor, b: Tensor, room: Tensor) -> Tensor:
         if a.shape[-1] == 1:  # an outer product: BLAS is slow at it
-            return a * b
-        return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
-
-    def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        return self.times(hidden, w2.mT).add_(b2[:, None])
-
-    def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        np.matmul(a.mT.numpy(), b.numpy(), out=out.numpy())
+            return torch.mul(a, b, out=room)
+        np.matmul(a.numpy(), b.numpy(), out=room.numpy())
+        return room
 
     def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        total += self.times(a.mT, b)
+        total += torch.from_numpy(np.matmul(a.mT.numpy(), b.numpy()))
 
 
 class _Large(_Small):
@@ -443,10 +443,10 @@ class _Large(_Small):
     over many rows, where MKL's own product is as fast as one that copies its order.
     """
 
-    def times(self, a: Tensor, b: Tensor) -> Tensor:
+    def times(self, a: Tensor, b: Tensor, room: Tensor) -> Tensor:
         return _stack([_linear(x, y.T, None) for x, y in zip(a, b, strict=True)])
 
-    def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor, room: Tensor) -> Tensor:
         return _stack([_linear(*lane) for lane in zip(hidden, w2, b2, strict=True)])
 
     def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
