@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from threadpoolctl import threadpool_info
 
 from natal import Data, Run, Study, load_study, masks
@@ -228,6 +229,48 @@ def test_in_float64_both_engines_agree_after_20_epochs(
             assert (theirs.parameters[name_][~kept] == 0).all()
         np.testing.assert_allclose(ours.outcome.train_loss_curve, theirs.outcome.train_loss_curve, rtol=1e-9)
         assert ours.outcome.kept == theirs.outcome.kept == t.mask.kept
+
+
+def adds_up_as_recorded() -> bool:
+    """Whether this CPU's libraries sum in the order of the one that recorded the published results."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(1000, n, generator=generator) - 0.5 for n in (97, 128))
+    in_blocks = sum(a[i : i + 192].T @ b[i : i + 192] for i in range(0, 1000, 192))
+    weight = torch.rand(97, 128, generator=generator) - 0.5
+    return torch.equal(a.T @ b, torch.as_tensor(in_blocks)) and torch.equal(
+        F.linear(b, weight), batched.linear(b, weight, None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sparsity"),
+    [
+        ("magnitude", 0.0),
+        ("magnitude", 0.5),
+        ("random", 0.95),
+        *(("structured", s) for s in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)),
+    ],
+)
+def test_one_hot_classification_is_the_oracles_arithmetic_to_the_last_bit(
+    strategy: str, sparsity: float
+) -> None:
+    born = [ticket(load_study("paper"), Run("modular", strategy, sparsity, 42), "key")]
+    training = Training(epochs=5, patience=None, target=None)
+    ((fast,), (slow,)) = (ENGINES[engine](born, training) for engine in ("batched", "sequential"))
+    ours, theirs = fast.outcome, slow.outcome
+    np.testing.assert_allclose(ours.train_loss_curve, theirs.train_loss_curve, rtol=1e-6)
+    if adds_up_as_recorded():
+        for name, p in slow.parameters.items():
+            assert torch.equal(fast.parameters[name], p), name
+        assert ours.val_metric_curve.tolist() == theirs.val_metric_curve.tolist()
+        assert (ours.test_metric, ours.train_metric, ours.final_loss) == (
+            theirs.test_metric,
+            theirs.train_metric,
+            theirs.final_loss,
+        )
+    else:  # another order of summation
+        for name, p in slow.parameters.items():
+            torch.testing.assert_close(fast.parameters[name], p, rtol=0, atol=1e-3)
 
 
 # -- the same bits ---------------------------------------------------------------------------------------

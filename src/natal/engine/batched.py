@@ -444,10 +444,10 @@ class _Large(_Small):
     """
 
     def times(self, a: Tensor, b: Tensor, room: Tensor) -> Tensor:
-        return _stack([_linear(x, y.T, None) for x, y in zip(a, b, strict=True)])
+        return _stack([linear(x, y.T, None) for x, y in zip(a, b, strict=True)])
 
     def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor, room: Tensor) -> Tensor:
-        return _stack([_linear(*lane) for lane in zip(hidden, w2, b2, strict=True)])
+        return _stack([linear(*lane) for lane in zip(hidden, w2, b2, strict=True)])
 
     def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         for t, x, y in zip(total, a, b, strict=True):
@@ -458,7 +458,7 @@ def _stack(lanes: list[Tensor]) -> Tensor:
     return lanes[0][None] if len(lanes) == 1 else torch.stack(lanes)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x weightᵀ + bias through oneDNN where this torch has it; torch's own ``linear`` uses MKL."""
     if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
