@@ -240,11 +240,6 @@ def test_every_control_has_its_meaning() -> None:
     assert set(report._CONTROL_MEANING) == kinds >= set(get_args(Control))
 
 
-def test_ranks_are_written_as_spans() -> None:
-    assert report._spans([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
-    assert report._spans([]) == "-"
-
-
 def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:
     for cell in stats.cells(load(directory).runs):
         assert f"{cell.test.mean:.4f}" in text

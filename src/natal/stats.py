@@ -436,9 +436,11 @@ def ranking(runs: Rows, task: str) -> list[Ranked]:
 
     Each seed's levels are averaged first, then the seeds. A seed counts only if it has a test metric at every
     pruned level of the task: without its hardest level, a strategy would climb. One without such a seed comes
-    last.
+    last. Nothing is ranked where nothing pruned was trained.
     """
     levels = {run["sparsity"] for run in runs if run["task"] == task and run["sparsity"] > 0}
+    if not levels:
+        return []
     apart = {
         frozenset((p.first, p.second)) for p in compare_overall(runs) if p.task == task and p.p_holm <= 0.05
     }
