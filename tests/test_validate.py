@@ -98,6 +98,29 @@ def test_what_is_wrong_with_a_table_is_said(
     assert said in error
 
 
+@pytest.mark.parametrize(("content", "said"), [
+    (b"\x89PNG\r\n\x1a\n", "is not a picture: 8 bytes; `natal"),
+    (b"GIF89a" * 1000, "is not a picture: 6000 bytes without a PNG signature; `natal"),
+])  # fmt: skip
+def test_what_is_no_picture_is_named(directory: Path, content: bytes, said: str) -> None:
+    (directory / "epochs_vs_sparsity.png").write_bytes(content)
+    [error] = validate.validate(directory)
+    assert said in error
+
+
+def test_errors_of_one_kind_are_counted_from_the_fourth_on(tmp_path: Path) -> None:
+    outcomes = {
+        run: replace(o, val_metric=1.5) if run[:3] == MAGNITUDE[:3] else o for run, o in REFERENCE.items()
+    }
+    text = errors_of(tmp_path, outcomes)
+    assert text.count("val_metric 1.5 is out of range") == 3
+    assert "more like the last" not in text
+    outcomes = {
+        run: replace(o, val_metric=1.5) if run[1:3] == MAGNITUDE[1:3] else o for run, o in REFERENCE.items()
+    }
+    assert "... and 3 more like the last" in errors_of(tmp_path / "six", outcomes)
+
+
 def test_outputs_of_another_store_are_named(directory: Path, tmp_path: Path) -> None:
     run = Run("regression", "random", 0.5, 7)
     other = reference_store.build(
@@ -134,6 +157,7 @@ def test_a_dense_network_that_does_not_learn_is_named(tmp_path: Path) -> None:
     ({"study_hash": "0" * 16}, "not the hash of its study"),
     ({"tasks": {**TASKS, "modular": {**TASKS["modular"], "val_rows": None}}}, "split of task 'modular'"),
     ({"tasks": {**TASKS, "regression": {**TASKS["regression"], "val_rows": 15}}}, "15 validate of 160"),
+    ({"tasks": {**TASKS, "regression": {**TASKS["regression"], "val_rows": 0}}}, "'regression' is not recorded"),
 ])  # fmt: skip
 def test_gaps_in_the_provenance_are_named(tmp_path: Path, manifest: Any, said: str) -> None:
     assert said in errors_of(tmp_path, **manifest)

@@ -205,7 +205,7 @@ def _findings(results: Results) -> Iterator[str]:
     told = [c.verdict for c in _checked(results) if c.verdict]
     if told:
         count = ", ".join(f"{told.count(v)} {w}" for v, w in _VERDICTS.items() if v in told)
-        yield from prose(f"Of the {len(told)} published claims that can be held against these runs: {count}.")
+        yield from prose(f"Published claims held against these runs: {count}.")
     yield from prose(
         "Critical sparsity: the highest level whose mean test metric is at least 0.95 of the dense mean, "
         "whatever happens at lower levels; a cell with a diverged run does not count."
