@@ -98,6 +98,7 @@ def test_sign_flip_by_hand() -> None:
 
 def test_sums_that_differ_by_rounding_alone_are_ties() -> None:
     assert stats.sign_flip([0.1, 0.2, 0.3]) == stats.sign_flip([0.3, 0.1, 0.2]) == 0.25
+    assert stats.sign_flip([-0.1, 0.2, -0.2, -0.2, 0.3]) == 1  # their sum is 0, or 5e-17
 
 
 def test_sign_flip_is_scipys_permutation_test() -> None:

@@ -308,8 +308,8 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     d = np.asarray(differences, dtype=np.float64)
     n, observed = len(d), abs(d.sum())
-    # sums of equal terms in another order differ in the last bits, and must count as ties
-    reach = observed * (1 - 1e-12) - 1e-300
+    # sums of equal terms in another order differ in the last bits of the terms, and must count as ties
+    reach = observed - 1e-12 * np.abs(d).sum()
     if n > 16:
         signs = np.random.default_rng(0).integers(0, 2, (100_000, n), dtype=np.int8) * 2 - 1
         return (int((np.abs(signs @ d) >= reach).sum()) + 1) / 100_001
