@@ -53,6 +53,16 @@ def test_a_claim_by_hand(checked: Checked, ours: float, verdict: str) -> None:
     assert checked.verdict == verdict
 
 
+def test_what_our_intervals_allow_stands_beside_the_number() -> None:
+    mean = check("mean", 0.98, sparsity=0.5)  # 0.97, 0.98 and 0.99: ± 4.302653 · 0.01 / sqrt(3)
+    assert (mean.low, mean.high) == pytest.approx((0.98 - 0.0248414, 0.98 + 0.0248414), abs=1e-6)
+    level = check("critical-sparsity", 0.5)
+    assert (level.low, level.high) == (0.5, 0.7)
+    peak = check("peak-sparsity", 0.0)
+    assert math.isnan(peak.low)
+    assert math.isnan(peak.high)
+
+
 def test_early_failures_are_a_share_of_the_short_trainings() -> None:
     runs = [
         row(),

@@ -235,7 +235,8 @@ def test_a_dense_network_at_chance_is_flagged() -> None:
     for mean, at_chance in ((0.62, True), (0.63, False)):
         runs = [row(value=mean), row(sparsity=0.5, value=mean)]
         assert stats.dense_at_chance(runs, "t", facts["t"]) is at_chance
-        assert ("dense-at-chance" in {flag.kind for flag in stats.flags(runs, STUDY, facts)}) is at_chance
+        flags = [flag for flag in stats.flags(runs, STUDY, facts) if flag.kind == "dense-at-chance"]
+        assert flags == [stats.Flag("dense-at-chance", "t", "dense", (0.0,), 1)] * at_chance
 
 
 def test_kept_through_ends_at_the_first_level_that_falls_short() -> None:
