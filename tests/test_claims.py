@@ -63,6 +63,15 @@ def test_what_our_intervals_allow_stands_beside_the_number() -> None:
     assert math.isnan(peak.high)
 
 
+@pytest.mark.parametrize(("published", "ours", "same"), [
+    (0.9, 0.949, True), (0.9, 0.951, False), (0.71, 0.7149, True), (0.71, 0.7151, False),
+    (1.0, 0.951, True), (1.0, 0.949, False),
+])  # fmt: skip
+def test_a_mean_is_the_published_one_to_its_digits(published: float, ours: float, same: bool) -> None:
+    verdict = check("mean", published, [row(sparsity=0.5, value=ours)], sparsity=0.5).verdict
+    assert verdict == ("agrees" if same else "cannot be judged")
+
+
 def test_early_failures_are_a_share_of_the_short_trainings() -> None:
     runs = [
         row(),
