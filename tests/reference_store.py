@@ -67,7 +67,9 @@ def reference_study() -> Study:
     """The paper's study, its random masks being the ones the published program drew."""
     study = load_study("paper")
     recipes = [
-        r.model_dump() if r.name != "random" else {"name": "random", "criterion": "init-stream"}
+        r.model_dump()
+        if r.name != "random"
+        else {"name": "random", "criterion": "init-stream", "scope": "threshold"}
         for r in study.strategies
     ]
     return load_study({**study.model_dump(mode="json"), "strategies": recipes})

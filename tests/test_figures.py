@@ -84,22 +84,67 @@ def test_any_shape_of_study_can_be_drawn(tmp_path: Path, tasks: int, strategies:
     results = shaped(tmp_path, tasks, strategies, **changes)
     for kind in ("metric", "epochs"):
         assert figures.png(results, kind).startswith(b"\x89PNG")
-    lines = figures._lines(results.study)
-    assert len({(line.colour, line.marker) for line in lines}) == strategies
 
 
-def test_many_strategies_get_wide_panels_evenly_spaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategies", range(1, figures.FEW + 1))
+def test_strategies_in_one_panel_can_be_told_apart(tmp_path: Path, strategies: int) -> None:
+    lines = figures._lines(shaped(tmp_path, strategies=strategies).study)
+    for looks in (
+        {line.colour for line in lines},
+        {line.marker for line in lines},
+        {line.shift for line in lines},
+    ):
+        assert len(looks) == strategies
+    assert (
+        max(abs(line.shift) for line in lines) < 2.5
+    )  # half the way to the next level: 90 and 95 are closest
+
+
+def test_many_strategies_get_a_small_panel_each(tmp_path: Path) -> None:
     figure = figures.metric_figure(shaped(tmp_path, tasks=2, strategies=16))
-    top, bottom = figure.axes
-    assert top.get_position().x0 == bottom.get_position().x0
-    assert " ".join(tick.get_text() for tick in top.get_xticklabels()) == "0 10 30 50 70 80 90 95"
-    assert list(top.get_xticks()) == [0, 10, 20, 30, 40, 50, 60, 70]
-    assert top.get_xlabel() == "requested sparsity (%), levels spaced evenly"
-    assert top.get_title(loc="right") == "mean and every seed, n = 3"
-    # side by side: no strategy reaches into the next level
-    lines = figures._lines(shaped(tmp_path / "again", strategies=16).study)
-    assert max(abs(line.shift) for line in lines) < 5
-    assert len({(line.colour, line.dash) for line in lines}) == 16
+    assert [sheet.get_suptitle() for sheet in figure.subfigs] == [
+        "task-0: chance 0.01, dense 0.29; mean ± 1 sd, n = 3", "task-1: chance 0, dense 0.98; mean ± 1 sd, n = 3",
+    ]  # fmt: skip
+    for sheet, critical in zip(figure.subfigs, ([0, 0, 80], [30, 50, 90]), strict=True):
+        panels = [axes for axes in sheet.axes if axes.axison]
+        assert [axes.get_title(loc="left") for axes in panels] == [f"strategy-{i}" for i in range(16)]
+        assert sheet.axes[0].get_gridspec().get_geometry() == (4, 4)
+        for i, axes in enumerate(panels):
+            assert axes.get_ylim() == panels[0].get_ylim()
+            [own] = axes.containers
+            dashed = [
+                line
+                for line in axes.lines
+                if line.get_color() == figures.COLOURS[0] and len(line.get_xdata()) == 2
+            ]
+            assert dashed[0].get_xdata()[0] == critical[i % 3]
+            assert len(own.lines[0].get_xdata()) == 8
+            assert sum(line.get_color() == "0.8" for line in axes.lines) == 16
+    assert " ".join(tick.get_text() for tick in panels[-1].get_xticklabels()) == "0 30 50 80 95"
+
+
+def test_a_control_has_its_strategy_beside_it(tmp_path: Path) -> None:
+    names = ["magnitude", *({"criterion": "magnitude", "control": c} for c in ("shuffle", "reinit", "invert")),
+             "random", "snip", "grasp"]  # fmt: skip
+    base = reference_store.reference_study().model_dump(mode="json")
+    study = load_study({**base, "tasks": ["regression"], "strategies": names, "claims": []})
+    outcomes = {run: REFERENCE[Run("regression", "random", run.sparsity, run.seed)] for run in study.runs()}
+    for seed in study.seeds:
+        run = Run("regression", "magnitude", 0.5, seed)
+        outcomes[run] = replace(outcomes[run], test_metric=0.125)
+    figure = figures.metric_figure(load(reference_store.build(tmp_path, outcomes, study)))
+    beside = [
+        [line for line in axes.lines if line.get_color() == "black"] for axes in figure.subfigs[0].axes[:7]
+    ]
+    assert [len(lines) for lines in beside] == [0, 1, 1, 1, 0, 0, 0]
+    assert beside[1][0].get_ydata()[3] == 0.125
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_figures_can_be_saved_for_a_paper(results: Any, tmp_path: Path, kind: str, start: bytes) -> None:
+    path = tmp_path / f"figure.{kind}"
+    figures.metric_figure(results).savefig(path)
+    assert path.read_bytes().startswith(start)
 
 
 def test_a_legend_fits_into_the_page() -> None:

@@ -6,14 +6,16 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 import reference_store
 from natal import report, stats
 from natal.errors import NatalError
 from natal.results import load
-from natal.spec import Run, load_study
+from natal.spec import Control, Run, load_study
 
 COLUMNS = (
     "task,strategy,sparsity,metric_name,metric_mean,metric_std,metric_ci_low,metric_ci_high,"
@@ -64,21 +66,27 @@ def test_json_is_the_published_format(directory: Path) -> None:
 
 
 def test_report_has_its_sections(text: str) -> None:
-    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "WHAT THE MASKS DID", "RESULTS",
-                "STRATEGIES SEED BY SEED", "WHAT THE NUMBERS HIDE", "WHAT THIS CANNOT CONCLUDE"]  # fmt: skip
+    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "WHAT THE NUMBERS HIDE",
+                "WHAT THIS CANNOT CONCLUDE", "WHAT THE MASKS DID", "RESULTS", "STRATEGIES SEED BY SEED",
+                "HOW IT WAS MADE"]  # fmt: skip
     positions = [text.index(f"\n{s}\n----") for s in sections]
     assert positions == sorted(positions)
     assert "95% CI" in text
     assert "UNFINISHED" not in text
-    assert "RANKING" not in text  # three strategies need none
+    for title in ("RANKING", "CONTROLS", "PATIENCE WOULD HAVE"):
+        assert title not in text  # three strategies need no ranking, have no controls, and were stopped early
     assert all(len(line) <= 125 for line in text.splitlines())
 
 
 def test_report_says_what_the_numbers_hide(text: str) -> None:
     assert "Layer collapse, 18 runs" in text
-    assert "regression / magnitude at 50%, 70%, 80%, 90%, 95%: 15" in text
+    assert "regression from 50% on: magnitude 15" in text
     assert "Stopped by patience at chance, 41 runs" in text
-    assert "modular / structured at 10%, 90%: 2" in text  # straddling
+    assert "modular at 10%, 90%: structured 2" in text  # straddling
+    findings = section(text, "KEY FINDINGS")
+    assert "!! masks left nothing that can learn, before any training, from 50% on" in findings
+    assert "!! patience ended runs that were still at chance at 30%, 50%, 70%, 80%, 90%" in findings
+    assert "with so few seeds none could: the least p is 0.25" in " ".join(findings.split())
 
 
 def test_report_says_what_three_seeds_cannot(text: str) -> None:
@@ -89,7 +97,8 @@ def test_report_says_what_three_seeds_cannot(text: str) -> None:
 
 def test_report_puts_published_numbers_beside_ours(text: str) -> None:
     line = next(line for line in text.splitlines() if "structured's critical sparsity is 90%" in line)
-    assert line.split()[:4] == ["90%", "80%", "[80%,", "90%]"]
+    assert line.split()[:6] == ["not", "excluded", "90%", "80%", "[80%,", "90%]"]
+    assert text.count("neurons only select a width") == text.count("not tested here") == 2
 
 
 def test_report_says_what_the_masks_did(text: str) -> None:
@@ -99,10 +108,8 @@ def test_report_says_what_the_masks_did(text: str) -> None:
         *("fatal", "in", "3", "of", "3"),
     ]
     words = " ".join(text.split())
-    assert (
-        "fatal at 50%, 70%, 80%, 90%, 95%, 15 runs: output.weight has collapsed: no weight is left" in words
-    )
-    assert "70%, 80%, 90%, 95%, 21 runs, such as: hidden.weight has dead units: 12 that nothing" in words
+    assert "fatal from 50% on, 15 runs: output.weight has collapsed: no weight is left" in words
+    assert "warning from 10% on, 21 runs, such as: hidden.weight has dead units: 12 that nothing" in words
     assert "regression: nothing above a note about random." in words
 
 
@@ -138,10 +145,10 @@ def test_many_strategies_are_ranked_and_shown_side_by_side(tmp_path: Path) -> No
     rows = [line.split() for line in ranking.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
     assert [row[1] for row in rows] == [f"strategy-{i}" for i in range(2, 15)] + ["random", "strategy-1"]
     assert rows[0][2] == "0.9010"
-    assert rows[13][-6:] == ["5", "of", "7", "0", "any", "other"]
+    assert rows[13][-8:] == ["0%", "[0%,", "0%]", "5", "of", "7", "0", "all"]
     masks = section(text, "WHAT THE MASKS DID")
     assert "100.0%F" in masks
-    assert "random: fatal at 50%, 70%, 80%, 90%, 95%, 15 runs: no path of kept weights" in masks
+    assert "random: fatal from 50% on, 15 runs: no path of kept weights" in masks
     # 14 pairs with the best and 14 with random masks, one of them the same
     pairs = section(text, "STRATEGIES SEED BY SEED")
     assert "Shown are the 27 pairs" in pairs
@@ -161,9 +168,76 @@ def test_enough_seeds_tell_strategies_apart(tmp_path: Path) -> None:
     assert [line.split()[-1] for line in ranking.splitlines() if "of 7" in line] == ["-"] * 7
 
 
-def test_ranks_are_written_as_spans() -> None:
-    assert report._spans([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
-    assert report._spans([]) == "-"
+def controlled(directory: Path) -> Path:
+    """A study without early stopping: structured, its width control, and random masks with all controls."""
+    base = load_study("controls").model_dump(mode="json")
+    names = ["random", {"criterion": "random", "control": "shuffle"}, "structured", "fresh-narrow"]
+    study = load_study({**base, "tasks": ["modular"], "strategies": names, "sparsities": [0.0, 0.3, 0.5]})
+    reference = reference_store.reference_outcomes()
+    outcomes = {}
+    for run in study.runs():
+        kind = "random" if run.strategy.startswith("random") else "structured"
+        o = reference[Run("modular", kind, run.sparsity, run.seed)]
+        if run.strategy == "fresh-narrow":
+            o = replace(o, test_metric=(o.test_metric or 0) + 0.01)
+        if kind == "random" and run.sparsity:  # at chance for 101 epochs, and then it memorises
+            curve, loss = np.full(500, 0.004), np.linspace(4.5, 0.5, 500)
+            o = replace(
+                o,
+                epochs_trained=500,
+                best_epoch=1,
+                train_metric=0.9,
+                val_metric_curve=curve,
+                train_loss_curve=loss,
+            )
+        outcomes[run] = o
+    return reference_store.build(directory, outcomes, study)
+
+
+def test_strategies_stand_beside_their_controls(tmp_path: Path) -> None:
+    text = report.text(load(controlled(tmp_path)))
+    controls = section(text, "STRATEGIES BESIDE THEIR CONTROLS")
+    rows = [
+        line.split() for line in controls.splitlines() if line.startswith(("  random -", "  structured -"))
+    ]
+    assert rows == [
+        ["random", "-", "random-shuffle", "same"],
+        ["structured", "-", "fresh-narrow", "-0.0100", "[-0.0100,", "-0.0100]", "0.5", "-0.0100", "-0.0100"],
+    ]
+    assert "for 2 planned comparisons" in " ".join(controls.split())
+    assert "  - shuffle: the same number of weights" in controls
+    assert "  - fresh-narrow: a newly drawn network" in controls
+    assert "quota-random" not in controls
+    claims = section(text, "PUBLISHED BESIDE OURS")
+    assert [line.split()[0] for line in claims.splitlines() if "select a width" in line] == [
+        "disagrees".upper()
+    ]
+
+
+def test_a_study_without_early_stopping_says_what_patience_would_have_hidden(tmp_path: Path) -> None:
+    hidden = section(report.text(load(controlled(tmp_path))), "WHAT PATIENCE WOULD HAVE HIDDEN")
+    rows = [line.split() for line in hidden.splitlines() if " of " in line and "%" in line]
+    # after 101 of 500 epochs the loss has come 100 / 499 of the way from 4.5 to 0.5
+    assert rows[0] == [
+        "modular",
+        "/",
+        "random",
+        "30%",
+        "3",
+        "of",
+        "3",
+        "101",
+        "3.6984",
+        "0.5000",
+        "0.9000",
+        "0.0028",
+    ]
+    assert [row[-9] for row in rows] == ["30%", "50%"] * 2
+
+
+def test_every_control_has_its_meaning() -> None:
+    kinds = {kind for _, _, kind in stats.controls(load_study("controls"))}
+    assert set(report._CONTROL_MEANING) == kinds >= set(get_args(Control))
 
 
 def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:
@@ -210,7 +284,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "n/a" in content
     assert "One run only" in content
     assert "n = 1: 1 seed a cell" in content
-    assert "lists no published numbers" in content
+    assert "PUBLISHED" not in content
 
 
 def test_a_negative_dense_mean_leaves_critical_sparsity_undefined(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -197,3 +198,20 @@ def test_read_published_takes_a_file_or_a_directory(directory: Path, tmp_path: P
             read_published(tmp_path / "results.json")
     with pytest.raises(NatalError, match="No such file"):
         read_published(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(("statement", "said"), [
+    ("UPDATE training SET facts = json_remove(facts, '$.diagnosis')", "diagnosis"),
+    ("UPDATE training SET facts = json_set(facts, '$.novel', 1)", "novel"),
+    ("UPDATE training SET facts = 'x'", "Expecting value"),
+    ("UPDATE manifest SET value = json_set(value, '$.width', 3) WHERE name = 'study'", "1 validation error"),
+])  # fmt: skip
+def test_a_store_of_another_version_is_refused_in_one_line(tmp_path: Path, statement: str, said: str) -> None:
+    db = sqlite3.connect(reference_store.build(tmp_path) / "study.sqlite")
+    with db:
+        db.execute(statement)
+    db.close()
+    with pytest.raises(NatalError, match="natal cannot read it") as refusal:
+        load(tmp_path)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)

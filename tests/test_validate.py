@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
 import shutil
+import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +15,11 @@ from typing import Any
 
 import pytest
 
+import natal
 import reference_store
+from conftest import tiny
 from natal import report, validate
-from natal.spec import Run
+from natal.spec import SCOPES, Run, presets
 
 REFERENCE = reference_store.reference_outcomes()
 TASKS = reference_store.TASKS
@@ -62,7 +69,7 @@ def test_no_store_fails_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [
     lambda content: b"",
     lambda content: content[: len(content) // 2],
-    lambda content: content[: len(content) // 2] + b"7" + content[len(content) // 2 + 1 :],
+    lambda content: content[:2000] + bytes([content[2000] ^ 1]) + content[2001:],
 ], ids=["empty", "cut", "altered"])  # fmt: skip
 def test_any_damage_to_an_output_is_named(
     directory: Path, name: str, damage: Callable[[bytes], bytes]
@@ -89,6 +96,29 @@ def test_what_is_wrong_with_a_table_is_said(
     path.write_bytes(path.read_bytes().replace(old, new))
     [error] = validate.validate(directory)
     assert said in error
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"\x89PNG\r\n\x1a\n", "is not a picture: 8 bytes; `natal"),
+    (b"GIF89a" * 1000, "is not a picture: 6000 bytes without a PNG signature; `natal"),
+])  # fmt: skip
+def test_what_is_no_picture_is_named(directory: Path, content: bytes, said: str) -> None:
+    (directory / "epochs_vs_sparsity.png").write_bytes(content)
+    [error] = validate.validate(directory)
+    assert said in error
+
+
+def test_errors_of_one_kind_are_counted_from_the_fourth_on(tmp_path: Path) -> None:
+    outcomes = {
+        run: replace(o, val_metric=1.5) if run[:3] == MAGNITUDE[:3] else o for run, o in REFERENCE.items()
+    }
+    text = errors_of(tmp_path, outcomes)
+    assert text.count("val_metric 1.5 is out of range") == 3
+    assert "more like the last" not in text
+    outcomes = {
+        run: replace(o, val_metric=1.5) if run[1:3] == MAGNITUDE[1:3] else o for run, o in REFERENCE.items()
+    }
+    assert "... and 3 more like the last" in errors_of(tmp_path / "six", outcomes)
 
 
 def test_outputs_of_another_store_are_named(directory: Path, tmp_path: Path) -> None:
@@ -127,6 +157,7 @@ def test_a_dense_network_that_does_not_learn_is_named(tmp_path: Path) -> None:
     ({"study_hash": "0" * 16}, "not the hash of its study"),
     ({"tasks": {**TASKS, "modular": {**TASKS["modular"], "val_rows": None}}}, "split of task 'modular'"),
     ({"tasks": {**TASKS, "regression": {**TASKS["regression"], "val_rows": 15}}}, "15 validate of 160"),
+    ({"tasks": {**TASKS, "regression": {**TASKS["regression"], "val_rows": 0}}}, "'regression' is not recorded"),
 ])  # fmt: skip
 def test_gaps_in_the_provenance_are_named(tmp_path: Path, manifest: Any, said: str) -> None:
     assert said in errors_of(tmp_path, **manifest)
@@ -159,6 +190,133 @@ def test_layerwise_masks_are_exact_in_every_layer(tmp_path: Path) -> None:
     study = study.model_copy(update={"strategies": recipes})
     found = validate.validate(reference_store.build(tmp_path, study=study))
     assert any("magnitude, sparsity=10%" in line and "the study asks for" in line for line in found)
+
+
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_what_a_preset_makes_is_valid(preset: str, tmp_path: Path) -> None:
+    changes = ['tasks=["regression"]', "seeds=[1]", "sparsities=[0.0, 0.5, 0.9]", "training.epochs=150"]
+    natal.run(preset, tmp_path, overrides=changes, workers=1)
+    assert validate.validate(tmp_path) == []
+
+
+def test_every_scope_and_granularity_is_valid(tmp_path: Path, no_report: None) -> None:
+    weights: list[Any] = [{"criterion": "random", "scope": scope} for scope in SCOPES]
+    weights += [{"name": "named", "criterion": "random", "scope": {"output": 0.6}}]
+    neurons = [
+        {"criterion": "snip", "scope": scope, "granularity": "neuron"} for scope in ("global", "layerwise")
+    ]
+    study = tiny(strategies=[*weights, *neurons], sparsities=[0.1, 0.5], seeds=[1], training={"epochs": 1})
+    natal.run(study, tmp_path, workers=1)
+    found = validate.validate(tmp_path)
+    assert [line for line in found if "cannot be read" not in line] == []
+
+
+def test_other_scopes_only_share_the_total_out(tmp_path: Path) -> None:
+    study = reference_store.reference_study()
+    recipes = tuple(
+        r.model_copy(update={"scope": "erk"}) if r.name == "magnitude" else r for r in study.strategies
+    )
+    study = study.model_copy(update={"strategies": recipes})
+    outcomes = {**REFERENCE, MAGNITUDE: replace(REFERENCE[MAGNITUDE], kept=18625, nonzero_params=18700)}
+    found = validate.validate(reference_store.build(tmp_path, outcomes, study))
+    found = [line for line in found if "cannot be read" not in line and "its diagnosis" not in line]
+    assert ["magnitude" in line for line in found] == [True, True]
+    assert "which is not 18625 in all" in found[0]
+    assert "keeps 18625 of 37248 weights, the study asks for 18624" in found[1]
+
+
+def published_checks(directory: Path) -> list[str]:
+    """What the published program's validator looks at, as paper.md lists it; it knows nothing of natal."""
+    wrong = []
+    content = json.loads((directory / "results.json").read_text("utf-8"))
+    metadata, runs = content["metadata"], content["results"]
+    known = (
+        "num_tasks num_strategies num_sparsity_levels num_seeds total_runs elapsed_seconds hidden_dim max_epochs "
+        "validation_fraction modular_mod regression_n regression_d python_version torch_version numpy_version "
+        "platform device deterministic_algorithms_enabled seed_values sparsity_values task_values strategy_values"
+    )
+    wrong += [f"metadata lacks {key}" for key in known.split() if metadata.get(key) is None]
+    if len(runs) != metadata["total_runs"] or len(runs) != 144:
+        wrong.append("runs are missing")
+    if (metadata["num_seeds"], metadata["seed_values"]) != (3, [42, 123, 7]):
+        wrong.append("not the three seeds")
+    cells = Counter((run["task"], run["strategy"], run["sparsity"]) for run in runs)
+    for where in itertools.product(
+        metadata["task_values"], metadata["strategy_values"], metadata["sparsity_values"]
+    ):
+        if cells[where] != 3:
+            wrong.append(f"{where} has {cells[where]} seeds")
+    for task, field, bar in (("modular", "acc", 0.05), ("regression", "r2", 0.5)):
+        fields = {
+            "total_params",
+            "nonzero_params",
+            "actual_sparsity",
+            "train_loss",
+            "epochs_trained",
+            "best_epoch",
+        }
+        fields |= {"task", "strategy", "sparsity", "seed", f"train_{field}", f"val_{field}", f"test_{field}"}
+        wrong += [
+            f"{task} has fields {set(run)}" for run in runs if run["task"] == task and set(run) != fields
+        ]
+        dense = [run[f"test_{field}"] for run in runs if run["task"] == task and run["sparsity"] == 0]
+        if not sum(dense) / len(dense) > bar:
+            wrong.append(f"dense {task} does not learn")
+    if metadata["validation_fraction"] != 0.1 or metadata["deterministic_algorithms_enabled"] is not True:
+        wrong.append("split or determinism")
+    for name in ("accuracy_vs_sparsity.png", "epochs_vs_sparsity.png"):
+        if (directory / name).stat().st_size < 1000:
+            wrong.append(f"{name} is empty")
+    text = (directory / "report.txt").read_text("utf-8")
+    wrong += [f"the report has no {part}" for part in ("KEY FINDINGS", "95% CI") if part not in text]
+    with (directory / "summary.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = (
+        "task strategy sparsity metric_name metric_mean metric_std metric_ci_low metric_ci_high epochs_mean "
+        "epochs_std n_seeds"
+    )
+    if list(table[0]) != columns.split() or len(table) != 48 or {row["n_seeds"] for row in table} != {"3"}:
+        wrong.append("summary.csv")
+    return wrong
+
+
+def test_the_published_validators_checks_hold(whole: Path) -> None:
+    assert published_checks(whole) == []
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*report.OUTPUTS, "study.sqlite"])
+
+
+def changed(directory: Path, statement: str) -> list[str]:
+    db = sqlite3.connect(directory / "study.sqlite")
+    with db:
+        db.execute(statement)
+    db.close()
+    text, code = validate.verdict(directory)
+    assert code == 1
+    return text.splitlines()
+
+
+def test_a_store_that_was_tampered_with_is_named(directory: Path) -> None:
+    edit = """UPDATE training SET facts = json_set(facts, '$.test_metric', 0.5) WHERE key =
+              (SELECT key FROM grid WHERE task = 'modular' AND strategy = 'random' AND sparsity = 0.9)"""
+    found = changed(directory, edit)
+    assert [line.split()[1] for line in found[1:]] == list(report.OUTPUTS)
+    assert validate.validate(directory) != []
+    report.write(directory)
+    assert validate.validate(directory) == []
+
+
+@pytest.mark.parametrize(("statement", "said"), [
+    ("DELETE FROM training WHERE key IN (SELECT key FROM grid WHERE seed = 7)", "no run has seed 7"),
+    ("DELETE FROM grid WHERE strategy = 'structured'", "no run has strategy structured"),
+    ("UPDATE grid SET sparsity = 0.31 WHERE sparsity = 0.3", "18 runs are not in the study"),
+    ("UPDATE manifest SET value = 'false' WHERE name = 'deterministic'", "determinism is off: the manifest's"),
+    ("UPDATE training SET facts = json_set(facts, '$.deterministic', json('false'))", "144 runs were trained with det"),
+    ("UPDATE manifest SET value = json_set(value, '$.hidden', 64) WHERE name = 'study'", "not the hash of its study"),
+    ("UPDATE training SET facts = json_set(facts, '$.best_epoch', 2)", "its best epoch is 2"),
+    ("UPDATE training SET val_metric = zeroblob(8)", "its curves have"),
+])  # fmt: skip
+def test_tampering_with_the_store_fails_with_a_list(directory: Path, statement: str, said: str) -> None:
+    assert said in "\n".join(changed(directory, statement))
 
 
 def test_a_recorded_divergence_is_a_note_not_an_error(tmp_path: Path) -> None:

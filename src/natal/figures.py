@@ -1,20 +1,21 @@
 """A study's two figures: its metric, and its epochs, against sparsity. No torch here, and no pyplot.
 
-``metric_figure(load("results")).savefig("mine.pdf")``. One panel per task, one line per strategy; every seed
-is a faint point, so that a mean cannot hide what it is the mean of. Colours are Okabe and Ito's (2008), safe
-for colour-blind readers, and every strategy also has a marker of its own. With many strategies each panel
-takes the whole width and its levels stand evenly, so that the strategies fit side by side at each.
+``metric_figure(load("results")).savefig("mine.pdf")``, or any other format that matplotlib knows. Up to six
+strategies share one panel per task, more get a small panel each. Every seed is a faint point, so that a mean
+cannot hide what it is the mean of. Colours are Okabe and Ito's (2008), safe for colour-blind readers, and every
+strategy has a marker of its own for readers in grey.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,15 +25,16 @@ from natal.spec import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 FIGURES = {"accuracy_vs_sparsity.png": "metric", "epochs_vs_sparsity.png": "epochs"}
 """File names of the figures, as the published program calls them."""
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
-MARKERS = "osD^vPXd<>ph"
-DASHES = ("-", "--", "-.")
-FEW = 6
-"""Up to so many strategies share narrow panels, with bars for ± 1 standard deviation."""
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+MARKERS = "osD^vP"
+FEW = len(COLOURS)
+"""Up to so many strategies share a panel."""
+COLUMNS = 5
+"""At most so many small panels in a row."""
 WIDTH = 7.0  # inches: the text width of a paper
 DPI = 200
 DIGEST = "natal-digest"  # the PNG text entry that says which results a picture shows
@@ -47,21 +49,30 @@ _MEAN: dict[str, Any] = {
     **{"linewidth": 1.3, "markersize": 4.2, "markeredgecolor": "white", "markeredgewidth": 0.5},
     **{"elinewidth": 0.9, "capsize": 1.8, "capthick": 0.9},
 }
+_CRITICAL: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
+_RETAINED: dict[str, Any] = {"color": "0.6", "linewidth": 0.7, "linestyle": (0, (1, 2))}
+_DENSE: dict[str, Any] = {"color": "0.45", "linewidth": 0.8, "linestyle": "-"}
+_CHANCE: dict[str, Any] = {"color": "0.45", "linewidth": 0.8, "linestyle": ":"}
+_OTHERS: dict[str, Any] = {"color": "0.8", "linewidth": 0.6}
+_CONTROLLED: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": "--"}
+
+Kind = Literal["metric", "epochs"]
 
 
 def metric_figure(results: Results) -> Figure:
     """Return the figure of mean test metric against sparsity, ± 1 standard deviation.
 
-    Vertical dashes: each strategy's critical sparsity, short ones on the axis where strategies are many.
-    Horizontal lines: the dense mean, 0.95 of it, and chance. Points far below everything a reader wants to
-    compare (R² has no floor) are drawn as arrows on the lower edge and counted.
+    Vertical dashes: a strategy's critical sparsity. Horizontal lines: the dense mean, 0.95 of it, and chance.
+    Points far below everything a reader wants to compare (R² has no floor) are drawn as arrows on the lower
+    edge and counted. In small panels all other strategies are grey, and a control has the strategy it
+    controls beside it.
     """
-    return _figure(results, _metric_panel)
+    return _figure(results, "metric")
 
 
 def epochs_figure(results: Results) -> Figure:
     """Return the figure of mean epochs trained against sparsity, ± 1 standard deviation, and the budget."""
-    return _figure(results, _epochs_panel)
+    return _figure(results, "epochs")
 
 
 def png(results: Results, kind: str) -> bytes:
@@ -88,135 +99,131 @@ def shown_digest(path: Path) -> str:
         raise OSError(f"{path.name}: {error}") from None
 
 
-# -- panels ----------------------------------------------------------------------------------------------
+# -- one panel -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Line:
-    """How one strategy is drawn: its place among the strategies decides colour, marker and sideways shift."""
+    """How one strategy is drawn: its place among the strategies decides colour, marker and sideways shift.
+
+    ``shared``: whether it shares its panel with other strategies.
+    """
 
     name: str
-    colour: str
-    marker: str
-    dash: str
-    shift: float
-    places: Mapping[float, float]
-    crowded: bool
+    colour: str = COLOURS[0]
+    marker: str = MARKERS[0]
+    shift: float = 0.0
+    shared: bool = False
 
     def x(self, sparsity: float) -> float:
-        return self.places[sparsity] + self.shift
+        return 100 * sparsity + self.shift
 
 
 def _lines(study: Study) -> list[_Line]:
     names = [recipe.name for recipe in study.strategies]
-    crowded, places = len(names) > FEW, _places(study)
     # shifted by fractions of a percent: equal values would hide each other otherwise
-    step = 7 / len(names) if crowded else min(0.8, 4 / max(len(names) - 1, 1))
+    step = min(0.8, 4 / max(len(names) - 1, 1)) * _span(study) / 100
+    middle = (len(names) - 1) / 2
     return [
-        _Line(
-            name,
-            COLOURS[i % len(COLOURS)],
-            MARKERS[i % len(MARKERS)],
-            DASHES[i // len(COLOURS) % len(DASHES)],
-            step * (i - (len(names) - 1) / 2),
-            places,
-            crowded,
-        )
+        _Line(name, COLOURS[i], MARKERS[i], step * (i - middle), len(names) > 1)
         for i, name in enumerate(names)
     ]
 
 
-def _places(study: Study) -> dict[float, float]:
-    """Return where each sparsity stands on the axis: at its percentage, or one after the other if crowded."""
-    levels = sorted(study.sparsities)
-    if len(study.strategies) > FEW:
-        return {s: 10.0 * i for i, s in enumerate(levels)}
-    return {s: 100 * s for s in levels}
+def _span(study: Study) -> float:
+    """Return the width of the sparsity axis in percent, without its margins."""
+    return 100 * max(max(study.sparsities) - min(study.sparsities), 0.1)
 
 
-def _metric_panel(axes: Axes, results: Results, task: str, lines: list[_Line]) -> None:
-    runs = [run for run in results.runs if run["task"] == task]
-    facts = results.tasks.get(task, {})
-    chance = float(facts.get("chance", 0.0))
-    dense = stats.dense_baseline(runs, task)
+def _frame(axes: Axes, results: Results, task: str, kind: Kind) -> list[tuple[str, float]]:
+    """Draw what belongs to the task: the axes' limits and the horizontal lines; return these by name."""
+    runs, levels = _runs(results, task), sorted(100 * s for s in results.study.sparsities)
+    margin = 0.05 * _span(results.study)
+    axes.set_xlim(levels[0] - margin, levels[-1] + margin)
+    axes.set_xticks(levels, minor=True)
+    axes.tick_params(axis="x", which="minor", length=3.5)
+    axes.grid(axis="y", color="0.92", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    if kind == "epochs":
+        budget = results.study.training.epochs
+        tallest = max((c.epochs.mean + c.epochs.std for c in stats.cells(runs) if c.epochs.n), default=0.0)
+        axes.set_ylim(0, 1.05 * max(budget, tallest))
+        axes.axhline(budget, zorder=1, **_DENSE)
+        return [(f"budget {budget}", budget)]
+    chance = float(results.tasks.get(task, {}).get("chance", 0.0))
     low, high = _window(runs, chance)
     axes.set_ylim(low, high)
-    axes.set_ylabel(f"test {facts.get('metric', 'metric')}")
-
-    _level(axes, chance, f"chance {_short(chance)}", ":")
-    if dense and dense.test.n:
-        _level(axes, dense.test.mean, f"dense {_short(dense.test.mean)}", "-")
-    bar = stats.threshold(runs, task)
+    axes.axhline(chance, zorder=1, **_CHANCE)
+    named = [(f"chance {_short(chance)}", chance)]
+    dense, bar = stats.dense_baseline(runs, task), stats.threshold(runs, task)
+    if dense and dense.test.n and dense.test.mean >= low:
+        axes.axhline(dense.test.mean, zorder=1, **_DENSE)
+        named.append((f"dense {_short(dense.test.mean)}", dense.test.mean))
     if bar is not None:
-        axes.axhline(bar, color="0.6", linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
-
-    for line in lines:
-        critical = stats.critical_sparsity(runs, task, line.name)
-        if critical is not None:
-            # many whole lines would bury the data
-            look: Any = {"ymax": 0.06} if line.crowded else {"linestyle": (0, (4, 3))}
-            axes.axvline(line.x(critical), color=line.colour, linewidth=1, zorder=1, **look)
-        _points(axes, line, runs, "test_metric")
-        _means(axes, line, [(c.sparsity, c.test) for c in stats.cells(runs, task, line.name)])
-    _mark_clipped(axes, runs, lines)
+        axes.axhline(bar, zorder=1, **_RETAINED)
+    return named
 
 
-def _epochs_panel(axes: Axes, results: Results, task: str, lines: list[_Line]) -> None:
-    runs = [run for run in results.runs if run["task"] == task]
-    budget = results.study.training.epochs
-    tallest = max((c.epochs.mean + c.epochs.std for c in stats.cells(runs) if c.epochs.n), default=0.0)
-    axes.set_ylim(0, 1.05 * max(budget, tallest))
-    axes.set_ylabel("epochs trained")
-    _level(axes, budget, f"budget {budget}", "-")
-    for line in lines:
-        _points(axes, line, runs, "epochs_trained")
-        _means(axes, line, [(c.sparsity, c.epochs) for c in stats.cells(runs, task, line.name)])
-
-
-def _means(axes: Axes, line: _Line, points: Iterable[tuple[float, stats.Summary]]) -> None:
-    """Draw one strategy's means with ± 1 standard deviation; a mean below the panel is left to the arrows."""
+def _strategy(axes: Axes, results: Results, task: str, line: _Line, kind: Kind) -> None:
+    """Draw one strategy: every seed, the means with ± 1 standard deviation, and its critical sparsity."""
+    runs = [run for run in _runs(results, task) if run["strategy"] == line.name]
     low, _ = axes.get_ylim()
-    shown = sorted((s, m.mean, m.std) for s, m in points if m.n)
-    x = [line.x(s) for s, _, _ in shown]
-    mean = [mean if mean >= low else math.nan for _, mean, _ in shown]
-    std = [std for _, _, std in shown]
-    look: dict[str, Any] = {"color": line.colour, "marker": line.marker, "linestyle": line.dash}
-    axes.errorbar(x, mean, None if line.crowded else std, label=line.name, zorder=4, **look, **_MEAN)
+    seeds = [(line.x(run["sparsity"]), _value(run, kind)) for run in runs if run["test_metric"] is not None]
+    means = [
+        (line.x(s), mean if mean >= low else math.nan, std) for s, mean, std in _means(runs, kind)
+    ]  # what lies below the panel is left to the arrows
+    shown = [(x, y) for x, y in seeds if y >= low]
+    axes.plot(
+        [x for x, _ in shown], [y for _, y in shown], "o",
+        color=line.colour, alpha=0.45, markersize=3.4, markeredgewidth=0, zorder=3,
+    )  # fmt: skip
+    axes.errorbar(
+        [x for x, _, _ in means], [y for _, y, _ in means], [std for _, _, std in means],
+        label=line.name, color=line.colour, marker=line.marker, zorder=4, **_MEAN,
+    )  # fmt: skip
+    critical = stats.critical_sparsity(_runs(results, task), task, line.name) if kind == "metric" else None
+    if critical is not None:
+        axes.axvline(line.x(critical), color=line.colour, zorder=1, **_CRITICAL)
+    if critical is not None and line.shared:
+        # several strategies' dashes: whose they are must be seen in grey, too
+        look: Any = {"color": line.colour, "marker": line.marker, "markersize": 3.2, "markeredgewidth": 0}
+        axes.plot([line.x(critical)], [1.0], transform=axes.get_xaxis_transform(), clip_on=False, **look)
+    _mark_clipped(axes, [x for x, y in seeds if y < low], line)
 
 
-def _points(axes: Axes, line: _Line, runs: Sequence[Row], name: str) -> None:
-    """Draw every seed's value of one strategy as a faint point."""
+def _mark_clipped(axes: Axes, places: Sequence[float], line: _Line) -> None:
+    """Mark runs below the panel with arrows on its lower edge."""
+    low, high = axes.get_ylim()
+    for x in places:
+        axes.plot([x], [low + 0.04 * (high - low)], color=line.colour, marker=CARET_DOWN, zorder=5)
+
+
+def _say_clipped(axes: Axes, runs: Sequence[Row], brief: bool = False) -> None:
+    """Say how many runs lie below the panel, and how far; the shared dense ones once."""
     low, _ = axes.get_ylim()
-    shown = [run for run in runs if run["strategy"] == line.name and run["test_metric"] is not None]
-    x = [line.x(run["sparsity"]) for run in shown]
-    y = [run[name] if run[name] >= low else math.nan for run in shown]
-    size = 2.4 if line.crowded else 3.4
-    axes.plot(x, y, "o", color=line.colour, alpha=0.45, markersize=size, markeredgewidth=0, zorder=3)
-
-
-def _level(axes: Axes, y: float, text: str, dash: str) -> None:
-    """Draw a horizontal line, named in the right margin."""
-    low, high = axes.get_ylim()
-    if low <= y <= high:
-        axes.axhline(y, color="0.45", linewidth=0.8, linestyle=dash, zorder=1)
-        where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (2, 0), "textcoords": "offset points"}
-        axes.annotate(text, (1, y), va="center", annotation_clip=False, **where, **_SMALL)
-
-
-def _mark_clipped(axes: Axes, runs: Sequence[Row], lines: list[_Line]) -> None:
-    """Mark runs below the panel with arrows on its lower edge, and say how many and how far."""
-    low, high = axes.get_ylim()
-    below = [run for run in stats.once(runs) if run["test_metric"] is not None and run["test_metric"] < low]
-    edge = low + 0.04 * (high - low)
-    looks = {line.name: line for line in lines}
-    for run in below:
-        line = looks[run["strategy"]]
-        axes.plot(line.x(run["sparsity"]), edge, color=line.colour, marker=CARET_DOWN, zorder=5)
+    values = [run["test_metric"] for run in stats.once(runs) if run["test_metric"] is not None]
+    below = [value for value in values if value < low]
     if below:
-        worst = min(run["test_metric"] for run in below)
-        words = f"arrows: {len(below)} run{'s' * (len(below) > 1)} below the axis, down to {worst:.3g}"
+        runs_below = f"{len(below)} run{'s' * (len(below) > 1)}"
+        words = f"arrows: {runs_below} below the axis, down to {min(below):.3g}"
+        words = f"{runs_below} below, to {min(below):.3g}" if brief else words
         paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        axes.text(0.02, 0.06, words, transform=axes.transAxes, bbox=paper, **_SMALL)
+        look = _SMALL | {"fontsize": 5.5 if brief else 6.5}
+        axes.text(0.02, 0.06, words, transform=axes.transAxes, bbox=paper, **look)
+
+
+def _runs(results: Results, task: str) -> list[Row]:
+    return [run for run in results.runs if run["task"] == task]
+
+
+def _value(run: Row, kind: Kind) -> float:
+    return float(run["test_metric" if kind == "metric" else "epochs_trained"])
+
+
+def _means(runs: Sequence[Row], kind: Kind) -> list[tuple[float, float, float]]:
+    """Return sparsity, mean and standard deviation of each of one strategy's cells that has any."""
+    summaries = [(c.sparsity, c.test if kind == "metric" else c.epochs) for c in stats.cells(runs)]
+    return sorted((s, m.mean, m.std) for s, m in summaries if m.n)
 
 
 def _window(runs: Sequence[Row], chance: float) -> tuple[float, float]:
@@ -236,66 +243,151 @@ def _window(runs: Sequence[Row], chance: float) -> tuple[float, float]:
 # -- the sheet -------------------------------------------------------------------------------------------
 
 
-def _figure(results: Results, panel: Callable[[Axes, Results, str, list[_Line]], None]) -> Figure:
-    from matplotlib.figure import Figure
-
-    tasks = results.study.tasks
-    lines = _lines(results.study)
-    crowded = len(lines) > FEW
-    columns = 1 if crowded else min(len(tasks), 2)
-    rows = math.ceil(len(tasks) / columns)
-    names = [*(line.name for line in lines), "critical sparsity", "95% of dense"]
-    legend_rows = math.ceil(len(names) / _legend_columns(names))
-    height = (3.4 if crowded else 2.6) * rows + 0.35 + 0.17 * legend_rows
+def _figure(results: Results, kind: Kind) -> Figure:
     with _plain_style():
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        grid: Any = figure.subplots(rows, columns, squeeze=False)
-        panels = list(grid.flat)
-        for axes, task in zip(panels, tasks, strict=False):
-            panel(axes, results, task, lines)
-            _dress(axes, results, task)
-        for axes in panels[len(tasks) :]:
-            axes.set_axis_off()
-        _legend(figure, panels[0], dashes=panel is _metric_panel)
+        return (_together if len(results.study.strategies) <= FEW else _one_by_one)(results, kind)
+
+
+def _together(results: Results, kind: Kind) -> Figure:
+    """Return a figure with a panel per task in which all strategies meet."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    tasks, lines = results.study.tasks, _lines(results.study)
+    columns = min(len(tasks), 2)
+    rows = math.ceil(len(tasks) / columns)
+    dashes = [("critical sparsity", {"color": "0.4", **_CRITICAL}), ("95% of dense", _RETAINED)]
+    dashes = dashes if kind == "metric" else []
+    names = [line.name for line in lines] + [name for name, _ in dashes]
+    legend_rows = math.ceil(len(names) / _legend_columns(names))
+    figure = Figure(figsize=(WIDTH, 2.6 * rows + 0.35 + 0.17 * legend_rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, task in zip(panels, tasks, strict=False):
+        named = _frame(axes, results, task, kind)
+        for line in lines:
+            _strategy(axes, results, task, line, kind)
+        if kind == "metric":
+            _say_clipped(axes, _runs(results, task))
+        where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (2, 0), "textcoords": "offset points"}
+        for text, y in named:
+            axes.annotate(text, (1, y), va="center", annotation_clip=False, **where, **_SMALL)
+        axes.set_title(task, loc="left", fontweight="bold")
+        note, alarming = _note(results, task)
+        axes.set_title(note, loc="right", fontsize=6.5, color="firebrick" if alarming else "0.3")
+        axes.set_xlabel("requested sparsity (%)")
+        axes.set_ylabel(_label(results, task, kind))
+        _tick(axes, results.study, 0.03 * columns)
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    handles, named_lines = panels[0].get_legend_handles_labels()
+    handles += [Line2D([], [], **look) for _, look in dashes]
+    _legend(figure, handles, [*named_lines, *(name for name, _ in dashes)])
     return figure
 
 
-def _dress(axes: Axes, results: Results, task: str) -> None:
-    places = _places(results.study)
-    levels = list(places.values())
-    crowded = len(results.study.strategies) > FEW
-    axes.set_title(task, loc="left", fontweight="bold")
-    axes.set_xlabel("requested sparsity (%)" + ", levels spaced evenly" * crowded)
-    span = max(levels[-1] - levels[0], 10)
-    margin = 5.0 if crowded else 0.05 * span
-    axes.set_xlim(levels[0] - margin, levels[-1] + margin)
-    panels_wide = 1 if crowded else min(len(results.study.tasks), 2)
-    labelled = _apart(levels, 0.03 * panels_wide * span)
-    axes.set_xticks(labelled, [f"{100 * s:.4g}" for s, x in places.items() if x in labelled])
-    axes.set_xticks(levels, minor=True)
-    axes.tick_params(axis="x", which="minor", length=3.5)
-    axes.grid(axis="y", color="0.92", linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    seeds = len(results.study.seeds)
-    lost = sum(run["task"] == task and run["test_metric"] is None for run in results.runs)
-    missing = sum(run.task == task for run in results.missing)
-    spread = "mean and every seed" if crowded else "mean ± 1 sd"
-    note = f"{spread}, n = {seeds}" if seeds > 1 else "n = 1"
-    note += f", {lost} diverged" * bool(lost) + f", {missing} missing" * bool(missing)
-    axes.set_title(note, loc="right", fontsize=6.5, color="firebrick" if lost or missing else "0.3")
-
-
-def _legend(figure: Figure, axes: Axes, dashes: bool) -> None:
+def _one_by_one(results: Results, kind: Kind) -> Figure:
+    """Return a figure with a small panel per task and strategy, all others in grey behind it."""
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    handles, names = axes.get_legend_handles_labels()
-    if dashes:
-        short: Any = {"marker": "|", "linestyle": "none"} if len(names) > FEW else {"linestyle": (0, (4, 3))}
-        handles += [
-            Line2D([], [], color="0.4", linewidth=1.0, **short),
-            Line2D([], [], color="0.6", linestyle=(0, (1, 2)), linewidth=0.9),
-        ]
-        names += ["critical sparsity", "95% of dense"]
+    study = results.study
+    rows = math.ceil(len(study.strategies) / COLUMNS)
+    columns = math.ceil(len(study.strategies) / rows)
+    controlled = {control: strategy for strategy, control, _ in stats.controls(study)}
+    looks: list[tuple[str, dict[str, Any]]] = [
+        ("mean ± 1 sd", {"color": COLOURS[0], "marker": MARKERS[0], **_LEGEND_MEAN}),
+        ("a seed", {"color": COLOURS[0], "alpha": 0.45, "marker": "o", "linestyle": "none", "markersize": 3}),
+    ]
+    looks += [("the strategy it is a control of", _CONTROLLED)] if controlled else []
+    looks += [("all others", _OTHERS)]
+    looks += (
+        [("critical sparsity", {"color": COLOURS[0], **_CRITICAL}), ("dense", _DENSE),
+         ("95% of dense", _RETAINED), ("chance", _CHANCE)]
+        if kind == "metric" else [("epoch budget", _DENSE)]
+    )  # fmt: skip
+    legend_rows = math.ceil(len(looks) / _legend_columns([name for name, _ in looks]))
+    height = len(study.tasks) * (0.95 * rows + 0.45) + 0.15 + 0.17 * legend_rows
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    sheets = figure.subfigures(len(study.tasks), 1, squeeze=False).flat
+    for sheet, task in zip(sheets, study.tasks, strict=True):
+        _sheet(sheet, results, task, kind, (rows, columns), controlled)
+    _legend(figure, [Line2D([], [], **look) for _, look in looks], [name for name, _ in looks])
+    return figure
+
+
+_LEGEND_MEAN = {
+    name: _MEAN[name] for name in ("linewidth", "markersize", "markeredgecolor", "markeredgewidth")
+}
+
+
+def _sheet(
+    sheet: SubFigure,
+    results: Results,
+    task: str,
+    kind: Kind,
+    shape: tuple[int, int],
+    controlled: dict[str, str],
+) -> None:
+    """Fill one task's part of the figure."""
+    names = [recipe.name for recipe in results.study.strategies]
+    panels = list(sheet.subplots(*shape, sharex=True, sharey=True, squeeze=False).flat)
+    curves = {
+        name: _means([r for r in _runs(results, task) if r["strategy"] == name], kind) for name in names
+    }
+
+    def draw(axes: Axes, name: str, look: dict[str, Any], order: float) -> None:
+        low, _ = axes.get_ylim()
+        y = [mean if mean >= low else math.nan for _, mean, _ in curves[name]]
+        axes.plot([100 * s for s, _, _ in curves[name]], y, zorder=order, **look)
+
+    named: list[tuple[str, float]] = []
+    for axes, name in zip(panels, names, strict=False):
+        named = _frame(axes, results, task, kind)
+        for other in names:
+            draw(axes, other, _OTHERS, 1.5)
+        if name in controlled:
+            draw(axes, controlled[name], _CONTROLLED, 2)
+        _strategy(axes, results, task, _Line(name), kind)
+        if kind == "metric":
+            _say_clipped(axes, [run for run in _runs(results, task) if run["strategy"] == name], brief=True)
+        axes.set_title(textwrap.fill(name, 20), fontsize=6.5, loc="left", pad=3)
+        axes.tick_params(labelsize=6)
+    _tick(panels[0], results.study, 0.15)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes in panels[len(names) - shape[1] : len(names)]:
+        axes.tick_params(axis="x", labelbottom=True)  # the lowest panel of a column that ends early
+    note, alarming = _note(results, task)
+    lines = ", ".join(text for text, _ in named)
+    sheet.suptitle(f"{task}: {lines}; {note}", fontsize=8, x=0.01, ha="left", fontweight="bold",
+                   color="firebrick" if alarming else "black")  # fmt: skip
+    sheet.supxlabel("requested sparsity (%)", fontsize=7)
+    sheet.supylabel(_label(results, task, kind), fontsize=7)
+
+
+def _label(results: Results, task: str, kind: Kind) -> str:
+    metric = results.tasks.get(task, {}).get("metric", "metric")
+    return f"test {metric}" if kind == "metric" else "epochs trained"
+
+
+def _note(results: Results, task: str) -> tuple[str, bool]:
+    """Return what every panel must say of its data, and whether that is alarming."""
+    seeds = len(results.study.seeds)
+    lost = sum(run["test_metric"] is None for run in _runs(results, task))
+    missing = sum(run.task == task for run in results.missing)
+    note = f"mean ± 1 sd, n = {seeds}" if seeds > 1 else "n = 1"
+    note += f", {lost} diverged" * bool(lost) + f", {missing} missing" * bool(missing)
+    return note, bool(lost or missing)
+
+
+def _tick(axes: Axes, study: Study, least: float) -> None:
+    """Label the sparsities, leaving out those closer than a share ``least`` of the axis to the next."""
+    levels = sorted(100 * s for s in study.sparsities)
+    labelled = _apart(levels, least * _span(study))
+    axes.set_xticks(labelled, [f"{level:.4g}" for level in labelled])
+
+
+def _legend(figure: Figure, handles: list[Any], names: Sequence[str]) -> None:
     figure.legend(
         handles,
         names,
@@ -318,12 +410,12 @@ def _legend_columns(names: Sequence[str]) -> int:
 
 
 def _apart(levels: Sequence[float], least: float) -> list[float]:
-    """Return the levels whose tick labels would not touch, the highest first served."""
-    kept: list[float] = []
+    """Return the levels whose tick labels would not touch: the lowest, then the highest first served."""
+    kept = [min(levels)]
     for level in sorted(levels, reverse=True):
-        if not kept or kept[-1] - level >= least:
+        if all(abs(level - other) >= least for other in kept):
             kept.append(level)
-    return kept[::-1]
+    return sorted(kept)
 
 
 def _short(value: float) -> str:

@@ -12,20 +12,30 @@ import io
 import json
 import math
 import os
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from natal import figures, stats
+from natal import claims, figures, stats
 from natal.errors import NatalError
 from natal.results import Results, load, percent, published
+from natal.words import (
+    bullet,
+    heading,
+    interval,
+    loud,
+    number,
+    plural,
+    prose,
+    share,
+    show_level,
+    spans,
+    wrapped,
+)
 
 SUMMARY_COLUMNS = (
     *("task", "strategy", "sparsity", "metric_name", "metric_mean", "metric_std", "metric_ci_low"),
     *("metric_ci_high", "epochs_mean", "epochs_std", "n_seeds"),
 )
-WIDTH = 110
 FEW = 3
 """Up to so many strategies a report spells everything out; more are ranked and shown side by side."""
 FEW_PAIRS = 15
@@ -68,7 +78,8 @@ def csv_bytes(results: Results) -> bytes:
 
 def text(results: Results) -> str:
     """Return ``report.txt``."""
-    return "\n".join(line.rstrip() for section in _SECTIONS for line in section(results)) + "\n"
+    lines = "\n".join(line.rstrip() for section in _SECTIONS for line in section(results))
+    return lines.rstrip() + "\n"
 
 
 OUTPUTS: dict[str, Callable[[Results], bytes]] = {
@@ -90,83 +101,92 @@ def _title(results: Results) -> Iterator[str]:
     title = f"PRUNING AT INITIALISATION: study {results.study.name!r}"
     yield from (title, "=" * len(title), "")
     if results.study.description:
-        yield from _prose(results.study.description)
+        yield from prose(results.study.description)
     if results.missing:
         count = f"{len(results.missing)} of {len(results.study.runs())} runs are missing"
-        yield from _loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
+        yield from loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
     lost = sum(run["test_metric"] is None for run in stats.once(results.runs))
     if lost:
-        yield from _loud(f"DIVERGED: {_n(lost, 'training')} without a metric. Means leave them out; see D.")
+        yield from loud(
+            f"DIVERGED: {plural(lost, 'training')} without a metric. Means leave them out; see D."
+        )
 
 
 def _what_was_run(results: Results) -> Iterator[str]:
-    yield from _heading("WHAT WAS RUN")
-    facts = list(_facts(results))
-    wide = max(len(name) for name, _ in facts)
-    yield from (f"  {name:<{wide}}  {fact}" for name, fact in facts)
+    yield from heading("WHAT WAS RUN")
+    yield from _aligned(_grid(results))
+
+
+def _how_it_was_made(results: Results) -> Iterator[str]:
+    yield from heading("HOW IT WAS MADE")
+    yield from _aligned(_making(results))
+
+
+def _aligned(facts: Iterator[tuple[str, str]]) -> Iterator[str]:
+    listed = list(facts)
+    wide = max(len(name) for name, _ in listed)
+    yield from (f"  {name:<{wide}}  {fact}" for name, fact in listed)
     yield ""
 
 
-def _facts(results: Results) -> Iterator[tuple[str, str]]:
-    study, training, manifest = results.study, results.study.training, results.manifest
-
-    def made(*names: str) -> str:
-        return ", ".join(f"{name.removesuffix('_version')} {manifest.get(name)}" for name in names)
-
-    trainings = len({run["key"] for run in results.runs})
+def _grid(results: Results) -> Iterator[tuple[str, str]]:
+    study, training = results.study, results.study.training
     size = [(study.tasks, "task"), (study.strategies, "strategy"), (study.sparsities, "sparsity")]
-    grid = " x ".join(_n(len(things), noun) for things, noun in [*size, (study.seeds, "seed")])
+    grid = " x ".join(plural(len(things), noun) for things, noun in [*size, (study.seeds, "seed")])
     target = "no target" if training.target is None else f"target {training.target:g}"
     patience = f"patience {training.patience}" if training.patience else "no patience"
     yield "runs", f"{len(results.runs)} of {len(study.runs())}: {grid}"
-    yield "trainings", f"{trainings}; strategies share the dense one of each task and seed"
     yield "seeds", ", ".join(map(str, study.seeds))
     yield "network", f"one hidden layer of {study.hidden} ReLU neurons; biases are never pruned or counted"
     yield "training", f"full-batch Adam, at most {training.epochs} epochs, {patience}, {target}"
     for name in study.tasks:
         task = results.tasks.get(name, {})
         rows = ", ".join(f"{task.get(f'{part}_rows')} {part}" for part in ("fit", "val", "test"))
-        yield name, f"rows: {rows}; {task.get('metric')}, chance {_number(task.get('chance'))}"
+        yield name, f"rows: {rows}; {task.get('metric')}, chance {number(task.get('chance'))}"
+
+
+def _making(results: Results) -> Iterator[tuple[str, str]]:
+    study, manifest = results.study, results.manifest
+
+    def made(*names: str) -> str:
+        return ", ".join(f"{name.removesuffix('_version')} {manifest.get(name)}" for name in names)
+
     for recipe in study.strategies:
         control = f", control {recipe.control}" if recipe.control else ""
-        yield (
-            recipe.name,
-            f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}{control}",
-        )
+        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}{control}"
+        yield recipe.name, scores
+    trainings = len({run["key"] for run in results.runs})
+    yield "trainings", f"{trainings}; strategies share the dense one of each task and seed"
     yield "software", made("natal_version", "torch_version", "numpy_version", "python_version")
     yield "hardware", made("platform", "processor", "device", "workers", "threads")
     determinism = "on" if manifest.get("deterministic") else "OFF"
     yield "arithmetic", f"{made('engine', 'dtype')}, deterministic algorithms {determinism}"
-    yield "wall time", f"{_number(manifest.get('elapsed_seconds'), '.1f')} s of training"
+    yield "wall time", f"{number(manifest.get('elapsed_seconds'), '.1f')} s of training"
+    yield "study hash", str(manifest.get("study_hash"))
 
 
 def _findings(results: Results) -> Iterator[str]:
-    yield from _heading("KEY FINDINGS")
+    yield from heading("KEY FINDINGS")
     runs = results.runs
     for task in results.study.tasks:
         dense, bar = stats.dense_baseline(runs, task), stats.threshold(runs, task)
         yield f"  {task}"
         if dense and dense.test.n:
             yield (
-                f"    dense: {dense.metric_name} {_number(dense.test.mean)}, 95% CI {_interval(dense.test)}, "
-                f"n = {dense.test.n}; 0.95 of it: {_number(bar) if bar else 'undefined, not positive'}"
+                f"    dense: {dense.metric_name} {number(dense.test.mean)}, 95% CI {interval(dense.test)}, "
+                f"n = {dense.test.n}; 0.95 of it: {number(bar) if bar else 'undefined, not positive'}"
             )
             if stats.dense_at_chance(runs, task, results.tasks.get(task, {})):
                 yield "    !! the dense network is at chance: its critical sparsities mean nothing"
         else:
             yield "    dense: no run, so critical sparsity is undefined"
-        for recipe in results.study.strategies:
-            best = stats.peak(runs, task, recipe.name)
-            if best:
-                yield (
-                    f"    {recipe.name}: critical sparsity {_critical(runs, task, recipe.name)}; "
-                    f"best mean {_number(best.test.mean)} at {percent(best.sparsity)}"
-                )
+        few = len(results.study.strategies) <= FEW
+        yield from _each_strategy(results, task) if few else _best_and_worst(results, task)
     yield ""
     pairs = stats.compare_overall(runs)
     clear = [p for p in pairs if p.p_holm <= 0.05]
     if len(clear) > FEW_PAIRS:
-        yield from _prose(
+        yield from prose(
             f"Over all pruned levels {len(clear)} of {len(pairs)} pairs of strategies differ significantly "
             "at 0.05, seed by seed and after Holm's correction; RANKING says which."
         )
@@ -176,95 +196,261 @@ def _findings(results: Results) -> Iterator[str]:
     if 0 < len(clear) <= FEW_PAIRS:
         yield ""
     elif pairs and not clear:
-        yield from _prose(
+        least = max(p.smallest_p for p in pairs)
+        could = f", and with so few seeds none could: the least p is {least:.3g}" * (least > 0.05)
+        yield from prose(
             "Over all pruned levels no two strategies differ significantly at 0.05, seed by seed and after "
-            "Holm's correction; see below whether these seeds could have shown it."
+            f"Holm's correction{could}."
         )
-    yield from _prose(
+    told = [c.verdict for c in _checked(results) if c.verdict]
+    if told:
+        count = ", ".join(f"{told.count(v)} {w}" for v, w in _VERDICTS.items() if v in told)
+        yield from prose(f"Published claims held against these runs: {count}.")
+    yield from prose(
         "Critical sparsity: the highest level whose mean test metric is at least 0.95 of the dense mean, "
         "whatever happens at lower levels; a cell with a diverged run does not count."
     )
 
 
+def _each_strategy(results: Results, task: str) -> Iterator[str]:
+    """Yield each strategy's critical sparsity and best level, and what must be known to read them."""
+    for recipe in results.study.strategies:
+        best = stats.peak(results.runs, task, recipe.name)
+        if best:
+            yield (
+                f"    {recipe.name}: critical sparsity {_critical(results.runs, task, recipe.name)}; "
+                f"best mean {number(best.test.mean)} at {percent(best.sparsity)}"
+            )
+        for words, levels in _caveats(results, task, recipe.name):
+            yield f"      !! {words} {_levels(results, levels)}"
+
+
+def _caveats(results: Results, task: str, strategy: str) -> Iterator[tuple[str, list[float]]]:
+    fatal = [c.sparsity for c in stats.diagnoses(results.runs, task, strategy) if c.fatal]
+    if fatal:
+        yield "masks left nothing that can learn, before any training,", fatal
+    for flag in stats.flags(results.runs, results.study, results.tasks):
+        if (flag.kind, flag.task, flag.strategy) == ("stopped-at-chance", task, strategy):
+            others = [level for level in flag.sparsities if level not in fatal]
+            if others:
+                yield "patience ended runs that were still at chance", others
+
+
+def _best_and_worst(results: Results, task: str) -> Iterator[str]:
+    ranked = stats.ranking(results.runs, task)
+    if not ranked:
+        return
+    for word, r in (("best", ranked[0]), ("worst", ranked[-1])):
+        yield f"    {word} of {len(ranked)}: {r.strategy}, mean {number(r.mean.mean)} over all pruned levels"
+    by_level: dict[float, list[str]] = {}
+    for r in ranked:
+        if r.critical is not None:
+            by_level.setdefault(r.critical, []).append(r.strategy)
+    for level in sorted(by_level, reverse=True):
+        yield from wrapped(f"critical sparsity {show_level(level)}: {', '.join(by_level[level])}", 4)
+    fatal = [(r.strategy, [c.sparsity for c in stats.diagnoses(results.runs, task, r.strategy) if c.fatal])
+             for r in ranked if r.fatal]  # fmt: skip
+    if fatal:
+        told = "; ".join(f"{name} {_levels(results, levels)}" for name, levels in fatal)
+        yield from wrapped(f"!! masks that left nothing that can learn: {told}", 4)
+
+
 def _ranking(results: Results) -> Iterator[str]:
     study = results.study
-    if len(study.strategies) <= FEW:
+    rankings = {task: stats.ranking(results.runs, task) for task in study.tasks}
+    if len(study.strategies) <= FEW or not any(rankings.values()):
         return
-    yield from _heading("RANKING")
-    yield from _prose(
+    yield from heading("RANKING")
+    yield from prose(
         "By the mean test metric over all pruned levels, seed by seed; 95% CI over seeds; n seeds with a "
-        "metric at every level. Fatal: cells in which a mask left nothing that can learn, before any "
-        "training. Not told apart from: ranks whose difference is not significant at 0.05, paired by seed, "
-        "after Holm's correction for all pairs of all tasks."
+        "metric at every level. Critical sparsity, and the range that the cells' intervals allow. Fatal: cells "
+        "in which a mask left nothing that can learn, before any training. Undecided: ranks that these seeds "
+        "cannot tell from it, the difference paired by seed not significant at 0.05 after Holm's correction "
+        "for all pairs of all tasks."
     )
     least = stats.smallest_p(len(study.seeds))
     if least > 0.05:
-        yield from _prose(
-            f"With {_n(len(study.seeds), 'seed')} no pair can be told apart, whatever the difference: the "
+        yield from prose(
+            f"With {plural(len(study.seeds), 'seed')} no pair can be told apart, whatever the difference: the "
             f"least p is {least:.3g}. The order is what these seeds happened to show."
         )
-    for task in study.tasks:
-        ranked = stats.ranking(results.runs, task)
+    for task, ranked in rankings.items():
         if not ranked:
             continue
         ranks = {r.strategy: r.rank for r in ranked}
         wide = max(map(len, ranks))
-        line = f"    {{:>4}} {{:<{wide}}} {{:>9}} {{:>20}} {{:>3}} {{:>9}} {{:>7}} {{:>8}}  {{}}"
+        line = (
+            f"    {{:>4}} {{:<{wide}}} {{:>8}} {{:>20}} {{:>2}} {{:>8}} {{:>12}} {{:>7}} {{:>8}}  {{}}".format
+        )
         yield f"  {task}"
-        yield line.format(
-            "rank", "strategy", "mean", "95% CI", "n", "critical", "fatal", "diverged", "not told apart from"
+        yield line(
+            "rank", "strategy", "mean", "95% CI", "n", "critical", "allowed", "fatal", "diverged", "undecided"
         )
         for r in ranked:
-            yield line.format(
+            low, high = stats.critical_range(results.runs, task, r.strategy)
+            yield line(
                 r.rank,
                 r.strategy,
-                _number(r.mean.mean),
-                _interval(r.mean),
+                number(r.mean.mean),
+                interval(r.mean),
                 r.mean.n,
-                _level(r.critical),
+                show_level(r.critical),
+                "-" if low is None else f"[{show_level(low)}, {show_level(high)}]",
                 f"{r.fatal} of {r.cells}",
                 r.diverged,
-                "any other" if len(r.alike) == len(ranked) - 1 else _spans([ranks[name] for name in r.alike]),
+                "all" if len(r.alike) == len(ranked) - 1 else spans([ranks[name] for name in r.alike]),
             )
         yield ""
 
 
 def _beside(results: Results) -> Iterator[str]:
-    yield from _heading("PUBLISHED BESIDE OURS")
-    if not results.study.claims:
-        yield from _prose("This study file lists no published numbers ([[claims]]).")
+    study = results.study
+    if not any(claim.task in study.tasks for claim in study.claims):
         return
-    yield f"  {'published':>9} {'ours':>9} {'95% CI or range':>20}  verdict"
-    for claim in results.study.claims:
-        checked = stats.check_claim(results.runs, claim)
-        show = _level if claim.quantity in ("critical-sparsity", "peak-sparsity") else _number
-        span = "n/a" if math.isnan(checked.high) else f"[{show(checked.low)}, {show(checked.high)}]"
-        verdict = {None: "cannot be judged", True: "agrees", False: "DISAGREES"}[checked.agrees]
-        yield (
-            f"  {show(claim.published):>9} {show(checked.ours):>9} {span:>20}  "
-            f"{verdict if checked.ours is not None else 'not in these results'}: {claim.text}"
-        )
-    yield ""
-    yield from _prose(
-        "A mean agrees if the published number, as rounded there, lies in our 95% CI; a critical sparsity if "
-        "it lies in the range our intervals allow; a peak if it is the same level. Wide intervals agree "
-        "easily."
+    yield from heading("PUBLISHED BESIDE OURS")
+    checked = _checked(results)
+    for task in study.tasks:
+        yield f"  {task:<18} {'published':>9} {'ours':>9} {'95% CI or range':>20}  the claim"
+        for c in checked:
+            if c.claim.task == task:
+                show = _SHOWN.get(c.claim.quantity, number)
+                span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
+                published = "positive" if c.claim.published is None else show(c.claim.published)
+                verdict = {None: "not tested here", "disagrees": "DISAGREES"}.get(c.verdict, c.verdict)
+                yield f"    {verdict:<16} {published:>9} {show(c.ours):>9} {span:>20}  {c.claim.text}"
+        yield ""
+    yield from prose(
+        "Agrees: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
+        "above zero. Not excluded: ours differs, but our 95% CI, or the range of levels our intervals allow, "
+        "holds it; wide intervals exclude little. Disagrees: not even that."
     )
+
+
+def _checked(results: Results) -> list[claims.Checked]:
+    study = results.study
+    return [claims.check_claim(results.runs, claim, study, results.tasks) for claim in study.claims]
+
+
+_VERDICTS: dict[claims.Verdict, str] = {
+    "agrees": "agree",
+    "not excluded": "differ within our uncertainty",
+    "disagrees": "DISAGREE",
+    "cannot be judged": "cannot be judged",
+}
+
+
+def _controls(results: Results) -> Iterator[str]:
+    compared = stats.compare_controls(results.runs, results.study)
+    if not compared:
+        return
+    yield from heading("STRATEGIES BESIDE THEIR CONTROLS")
+    yield from prose(
+        "Strategy minus control, paired by seed, so that a positive number speaks for the strategy: mean over "
+        "all pruned levels, 95% CI, exact sign-flip p after Holm's correction for "
+        f"{plural(len(compared), 'planned comparison')}; then level by level. Same: both have the same metric in "
+        "every run, so the control removed what the strategy did, or both left a constant network; it shows "
+        "nothing."
+    )
+    sparsities = [s for s in results.study.sparsities if s > 0]
+    wide = max(len(_versus(c.overall)) for c in compared)
+    for task in results.study.tasks:
+        yield (
+            f"  {task:<{wide}} {'overall':>8} {'95% CI':>20} {'p Holm':>7} "
+            + " ".join(f"{percent(s):>8}" for s in sparsities)
+        )
+        for c in compared:
+            if c.overall.task != task:
+                continue
+            if c.same:
+                yield f"  {_versus(c.overall):<{wide}} {'same':>8}"
+                continue
+            at = {p.sparsity: number(p.difference.mean, "+.4f") for p in c.levels}
+            yield (
+                f"  {_versus(c.overall):<{wide}} {number(c.overall.difference.mean, '+.4f'):>8} "
+                f"{interval(c.overall.difference):>20} {c.overall.p_holm:>7.3g} "
+                + " ".join(f"{at.get(s, 'n/a'):>8}" for s in sparsities)
+            )
+        yield ""
+    for kind, words in _CONTROL_MEANING.items():
+        if any(c.kind == kind for c in compared):
+            yield from bullet(f"{kind}: {words}")
+    yield from bullet(
+        "A difference whose interval holds zero is not shown to be zero: read how wide the interval is."
+    )
+    yield ""
+
+
+def _versus(p: stats.Paired) -> str:
+    return f"{p.first} - {p.second}"
+
+
+_CONTROL_MEANING: dict[str, str] = {
+    "shuffle": "the same number of weights (or neurons) in each layer, which ones drawn anew. A difference is "
+    "what choosing within layers is worth; none leaves open whether the layers' shares are any good.",
+    "quota-random": "as many weights in each layer, removed at random. It asks what shuffle asks.",
+    "reinit": "the same mask on newly drawn initial weights. A difference is what the mask owes to the very "
+    "weights it was chosen on; none says that its shape carries the result, good or bad.",
+    "invert": "what the scores rank last is kept. No difference says that the scores are no guide here; a "
+    "difference may also come from how many weights each layer is left with.",
+    "random-neurons": "as many neurons, removed at random. A difference is what choosing by norm is worth.",
+    "highest-norm": "the neurons with the largest norm go instead. No difference says that norms are no guide.",
+    "fresh-narrow": "a newly drawn network of the width that is left. No difference says that pruning chose a "
+    "width and nothing else; it does not say that this width could be known beforehand.",
+    "scope": "the same scores competing within other bounds. A difference belongs to where scores compete, "
+    "not to the scores.",
+    "units": "magnitude in units of each layer's initialisation. A difference is what a global threshold "
+    "over layers of different scale does.",
+}
+"""What each kind of control shows and what it cannot."""
+
+
+def _patience(results: Results) -> Iterator[str]:
+    if results.study.training.patience is not None:
+        return
+    cut = stats.cut_short(results.runs, results.curves, results.tasks)
+    if not cut:
+        return
+    yield from heading("WHAT PATIENCE WOULD HAVE HIDDEN")
+    yield from prose(
+        f"This study trains without early stopping. With a patience of {stats.PATIENCE}, these runs would have "
+        "ended at chance. Up to that epoch their training is the same, so each line sets the early-stopped "
+        "twin beside the full budget. Train metric high, test metric at chance: the network can be trained, "
+        "it memorises, and does not generalise."
+    )
+    wide = max(len(f"{c.task} / {c.strategy}") for c in cut)
+    line = f"  {{:<{wide}}} {{:>8}} {{:>7}} {{:>6}} {{:>10}} {{:>10}} {{:>12}} {{:>11}}".format
+    heads = ("", "sparsity", "runs", "ended", "loss then", "loss after", "train metric", "test metric")
+    yield line(*heads)
+    before = ""
+    for c in cut:
+        name = f"{c.task} / {c.strategy}"
+        yield line(
+            "" if name == before else name,
+            percent(c.sparsity),
+            f"{c.runs} of {c.n}",
+            number(c.epoch, ".0f"),
+            number(c.loss_then),
+            number(c.loss_after),
+            number(c.train_after),
+            number(c.test_after),
+        )
+        before = name
+    yield ""
 
 
 def _masks(results: Results) -> Iterator[str]:
     told = stats.diagnoses(results.runs)
     if not told:
         return
-    yield from _heading("WHAT THE MASKS DID")
-    yield from _prose(
+    yield from heading("WHAT THE MASKS DID")
+    yield from prose(
         "Before any training, mean over seeds. Effective sparsity: share of weights that are removed or on "
         "no path from input to output. Collapses: the least sparsity at which the criterion's scores empty a "
         "layer, where that can be said. `natal diagnose` tells more of each cell."
     )
     few = len(results.study.strategies) <= FEW
     if few:
-        yield from _prose(
+        yield from prose(
             "No input, no output: hidden units that no path reaches from the input, or that reach no output "
             "(pruned neurons are both). Always off: ReLUs that cut the whole batch. Scale: the output's "
             "standard deviation, pruned over dense."
@@ -280,7 +466,7 @@ def _masks(results: Results) -> Iterator[str]:
                 harmless.append(recipe.name)
         yield from _masks_in_full(results, task, grave) if few else _masks_in_brief(results, task, grave)
         if harmless:
-            yield from _prose(f"{task}: nothing above a note about {', '.join(harmless)}.")
+            yield from prose(f"{task}: nothing above a note about {', '.join(harmless)}.")
 
 
 def _masks_in_full(results: Results, task: str, strategies: Mapping[str, _Cells]) -> Iterator[str]:
@@ -293,17 +479,20 @@ def _masks_in_full(results: Results, task: str, strategies: Mapping[str, _Cells]
         for c in cells:
             yield _mask_line(
                 percent(c.sparsity),
-                _share(c.realised),
-                _share(c.effective),
-                _number(c.no_input, ".1f"),
-                _number(c.no_output, ".1f"),
-                _share(c.always_off, ".0f"),
-                _number(c.scale, ".2f"),
+                share(c.realised),
+                share(c.effective),
+                number(c.no_input, ".1f"),
+                number(c.no_output, ".1f"),
+                share(c.always_off, ".0f"),
+                number(c.scale, ".2f"),
                 f"{c.severity} in {c.runs[c.severity]} of {c.n}" if c.severity else "nothing",
             )
         for f in stats.findings(_of(results, task, name)):
             if f.severity != "note":
-                yield from _bullet(_finding(f))
+                such = ", such as" * f.varies
+                yield from bullet(
+                    f"{f.severity} {_levels(results, f.sparsities)}, {plural(f.runs, 'run')}{such}: {f.text}"
+                )
         yield ""
 
 
@@ -320,10 +509,10 @@ def _masks_in_brief(results: Results, task: str, strategies: Mapping[str, _Cells
     yield f"  {task}: effective sparsity by requested sparsity; F where a mask was fatal, in any run"
     yield f"    {'':<{wide}} {'collapses':>9} " + " ".join(f"{percent(s):>7} " for s in levels)
     for name, cells in strategies.items():
-        at = {c.sparsity: f"{_share(c.effective):>7}{' F'[c.fatal > 0]}" for c in cells}
+        at = {c.sparsity: f"{share(c.effective):>7}{' F'[c.fatal > 0]}" for c in cells}
         collapse = next((c.collapses_at for c in cells if c.collapses_at is not None), None)
         yield (
-            f"    {name:<{wide}} {'-' if collapse is None else _share(collapse):>9} "
+            f"    {name:<{wide}} {'-' if collapse is None else share(collapse):>9} "
             + " ".join(at.get(s, f"{'n/a':>7} ") for s in levels)
         )
     yield ""
@@ -333,8 +522,8 @@ def _masks_in_brief(results: Results, task: str, strategies: Mapping[str, _Cells
             if f.severity == "fatal":
                 told.setdefault((f.sparsities, f.runs), []).append(f.text)
         for (at_levels, runs), texts in told.items():
-            where = ", ".join(map(percent, at_levels))
-            yield from _bullet(f"{name}: fatal at {where}, {_n(runs, 'run')}: {'; '.join(texts)}")
+            where = _levels(results, at_levels)
+            yield from bullet(f"{name}: fatal {where}, {plural(runs, 'run')}: {'; '.join(texts)}")
     if any(c.fatal for cells in strategies.values() for c in cells):
         yield ""
 
@@ -345,20 +534,12 @@ def _of(results: Results, task: str, strategy: str) -> stats.Rows:
 
 def _collapse(cells: _Cells) -> str:
     known = [c.collapses_at for c in cells if c.collapses_at is not None]
-    return f": collapses at {_share(min(known))}" if known else ""
-
-
-def _finding(f: stats.Found) -> str:
-    """Return a finding as in ``warning at 10%, 30%, 6 runs, such as: hidden.weight has dead units: ...``."""
-    return (
-        f"{f.severity} at {', '.join(map(percent, f.sparsities))}, {_n(f.runs, 'run')}"
-        f"{', such as' * f.varies}: {f.text}"
-    )
+    return f": collapses at {share(min(known))}" if known else ""
 
 
 def _tables(results: Results) -> Iterator[str]:
-    yield from _heading("RESULTS")
-    yield from _prose(
+    yield from heading("RESULTS")
+    yield from prose(
         "Mean, standard deviation (ddof 0) and Student-t 95% CI (ddof 1) of the test metric over seeds; "
         "epochs trained, mean; n runs averaged. Sparsity as requested, and realised over prunable weights. "
         "Flags: * at least 0.95 of the dense mean, ~ the 95% CI holds 0.95 of the dense mean, C a layer has "
@@ -376,10 +557,10 @@ def _tables(results: Results) -> Iterator[str]:
                 yield _cell_line(
                     percent(c.sparsity),
                     f"{100 * c.realised:.2f}%",
-                    _number(c.test.mean),
-                    _number(c.test.std),
-                    _interval(c.test),
-                    _number(c.epochs.mean, ".1f"),
+                    number(c.test.mean),
+                    number(c.test.std),
+                    interval(c.test),
+                    number(c.epochs.mean, ".1f"),
                     str(c.test.n),
                     flags.get((task, recipe.name, c.sparsity), ""),
                 )
@@ -394,15 +575,15 @@ def _pairs(results: Results) -> Iterator[str]:
     overall, levels = stats.compare_overall(results.runs), stats.compare_levels(results.runs)
     if not overall:
         return
-    yield from _heading("STRATEGIES SEED BY SEED")
-    yield from _prose(
+    yield from heading("STRATEGIES SEED BY SEED")
+    yield from prose(
         "Mean over all pruned levels, first minus second, paired by seed; exact two-sided sign-flip p, and p "
         f"after Holm's correction for these {len(overall)} comparisons. Least p: the least n seeds can give."
     )
     shown = _telling(results, overall)
     if len(shown) < len(overall):
         rest = [p for p in overall if p not in shown]
-        yield from _prose(
+        yield from prose(
             f"Shown are the {len(shown)} pairs with a task's best strategy or with random masks; {len(rest)} "
             f"others are left out, {sum(p.p_holm <= 0.05 for p in rest)} of them significant at 0.05 after "
             "the same correction. `natal.stats.compare_overall` and `compare_levels` return them all."
@@ -412,12 +593,12 @@ def _pairs(results: Results) -> Iterator[str]:
     yield f"  {'':<{wide}} {'difference':>10} {'95% CI':>20} {'n':>3} {'p':>8} {'p Holm':>8} {'least p':>8}"
     for p in shown:
         yield (
-            f"  {names[p.task, p.first, p.second]:<{wide}} {_number(p.difference.mean, '+.4f'):>10} "
-            f"{_interval(p.difference):>20} {p.difference.n:>3} "
+            f"  {names[p.task, p.first, p.second]:<{wide}} {number(p.difference.mean, '+.4f'):>10} "
+            f"{interval(p.difference):>20} {p.difference.n:>3} "
             f"{p.p:>8.3g} {p.p_holm:>8.3g} {p.smallest_p:>8.3g}"
         )
     yield ""
-    yield from _prose(
+    yield from prose(
         "The same level by level, mean difference; ! where p after Holm's correction for "
         f"{'these' if len(shown) == len(overall) else 'all'} {len(levels)} comparisons is at most 0.05."
     )
@@ -452,18 +633,21 @@ def _random(results: Results) -> str | None:
 
 
 def _hidden(results: Results) -> Iterator[str]:
-    yield from _heading("WHAT THE NUMBERS HIDE")
+    yield from heading("WHAT THE NUMBERS HIDE")
     found = stats.flags(results.runs, results.study, results.tasks)
     for kind, sentence in _SENTENCES.items():
         flags = [flag for flag in found if flag.kind == kind]
         if flags:
-            yield from _bullet(sentence.format(sum(flag.count for flag in flags)))
+            yield from bullet(sentence.format(sum(flag.count for flag in flags)))
+        alike: dict[tuple[str, str], list[str]] = {}
         for flag in flags:
-            levels = ", ".join(map(percent, flag.sparsities))
-            yield f"      {flag.task} / {flag.strategy} at {levels}: {flag.count}"
+            where = flag.task, _levels(results, flag.sparsities)
+            alike.setdefault(where, []).append(f"{flag.strategy} {flag.count}")
+        for (task, levels), counted in alike.items():
+            yield from wrapped(f"{task} {levels}: {', '.join(counted)}", 6)
     makers = stats.provenance(results.runs)
     if len(makers) > 1:
-        yield from _bullet(
+        yield from bullet(
             "MIXED PROVENANCE. Not all trainings were made the same way; chaotic ones differ between engines "
             "and machines by about as much as between orders of summation."
         )
@@ -491,11 +675,11 @@ _SENTENCES: dict[stats.Kind, str] = {
 
 
 def _limits(results: Results) -> Iterator[str]:
-    yield from _heading("WHAT THIS CANNOT CONCLUDE")
+    yield from heading("WHAT THIS CANNOT CONCLUDE")
     n = len(results.study.seeds)
     least = stats.smallest_p(n)
-    yield from _bullet(
-        f"n = {n}: {_n(n, 'seed')} a cell. The smallest two-sided p-value an exact sign-flip test can give "
+    yield from bullet(
+        f"n = {n}: {plural(n, 'seed')} a cell. The smallest two-sided p-value an exact sign-flip test can give "
         f"is {least:.3g}" + (_TOO_FEW.format(stats.seeds_needed(0.05)) if least > 0.05 else ".")
     )
     for what, made in (
@@ -504,17 +688,18 @@ def _limits(results: Results) -> Iterator[str]:
     ):
         if len(made) > 1:
             needed = stats.seeds_needed(0.05 / len(made))
-            yield from _bullet(
+            yield from bullet(
                 f"After correction for the {len(made)} comparisons {what}, one difference alone can be "
                 f"significant from {needed} seeds on."
             )
     for limit in _LIMITS:
-        yield from _bullet(limit)
-    yield from _bullet(
+        yield from bullet(limit)
+    yield from bullet(
         f"Tried: {', '.join(results.study.tasks)}; one hidden layer of {results.study.hidden} neurons; one "
         "learning rate per task, not tuned per strategy or sparsity. Nothing follows for other tasks, "
         "depths, widths or rates."
     )
+    yield ""
 
 
 _TOO_FEW = (
@@ -523,7 +708,8 @@ _TOO_FEW = (
 )
 _LIMITS = (
     "Intervals and critical sparsities are not corrected for the number of cells: of 20 intervals one is "
-    "expected to miss its mean. The t interval assumes that seeds scatter normally.",
+    "expected to miss its mean. The t interval assumes that seeds scatter normally, and may reach beyond what "
+    "the metric can.",
     "A critical sparsity is a level of this study's grid, reached by a mean; the dense mean it is measured "
     "against is itself uncertain.",
     "A seed sets data, split and initial weights together. Nothing here says which of them a difference "
@@ -535,15 +721,19 @@ _SECTIONS = (
     _findings,
     _ranking,
     _beside,
+    _controls,
+    _patience,
+    _hidden,
+    _limits,
     _masks,
     _tables,
     _pairs,
-    _hidden,
-    _limits,
+    _how_it_was_made,
 )
+"""The most important first: what was found, what it hides, and only then every number."""
 
 
-# -- words and files -------------------------------------------------------------------------------------
+# -- letters, levels and files -------------------------------------------------------------------------------------
 
 _LETTERS: dict[stats.Kind, str] = {
     "layer-collapse": "C",
@@ -574,73 +764,30 @@ def _flag_letters(results: Results) -> dict[tuple[str, str, float], str]:
 
 def _critical(runs: stats.Rows, task: str, strategy: str) -> str:
     low, high = stats.critical_range(runs, task, strategy)
-    allowed = f" (intervals allow {_level(low)} to {_level(high)})" if low != high else ""
-    return _level(stats.critical_sparsity(runs, task, strategy)) + allowed
+    allowed = f" (intervals allow {show_level(low)} to {show_level(high)})" if low != high else ""
+    return show_level(stats.critical_sparsity(runs, task, strategy)) + allowed
 
 
 def _difference(p: stats.Paired | None) -> str:
-    return _number(p.difference.mean, "+.4f") + "!" * (p.p_holm <= 0.05) if p else "n/a"
+    return number(p.difference.mean, "+.4f") + "!" * (p.p_holm <= 0.05) if p else "n/a"
 
 
-def _number(value: float | None, form: str = ".4f") -> str:
-    """Return a number in ``form``, in powers of ten where that would run too wide, or n/a."""
-    if value is None or math.isnan(value):
-        return "n/a"
-    plain = f"{value:{form}}"
-    return plain if len(plain) <= 9 else f"{value:{'+' * form.startswith('+')}.1e}"
+def _levels(results: Results, levels: Sequence[float]) -> str:
+    """Return levels as in ``at 10%, 90%``, or ``from 50% on`` if they are all that there are from there."""
+    above = sorted(s for s in results.study.sparsities if s >= min(levels))
+    if len(levels) > 1 and sorted(levels) == above:
+        return f"from {percent(above[0])} on"
+    return f"at {', '.join(map(percent, levels))}"
 
 
-def _share(value: float, form: str = ".1f") -> str:
-    return "n/a" if math.isnan(value) else f"{100 * value:{form}}%"
-
-
-def _spans(ranks: Sequence[int]) -> str:
-    """Return ranks as in ``2-4, 7``, and none as ``-``."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and spans[-1][-1] == rank - 1:
-            spans[-1].append(rank)
-        else:
-            spans.append([rank])
-    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in spans) or "-"
-
-
-def _interval(summary: stats.Summary) -> str:
-    return "n/a" if math.isnan(summary.low) else f"[{_number(summary.low)}, {_number(summary.high)}]"
-
-
-def _level(level: float | None) -> str:
-    return "undefined" if level is None else "n/a" if math.isnan(level) else percent(level)
-
-
-def _n(count: int, noun: str) -> str:
-    if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count} {noun}"
-
-
-def _heading(words: str) -> tuple[str, str]:
-    return words, "-" * len(words)
-
-
-def _prose(words: str) -> list[str]:
-    return [*textwrap.wrap(words, WIDTH, initial_indent="  ", subsequent_indent="  ", **_UNBROKEN), ""]
-
-
-def _bullet(words: str) -> list[str]:
-    return textwrap.wrap(words, WIDTH, initial_indent="  - ", subsequent_indent="    ", **_UNBROKEN)
-
-
-def _loud(words: str) -> list[str]:
-    return [
-        "!" * WIDTH,
-        *textwrap.wrap(words, WIDTH, initial_indent="!! ", subsequent_indent="!! "),
-        "!" * WIDTH,
-        "",
-    ]
-
-
-_UNBROKEN: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+_SHOWN: dict[str, Callable[[float | None], str]] = {
+    "critical-sparsity": lambda x: "n/a" if x is None else show_level(x),
+    "kept-through": lambda x: "n/a" if x is None else show_level(x),
+    "peak-sparsity": lambda x: "n/a" if x is None else show_level(x),
+    "chance-from": lambda x: "n/a" if x is None else show_level(x),
+    "early-failures": lambda x: "n/a" if x is None else f"{x:.0%}",
+}
+"""How the quantity of a claim is written, if not as a plain number."""
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -105,10 +105,22 @@ _DIGESTED = (
 
 
 def load(directory: str | Path = "results") -> Results:
-    """Read the study in ``directory``, finished or not; raise NatalError if there is none."""
+    """Read the study in ``directory``, finished or not.
+
+    Raises NatalError if there is none, or another version of natal has written it in a way this one cannot read.
+    """
     directory = Path(directory)
     with Store.read(directory) as store:
-        study, manifest, grid, outcomes = store.study(), store.manifest(), store.grid(), store.outcomes()
+        manifest = store.manifest()
+        try:
+            study, grid, outcomes = store.study(), store.grid(), store.outcomes()
+        except NatalError:
+            raise
+        except (TypeError, ValueError) as error:  # a field too many or too few, or not JSON
+            raise NatalError(
+                f"{store.path} was written by natal {manifest.get('natal_version')} and this natal cannot read it "
+                f"({str(error).splitlines()[0]}); read it with that version, or run the study again with --fresh"
+            ) from None
     facts = manifest.get("tasks", {})
     done = [(run, outcomes[key]) for run, key in grid if key in outcomes]
     return Results(

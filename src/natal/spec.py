@@ -151,25 +151,48 @@ class Training(_Model):
 
 
 class Claim(_Model):
-    """One number a paper states, and where a study finds its own value for it.
+    """One thing a paper states, and where a study finds its own number for it.
 
-    ``quantity``: ``mean`` (test metric of the cell), ``critical-sparsity``, ``peak-sparsity`` (the level with the
-    highest mean) or ``epochs`` (mean epochs trained). ``sparsity`` names the cell for ``mean`` and ``epochs``.
+    ``quantity``, of ``strategy`` on ``task``: ``mean`` (test metric of the cell at ``sparsity``), ``epochs``
+    (mean epochs trained there), ``critical-sparsity``, ``kept-through`` (the highest level up to which every
+    level keeps 0.95 of dense), ``chance-from`` (the lowest level from which on all are at chance),
+    ``peak-sparsity`` (the level with the highest mean), ``early-failures`` (of the runs that ended before the
+    epoch budget, the share below 0.95 of dense), ``difference`` (strategy minus ``against``, another strategy
+    or ``dense``, paired by seed; at ``sparsity``, or over all pruned levels). ``published``: the number; left
+    out of a ``difference``, the claim is that it is positive.
     """
 
     text: str
-    quantity: Literal["mean", "critical-sparsity", "peak-sparsity", "epochs"]
+    quantity: Literal[
+        "mean", "epochs", "critical-sparsity", "kept-through", "chance-from", "peak-sparsity",
+        "early-failures", "difference",
+    ]  # fmt: skip
     task: str
     strategy: str
+    against: str | None = None
     sparsity: Number | None = None
-    published: Number
+    published: Number | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: Any) -> dict[str, Any]:
+        # so that the hashes of studies stored before `against` existed stay the same
+        unused = ("against", "published")
+        return {k: v for k, v in handler(self).items() if k not in unused or v is not None}
 
     @model_validator(mode="after")
-    def _cell(self) -> Self:
-        if (self.sparsity is None) == (self.quantity in ("mean", "epochs")):
+    def _fits(self) -> Self:
+        difference = self.quantity == "difference"
+        if not difference and (self.sparsity is None) == (self.quantity in ("mean", "epochs")):
             raise ValueError(
                 f"quantity {self.quantity!r} goes {'with' if self.sparsity is None else 'without'} a sparsity"
             )
+        if (self.against is None) == difference:
+            needs = "needs against, the name of another strategy" if difference else "takes no against"
+            raise ValueError(f"quantity {self.quantity!r} {needs}")
+        if self.against == "dense" and self.sparsity is None:
+            raise ValueError("a difference from dense needs a sparsity")
+        if self.published is None and not difference:
+            raise ValueError(f"quantity {self.quantity!r} needs a published number")
         return self
 
 

@@ -18,11 +18,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.special import bdtrc, stdtrit
 
-from natal.spec import Claim, Study
+from natal.spec import Recipe, Study
 
 Rows = Sequence[Mapping[str, Any]]
 DENSE = "dense"
 """What a flag calls the unpruned network, which belongs to no strategy."""
+PATIENCE = 100
+"""The paper's patience, held against trainings that had none."""
 RETAINED = 0.95
 """The share of the dense network's metric that a pruned one must keep, in the paper's critical sparsity."""
 
@@ -128,52 +130,72 @@ def threshold(runs: Rows, task: str) -> float | None:
     return RETAINED * dense.test.mean if dense and dense.test.mean > 0 else None
 
 
-def critical_sparsity(runs: Rows, task: str, strategy: str) -> float | None:
+Bound = Literal["mean", "low", "high"]
+"""Which number of a cell is held against a threshold: its mean, or an end of its 95 % interval."""
+
+
+def critical_sparsity(runs: Rows, task: str, strategy: str, bound: Bound = "mean") -> float | None:
     """Return the highest level whose mean test metric is at least 0.95 of the dense mean, whatever happens
     below it.
 
-    A cell in which a run diverged does not count as keeping it: its mean is over the survivors. None where
-    `threshold` is, or where no level reaches it.
+    A cell in which a run diverged does not count as keeping it: its mean is over the survivors. ``bound``:
+    hold an end of the 95 % interval against the threshold instead; a cell of one run has none and counts by
+    its mean. None where `threshold` is, or where no level reaches it.
     """
-    return _highest(runs, task, strategy, lambda c, bar: c.test.mean >= bar)
+    return max((s for s, kept in _keeping(runs, task, strategy, bound) if kept), default=None)
+
+
+def kept_through(runs: Rows, task: str, strategy: str, bound: Bound = "mean") -> float | None:
+    """Return the highest level up to which *every* level is at least 0.95 of the dense mean.
+
+    Unlike `critical_sparsity`, one level that falls short ends it. ``bound`` and None as there.
+    """
+    unbroken = itertools.takewhile(lambda level: level[1], _keeping(runs, task, strategy, bound))
+    return max((s for s, _ in unbroken), default=None)
+
+
+def _keeping(runs: Rows, task: str, strategy: str, bound: Bound) -> list[tuple[float, bool]]:
+    """Return each level in order, and whether it keeps 0.95 of the dense mean."""
+    bar = threshold(runs, task)
+    if bar is None:
+        return []
+    # level 0 keeps all of the dense metric by definition, however wide its interval
+    return sorted(
+        (c.sparsity, c.sparsity == 0 or (not c.diverged and _end(c.test, bound) >= bar))
+        for c in cells(runs, task, strategy)
+    )
+
+
+def _end(summary: Summary, bound: Bound) -> float:
+    value: float = getattr(summary, bound)
+    return summary.mean if math.isnan(value) else value
 
 
 def critical_range(runs: Rows, task: str, strategy: str) -> tuple[float | None, float | None]:
     """Return the lowest and highest critical sparsity that the cells' 95 % intervals allow.
 
     First the highest level whose whole interval is at least 0.95 of the dense mean, then the highest whose
-    interval reaches it; the dense mean is taken as known. Cells of one run have no interval and count by
-    their mean.
+    interval reaches it; the dense mean is taken as known.
     """
-    return (
-        _highest(
-            runs,
-            task,
-            strategy,
-            lambda c, bar: (c.test.mean if math.isnan(c.test.low) else c.test.low) >= bar,
-        ),
-        _highest(
-            runs,
-            task,
-            strategy,
-            lambda c, bar: (c.test.mean if math.isnan(c.test.high) else c.test.high) >= bar,
-        ),
+    return critical_sparsity(runs, task, strategy, "low"), critical_sparsity(runs, task, strategy, "high")
+
+
+def chance_from(
+    runs: Rows, task: str, strategy: str, facts: Mapping[str, Any], bound: Bound = "mean"
+) -> float | None:
+    """Return the lowest pruned level from which on every level's mean is no better than `chance_bound`.
+
+    ``facts``: the manifest's of the task. ``bound``: hold an end of the 95 % interval against it instead.
+    Infinite if the highest level is still better; None if nothing pruned was trained.
+    """
+    pruned = sorted(
+        (c for c in cells(runs, task, strategy) if c.sparsity > 0), key=lambda c: c.sparsity, reverse=True
     )
-
-
-def _highest(runs: Rows, task: str, strategy: str, reaches: Any) -> float | None:
-    bar = threshold(runs, task)
-    if bar is None:
+    if not pruned:
         return None
-    # level 0 keeps all of the dense metric by definition, however wide its interval
-    return max(
-        (
-            c.sparsity
-            for c in cells(runs, task, strategy)
-            if c.sparsity == 0 or (not c.diverged and reaches(c, bar))
-        ),
-        default=None,
-    )
+    bar = _chance_bound(runs, task, facts)
+    at_chance = itertools.takewhile(lambda c: _end(c.test, bound) <= bar, pruned)
+    return min((c.sparsity for c in at_chance), default=math.inf)
 
 
 def straddling(runs: Rows, task: str, strategy: str) -> list[Cell]:
@@ -228,17 +250,27 @@ def paired(runs: Rows, task: str, first: str, second: str, sparsity: float | Non
     for which, value in values[first].items():
         if which in values[second]:
             by_seed.setdefault(which[0], []).append(value - values[second][which])
-    if not by_seed:
+    return _paired(task, first, second, sparsity, [float(np.mean(d)) for d in by_seed.values()])
+
+
+def against_dense(runs: Rows, task: str, strategy: str, sparsity: float) -> Paired | None:
+    """Compare one cell of a strategy with the dense network, seed by seed; None if no seed has both."""
+    pruned, dense = cell(runs, task, strategy, sparsity), dense_baseline(runs, task)
+    if pruned is None or dense is None:
         return None
-    differences = [float(np.mean(d)) for d in by_seed.values()]
+    shared = [seed for seed in pruned.values if seed in dense.values]
+    differences = [pruned.values[seed] - dense.values[seed] for seed in shared]
+    return _paired(task, strategy, DENSE, sparsity, differences)
+
+
+def _paired(
+    task: str, first: str, second: str, sparsity: float | None, differences: Sequence[float]
+) -> Paired | None:
+    if not differences:
+        return None
+    n = len(differences)
     return Paired(
-        task,
-        first,
-        second,
-        sparsity,
-        summarise(differences),
-        sign_flip(differences),
-        smallest_p(len(differences)),
+        task, first, second, sparsity, summarise(differences), sign_flip(differences), smallest_p(n)
     )
 
 
@@ -276,8 +308,8 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     d = np.asarray(differences, dtype=np.float64)
     n, observed = len(d), abs(d.sum())
-    # sums of equal terms in another order differ in the last bits, and must count as ties
-    reach = observed * (1 - 1e-12) - 1e-300
+    # sums of equal terms in another order differ in the last bits of the terms, and must count as ties
+    reach = observed - 1e-12 * np.abs(d).sum()
     if n > 16:
         signs = np.random.default_rng(0).integers(0, 2, (100_000, n), dtype=np.int8) * 2 - 1
         return (int((np.abs(signs @ d) >= reach).sum()) + 1) / 100_001
@@ -315,6 +347,66 @@ def _family(comparisons: Iterable[Paired | None]) -> list[Paired]:
     return [replace(c, p_holm=p) for c, p in zip(made, holm([c.p for c in made]), strict=True)]
 
 
+# -- a strategy and its controls -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A strategy beside one of its controls on one task, strategy minus control.
+
+    ``kind``: the control's word; ``scope`` for the same scores competing elsewhere, ``units`` for magnitude
+    measured in units of the initialisation. ``overall``: over all pruned levels; ``levels``: one by one. Both
+    are Holm-corrected over all controls of the study and nothing else, since these comparisons were planned.
+    """
+
+    kind: str
+    overall: Paired
+    levels: tuple[Paired, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether strategy and control have the same test metric in every run: one network twice."""
+        return all(p.difference.mean == p.difference.std == 0 for p in self.levels)
+
+
+def controls(study: Study) -> list[tuple[str, str, str]]:
+    """Return (strategy, its control, kind of control) for all strategies that ``study`` has both of."""
+    found = []
+    for strategy, other in itertools.permutations(study.strategies, 2):
+        if strategy.control is not None:
+            continue
+        differ = {f for f in Recipe.model_fields if getattr(strategy, f) != getattr(other, f)} - {"name"}
+        if differ == {"control"}:
+            found.append((strategy.name, other.name, str(other.control)))
+        elif differ == {"scope"} and strategy.scope == "global":
+            found.append((strategy.name, other.name, "scope"))
+        elif differ == {"criterion"} and (strategy.criterion, other.criterion) == _UNITS:
+            found.append((strategy.name, other.name, "units"))
+    return found
+
+
+_UNITS = ("magnitude", "init-magnitude")
+
+
+def compare_controls(runs: Rows, study: Study) -> list[Controlled]:
+    """Compare every strategy with each of its controls, seed by seed, on every task."""
+    pairs = [(task, *names) for task in study.tasks for names in controls(study)]
+    levels = [s for s in study.sparsities if s > 0]
+    overall = [paired(runs, task, strategy, control) for task, strategy, control, _ in pairs]
+    single = [
+        paired(runs, task, strategy, control, s) for task, strategy, control, _ in pairs for s in levels
+    ]
+    by_level: dict[tuple[str, str, str], list[Paired]] = {}
+    for p in _family(single):
+        by_level.setdefault((p.task, p.first, p.second), []).append(p)
+    kinds = {(task, strategy, control): kind for task, strategy, control, kind in pairs}
+    return [
+        Controlled(kinds[which], p, tuple(by_level[which]))
+        for p in _family(overall)
+        for which in [(p.task, p.first, p.second)]
+    ]
+
+
 # -- all strategies --------------------------------------------------------------------------------------
 
 
@@ -344,9 +436,11 @@ def ranking(runs: Rows, task: str) -> list[Ranked]:
 
     Each seed's levels are averaged first, then the seeds. A seed counts only if it has a test metric at every
     pruned level of the task: without its hardest level, a strategy would climb. One without such a seed comes
-    last.
+    last. Nothing is ranked where nothing pruned was trained.
     """
     levels = {run["sparsity"] for run in runs if run["task"] == task and run["sparsity"] > 0}
+    if not levels:
+        return []
     apart = {
         frozenset((p.first, p.second)) for p in compare_overall(runs) if p.task == task and p.p_holm <= 0.05
     }
@@ -377,69 +471,6 @@ def ranking(runs: Rows, task: str) -> list[Ranked]:
             )
         )
     return ranked
-
-
-# -- published numbers -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A published number beside ours.
-
-    ``ours``: None if the study has no such number. ``low``, ``high``: the interval of our mean, or for a
-    critical sparsity the range our intervals allow; nan if there is none. ``agrees``: whether the published
-    number is within it, to the digits it was published with, or for a peak the same level; None if that
-    cannot be said.
-    """
-
-    claim: Claim
-    ours: float | None
-    low: float
-    high: float
-    agrees: bool | None
-
-
-def claim_value(runs: Rows, claim: Claim) -> float | None:
-    """Return our number for a claim's quantity: a cell's mean metric or epochs, critical or peak sparsity."""
-    if claim.quantity == "critical-sparsity":
-        return critical_sparsity(runs, claim.task, claim.strategy)
-    if claim.quantity == "peak-sparsity":
-        top = peak(runs, claim.task, claim.strategy)
-        return top.sparsity if top else None
-    summary = _claimed(runs, claim)
-    return summary.mean if summary and summary.n else None
-
-
-def check_claim(runs: Rows, claim: Claim) -> Checked:
-    """Put a published number beside ours and say whether our uncertainty covers it."""
-    ours = claim_value(runs, claim)
-    low = high = math.nan
-    if claim.quantity == "critical-sparsity":
-        low, high = (
-            math.nan if level is None else level for level in critical_range(runs, claim.task, claim.strategy)
-        )
-    elif summary := _claimed(runs, claim):
-        low, high = summary.low, summary.high
-    if ours is None:
-        return Checked(claim, None, low, high, None)
-    if claim.quantity == "peak-sparsity":
-        return Checked(claim, ours, low, high, ours == claim.published)
-    if math.isnan(low) or math.isnan(high):
-        return Checked(claim, ours, low, high, None)
-    # a mean published as 0.71 may be anything from 0.705 to 0.715; a level is a level
-    rounding = 0.0 if claim.sparsity is None else 0.5 * 10.0 ** -_decimals(claim.published)
-    return Checked(claim, ours, low, high, low - rounding <= claim.published <= high + rounding)
-
-
-def _decimals(x: float) -> int:
-    return len(f"{x:.10f}".rstrip("0").partition(".")[2])
-
-
-def _claimed(runs: Rows, claim: Claim) -> Summary | None:
-    if claim.sparsity is None:
-        return None
-    found = cell(runs, claim.task, claim.strategy, claim.sparsity)
-    return (found.epochs if claim.quantity == "epochs" else found.test) if found else None
 
 
 # -- what the masks did ----------------------------------------------------------------------------------
@@ -735,8 +766,13 @@ def dense_at_chance(runs: Rows, task: str, facts: Mapping[str, Any]) -> bool:
     dense = dense_baseline(runs, task)
     if dense is None or not dense.test.n:
         return False
+    return dense.test.mean <= _chance_bound(runs, task, facts)
+
+
+def _chance_bound(runs: Rows, task: str, facts: Mapping[str, Any]) -> float:
+    """Return `chance_bound` of a task's test metric."""
     metric = next(run["metric"] for run in runs if run["task"] == task)
-    return dense.test.mean <= chance_bound(metric, facts.get("chance", 0.0), facts.get("test_rows", 0))
+    return chance_bound(metric, facts.get("chance", 0.0), facts.get("test_rows", 0))
 
 
 def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float:
@@ -749,6 +785,91 @@ def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float
     if metric == "accuracy" and rows:
         return next(k for k in range(rows + 1) if bdtrc(k, rows, chance) <= 0.01 / looks) / rows
     return chance + 0.05 * (1 - chance)
+
+
+def would_stop(val_metric: Sequence[float], patience: int) -> int | None:
+    """Return the epoch after which ``patience`` would have ended a training, None if it would not have.
+
+    ``val_metric``: its validation curve. Only a strictly better value is a new best; a curve that ends before
+    or with that epoch was not cut short.
+    """
+    best, since = -math.inf, 0
+    for epoch, value in enumerate(val_metric, 1):
+        best, since = (value, 0) if value > best else (best, since + 1)
+        if since == patience:
+            return epoch if epoch < len(val_metric) else None
+    return None
+
+
+@dataclass(frozen=True)
+class CutShort:
+    """What patience would have hidden of one cell that was trained without: runs it would have ended at chance.
+
+    ``runs``: how many of ``n`` it would have ended, before the budget, with a best validation metric no
+    better than `chance_bound`. Of those, means: ``epoch`` of the end; ``loss_then``, ``loss_after``: training
+    loss at that epoch, and after the full budget; ``train_after``, ``test_after``: metrics after it.
+    """
+
+    task: str
+    strategy: str
+    sparsity: float
+    n: int
+    runs: int
+    epoch: float
+    loss_then: float
+    loss_after: float
+    train_after: float
+    test_after: float
+
+
+def cut_short(
+    runs: Rows,
+    curves: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    patience: int = PATIENCE,
+) -> list[CutShort]:
+    """Return what ``patience`` would have hidden of each cell, where it would have ended a run at chance.
+
+    ``curves``: beside ``runs``, as `natal.results.Results` has them. The training up to that epoch is the
+    same with and without patience, so this is what an early-stopped twin of the run would have come to.
+    """
+    ended: dict[tuple[str, str, float], list[tuple[int, Mapping[str, Any], Mapping[str, Any]]]] = {}
+    counts = Counter((run["task"], run["strategy"], run["sparsity"]) for run in runs)
+    for run, curve in zip(runs, curves, strict=True):
+        epoch = would_stop(curve["val_metric"], patience)
+        if epoch is None or run["test_metric"] is None or run["constant"]:
+            continue  # of a constant network there was nothing to hide
+        facts = tasks.get(run["task"], {})
+        bar = chance_bound(run["metric"], facts.get("chance", 0.0), facts.get("val_rows", 0), epoch)
+        if max(curve["val_metric"][:epoch]) <= bar:
+            ended.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append((epoch, run, curve))
+    return [
+        CutShort(
+            *which,
+            n=counts[which],
+            runs=len(those),
+            epoch=_mean(epoch for epoch, _, _ in those),
+            loss_then=_mean(curve["train_loss"][epoch - 1] for epoch, _, curve in those),
+            loss_after=_mean(curve["train_loss"][-1] for _, _, curve in those),
+            train_after=_mean(run["train_metric"] for _, run, _ in those),
+            test_after=_mean(run["test_metric"] for _, run, _ in those),
+        )
+        for which, those in ended.items()
+    ]
+
+
+def early_failures(runs: Rows, task: str, strategy: str, study: Study) -> tuple[int, int]:
+    """Return how many of a strategy's runs ended before the epoch budget, and how many of those fell below
+    0.95 of the dense mean (all of them where `threshold` is undefined). Diverged runs are left out."""
+    bar = threshold(runs, task)
+    early = [
+        run["test_metric"]
+        for run in runs
+        if (run["task"], run["strategy"]) == (task, strategy)
+        and run["test_metric"] is not None
+        and run["epochs_trained"] < study.training.epochs
+    ]
+    return len(early), sum(bar is None or value < bar for value in early)
 
 
 def out_of_time(run: Mapping[str, Any], study: Study) -> bool:

@@ -139,6 +139,9 @@ def _provenance(results: Results) -> Iterator[str]:
             yield f"provenance is not recorded: the manifest has no {name}"
     if manifest.get("deterministic") is not True:
         yield "determinism is off: the manifest's deterministic is not true"
+    loose = [row for row in results.runs if row["deterministic"] is not True]
+    if loose:
+        yield f"{len(loose)} runs were trained with determinism off, the first {_name(loose[0])}"
     if manifest.get("study_hash") not in (None, results.study.digest):
         yield "the manifest's study_hash is not the hash of its study"
     for task in results.study.tasks:
@@ -181,6 +184,13 @@ def _numbers(results: Results) -> Iterator[str]:
         for row, curve in zip(results.runs, results.curves, strict=True)
         if not len(curve["train_loss"]) == len(curve["val_metric"]) == row["epochs_trained"]
     )
+    yield from _few(
+        f"{_name(row)}: its validation curve is highest at epoch {best}, its best epoch is {row['best_epoch']}"
+        for row, curve in zip(results.runs, results.curves, strict=True)
+        if row["status"] != "diverged"
+        and len(curve["val_metric"])
+        and (best := int(curve["val_metric"].argmax()) + 1) != row["best_epoch"]
+    )
 
 
 # -- the masks -------------------------------------------------------------------------------------------
@@ -217,22 +227,24 @@ def _mask(row: Row, recipe: Recipe, hidden: int, task: Mapping[str, Any]) -> Ite
             f"{total} weights and has {biases} biases"
         )
 
-    if s == 0 or (recipe.granularity == "weight" and recipe.scope == "global"):
-        if recipe.criterion == "init-stream" and s > 0:
-            # the published program drew every weight's fate on its own, so its counts scatter
-            expected, deviation = (1 - s) * total, math.sqrt(total * s * (1 - s))
-            if abs(kept - expected) > 5 * deviation:
-                yield f"keeps {kept} weights, more than 5 standard deviations from {expected:.0f}"
-        elif kept != total - int(s * total):
-            yield f"keeps {kept} of {total} weights, the study asks for {total - int(s * total)}"
-        return
-    if recipe.granularity == "weight":
-        wanted = {layer: n - int(s * n) for layer, n in sizes.items()}
-    else:
+    if s > 0 and recipe.scope == "threshold":
+        # every weight's fate is drawn on its own, so counts scatter; of other scores nothing can be expected
+        expected, deviation = (1 - s) * total, math.sqrt(total * s * (1 - s))
+        if recipe.criterion in ("random", "init-stream") and abs(kept - expected) > 5 * deviation:
+            yield f"keeps {kept} weights, more than 5 standard deviations from {expected:.0f}"
+    elif recipe.granularity == "neuron":
         neurons = max(hidden - int(s * hidden), 1)
-        wanted = {layer: n // hidden * neurons for layer, n in sizes.items()}
-    if by_layer != wanted:
-        yield f"its layers keep {by_layer} weights, the study asks for {wanted}"
+        yield from _unlike({layer: n // hidden * neurons for layer, n in sizes.items()}, by_layer)
+    elif recipe.scope == "layerwise":
+        yield from _unlike({layer: n - int(s * n) for layer, n in sizes.items()}, by_layer)
+    elif kept != total - int(s * total):
+        # every other scope only shares the same total out
+        yield f"keeps {kept} of {total} weights, the study asks for {total - int(s * total)}"
+
+
+def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str]:
+    if found != wanted:
+        yield f"its layers keep {dict(found)} weights, the study asks for {dict(wanted)}"
 
 
 def _diagnosed(results: Results) -> Iterator[str]:
