@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.registry import did_you_mean
-from natal.spec import SCOPES
+from natal.spec import SCOPES, unknown_scope
 
 Scope = str | Mapping[str, float]
 """A name in `natal.spec.SCOPES`, or densities by layer: those layers get exactly theirs, the others compete
@@ -95,8 +96,7 @@ def select(
     sparsity outside [0, 1), an unknown scope or layer, a budget that cannot be met at this sparsity, or a
     score that is NaN.
     """
-    if not 0 <= sparsity < 1:
-        raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     for name, score in scores.items():
         if score.isnan().any():
             raise NatalError(f"scores of {name!r} hold NaN; a criterion must give every weight a number")
@@ -140,6 +140,12 @@ def select_units(
         if not units.any():
             raise NatalError(f"sparsity {sparsity} would remove every neuron of {name!r}; lower it")
     return kept
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise NatalError unless this is a number in [0, 1)."""
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise NatalError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
 
 
 def _keep_highest(scores: Tensor, removed: int) -> Tensor:
@@ -217,7 +223,7 @@ def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Bud
         case "uniform+":
             first = {names[0]: 1.0} if len(shapes[names[0]]) > 2 else {}
             return _Budget(lambda u, _: -u, least={names[-1]: 0.2} | first)
-    raise NatalError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    raise NatalError(unknown_scope(scope))
 
 
 def _proportional(ratios: Mapping[str, float]) -> _Budget:
@@ -235,6 +241,8 @@ def _by_layer(
             raise NatalError(f"scope names no prunable layer {layer!r}{did_you_mean(layer, shapes)}")
         if not 0 <= density <= 1:
             raise NatalError(f"scope: the density of {layer!r} must lie in [0, 1], got {density}")
+        if name in named:
+            raise NatalError(f"scope names the layer {name!r} twice; write one of {layer!r} and {name!r}")
         named[name] = float(density)
     if set(named) != set(shapes):
         return _Budget(exact=named)
@@ -303,6 +311,12 @@ def weight_names(model: nn.Module) -> dict[str, list[str]]:
             first = by_identity.setdefault(id(parameter), name)
             names.setdefault(first, []).append(name)
     return names
+
+
+def first_layer(model: nn.Module) -> tuple[str, Tensor]:
+    """Return name and weight of the first prunable layer, whether or not it is excluded from pruning."""
+    first = next(iter(weight_names(model)))
+    return first, dict(model.named_parameters())[first]
 
 
 def _leaves(module: nn.Module) -> list[str]:

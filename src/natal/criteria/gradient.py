@@ -51,7 +51,7 @@ TEMPERATURE = 200
 def _hessian_gradient(problem: Problem) -> dict[str, Tensor]:
     """Return θ ⊙ Hg: g = ∂L/∂θ and H = ∂²L/∂θ² of the loss of f / T, H times g as ∂(gᵀ stop(g))/∂θ."""
     θ = leaves(problem.weights)
-    g = gradient(problem.loss_of(problem.outputs(θ) / TEMPERATURE), θ, create_graph=True)
+    g = gradient(problem.loss_of(problem.logits(θ) / TEMPERATURE), θ, create_graph=True)
     gg = sum((g[name] * g[name].detach()).sum() for name in θ)
     assert isinstance(gg, Tensor)
     # where the loss is linear in the weights there is no graph left: H is zero
@@ -59,7 +59,7 @@ def _hessian_gradient(problem: Problem) -> dict[str, Tensor]:
     return {name: problem.weights[name] * Hg[name].detach() for name in θ}
 
 
-@criterion("grasp", needs="data", neurons=False)
+@criterion("grasp", needs="data")
 def grasp(problem: Problem) -> Scores:
     """θ ⊙ Hg, signed: keeps what preserves the gradient norm (GraSP; Wang et al. 2020).
 
