@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -828,33 +826,3 @@ def test_a_study_trains_from_the_values_a_control_redraws():
     assert torch.equal(plain.mask.units["hidden.weight"], fresh.mask.units["hidden.weight"])
     assert not torch.equal(plain.parameters["hidden.weight"], fresh.parameters["hidden.weight"])
     assert torch.equal(fresh.parameters["hidden.weight"], fresh.mask.redrawn["hidden.weight"])
-
-
-# --- documentation ------------------------------------------------------------------------------------------
-
-
-def test_every_criterion_scope_and_control_is_documented():
-    text = (Path(__file__).parents[1] / "docs" / "criteria.md").read_text("utf-8")
-    headings = set(re.findall(r"^### `([^`]+)`", text, re.M))
-    assert headings == set(BUILT_IN)
-    for word in (
-        *SCOPES,
-        "shuffle",
-        "reinit",
-        "invert",
-        "quota-random",
-        "random-neurons",
-        "highest-norm",
-        "fresh-narrow",
-    ):
-        assert f"`{word}`" in text
-    for name in BUILT_IN:
-        assert criteria.summary(name)
-
-
-def test_the_criterion_in_the_docs_works(forget):
-    text = (Path(__file__).parents[1] / "docs" / "criteria.md").read_text("utf-8")
-    example = re.findall(r"```python\n(.*?)```", text, re.S)[-1].replace('"taylor"', '"mine"')
-    exec(compile(example, "docs/criteria.md", "exec"), {"__name__": "my_criteria"})
-    taylor = mask(Recipe(name="t", criterion="mine"), problem_for("deep"), 0.5)
-    assert taylor.total - taylor.kept == 78

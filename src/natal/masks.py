@@ -201,6 +201,9 @@ def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Bud
     smart-ratios  d ∝ (L - l + 1)² + (L - l + 1), the last layer 0.3 if it is linear; Su et al. 2020, ResNet rule
     uniform+      the same d everywhere, but a first convolution stays dense and the last layer keeps at least
                   20 %; Gale et al. 2019
+
+    Departures: what a layer cannot take, being dense already, all others share in proportion, as in RigL, where
+    Su et al. give it to the first layers, who also give 0.3 to every linear layer (their networks have one).
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     names, depth = list(shapes), len(shapes)

@@ -23,11 +23,12 @@ def synflow(problem: Problem) -> Scores:
     1).
 
     For a chain of layers R = 1ᵀ ∏|W_l| 1, the flow over all paths: the scores of each layer add up to R,
-    those entering a hidden unit to those leaving it. In float64, on one all-ones input, batch norms with
-    running statistics. Departures: biases and running means are out of R (the authors' code keeps |bias|),
-    which makes both laws exact; norms without running statistics (layer, group, instance) count as the
-    identity, because on an all-ones input they output zero. Softmax attention passes on an average of equal
-    tokens, so nothing flows through its query and key weights: they score 0.
+    those entering a hidden unit to those leaving it. On one all-ones input, batch norms with running
+    statistics. Departures from ganguli-lab/Synaptic-Flow: float64, not float32; biases and running means are
+    out of R (the authors' code keeps |bias|), which makes both laws exact; norms without running statistics
+    (layer, group, instance) count as the identity, because on an all-ones input they output zero. Softmax
+    attention passes on an average of equal tokens, so nothing flows through its query and key weights: they
+    score 0.
     """
     model = _absolute(problem.model)
     flow = replace(problem, model=model)
@@ -53,8 +54,8 @@ def _absolute(model: nn.Module) -> nn.Module:
 
 
 EPSILON, REDRAWS, ROWS = 0.01, 5, 256
-"""NTK-SAP's perturbation and redraws a round (``--ntksap_epsilon``, ``--ntksap_R`` of the authors' CIFAR-10
-script), and natal's bound on the rows of its Gaussian input."""
+"""NTK-SAP's perturbation (the default of the authors' command line) and redraws a round (``--ntksap_R`` of their
+script), and natal's bound on the rows of its Gaussian input, which is their ``--prune-batch-size``."""
 
 
 @criterion("ntk-sap", needs="shape", rounds=20)
@@ -63,15 +64,15 @@ def ntk_sap(problem: Problem) -> Scores:
 
     An estimate of the trace of the neural tangent kernel and of the mask's hold on it. x ~ N(0, 1) of the
     inputs' shape, Δ ~ N(0, 1), ε = 0.01; x, θ and Δ are drawn anew five times a round. Batch norms use the
-    statistics of f(x; m ⊙ θ), held fixed. Departures: θ is redrawn by shuffling each layer's initial weights,
-    which is right for any independent initialisation, where the authors call their models' own initialiser;
-    at most 256 rows; integer inputs (tokens) are taken as they are.
+    statistics of f(x; m ⊙ θ), held fixed. Removed weights score 0. Departures from YiteWang/NTK-SAP: θ is
+    redrawn by shuffling each layer's initial weights, which is right for any independent initialisation,
+    where the authors call their models' own initialiser; one batch of at most 256 rows a redraw; integer
+    inputs (tokens) are taken as they are.
     """
     generator = problem.stream(f"ntk-sap/{problem.round}")
     total = {name: torch.zeros_like(w) for name, w in problem.weights.items()}
     for _ in range(REDRAWS):
-        x = problem.example()
-        x = x if problem.inputs is None else problem.inputs[:ROWS]
+        x = problem.example(ROWS)
         if x.is_floating_point():
             x = torch.randn(x.shape, generator=generator).to(x)
         θ = redraw(problem.initial, generator)

@@ -86,8 +86,8 @@ class Problem:
             )
         return outputs
 
-    def example(self) -> Tensor:
-        """Return one input: the first row of the batch, or ones as wide as the model's first linear layer."""
+    def example(self, rows: int = 1) -> Tensor:
+        """Return the batch's first rows, or without a batch one of ones, as wide as the first linear layer."""
         if self.inputs is None:
             _, first = first_layer(self.model)
             return torch.ones(1, first.shape[1], dtype=first.dtype, device=first.device)
@@ -96,7 +96,7 @@ class Problem:
                 f"inputs must be one tensor for a criterion that makes its own, got "
                 f"{type(self.inputs).__name__}; wrap {type(self.model).__name__} to take one"
             )
-        return self.inputs[:1]
+        return self.inputs[:rows]
 
     def loss_of(self, outputs: Any) -> Tensor:
         """Return the loss of these outputs on the batch's targets, checked to be one finite number."""
