@@ -167,6 +167,20 @@ def test_synflow_by_hand():
     assert scores["0.weight"].dtype == torch.float64
 
 
+def test_synflow_through_a_batch_norm_by_hand():
+    net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1, eps=0), nn.Linear(1, 1)).double()
+    numbers = {"weight": -3.0, "bias": 5.0, "running_mean": 7.0, "running_var": 4.0}
+    with torch.no_grad():
+        net[0].weight.fill_(-2)
+        net[2].weight.fill_(5)
+        for name, number in numbers.items():
+            getattr(net[1], name).fill_(number)
+    scores = score("synflow", problem_of(net, 0))
+    # R = 2 · (3 / √4) · 5, with neither the biases nor the mean
+    close(scores["0.weight"], [[15]])
+    close(scores["2.weight"], [[15]])
+
+
 def test_ntk_sap_by_hand():
     # f = m w x: d/dm (m ε Δ x)² = 2 m (ε Δ x)², summed over five draws
     problem = line(3.0, 1.0, 0.0)
@@ -251,6 +265,48 @@ def test_hessian_gradient_product_against_finite_differences():
     assert any((s > 0).any() for s in scores.values())
 
 
+@pytest.mark.parametrize("kind", ["deep", "conv"])
+def test_ntk_sap_is_the_derivative_of_the_outputs_distance_in_the_mask(kind):
+    model, (x, _) = network(kind)
+    many = x.repeat(25, *[1] * (x.ndim - 1)).double()  # 300 rows, of which 256 count
+    problem = problem_of(model.double(), 0, inputs=many)
+    kept = {n: torch.arange(w.numel()).view(w.shape) % 5 > 0 for n, w in problem.weights.items()}
+    weights = {n: w * kept[n] for n, w in problem.weights.items()}
+    now = replace(problem, weights=weights, initial=problem.weights, kept=kept, round=3)
+    scores = score("ntk-sap", now)
+
+    generator, draws = now.stream("ntk-sap/3"), []
+    for _ in range(5):
+        inputs = torch.randn(256, *x.shape[1:], generator=generator).double()
+        θ = redraw(problem.weights, generator)
+        draws.append(
+            (inputs, θ, {n: torch.randn(w.shape, generator=generator).double() for n, w in θ.items()})
+        )
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def distance(m):
+        total = 0.0
+        for inputs, θ, Δ in draws:
+            for norm in norms:
+                norm.train().momentum = 1.0
+            with torch.no_grad():  # the running statistics are those of the network pruned so far, and stay
+                torch.func.functional_call(model, {n: kept[n] * w for n, w in θ.items()}, (inputs,))
+                model.eval()
+                f = torch.func.functional_call(model, {n: m[n] * w for n, w in θ.items()}, (inputs,))
+                moved = {n: m[n] * (w + 0.01 * Δ[n]) for n, w in θ.items()}
+                total += float((f - torch.func.functional_call(model, moved, (inputs,))).square().sum())
+        return total
+
+    step = 1e-7  # small, so that no ReLU or maximum switches
+    for name, w in problem.weights.items():
+        for i in range(1, w.numel(), max(1, w.numel() // 6)):
+            up, down = ({n: k.double() for n, k in kept.items()} for _ in range(2))
+            up[name].view(-1)[i] += step
+            down[name].view(-1)[i] -= step
+            slope = (distance(up) - distance(down)) / (2 * step) * bool(kept[name].view(-1)[i])
+            assert float(scores[name].view(-1)[i]) == pytest.approx(abs(slope), rel=1e-4, abs=1e-7)
+
+
 def test_prospr_against_finite_differences_through_training():
     model, (x, y) = network("mlp")
     problem = problem_of(model.double(), 0, inputs=x.double(), targets=y, loss=F.cross_entropy)
@@ -307,6 +363,22 @@ def test_synflow_never_collapses_a_layer_down_to_one_weight_a_layer(seed):
     path = list(mask(Recipe(name="s", criterion="synflow"), problem, (total - 2.5) / total).weights.values())
     assert torch.equal(path[0].any(1), path[1].any(0))
     assert torch.equal(path[1].any(1), path[2].any(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "crossed"),
+    [
+        ("conv", ["0.weight", "4.weight", "7.weight", "9.weight"]),
+        ("residual", ["stem.weight", "head.weight"]),  # the flow can go round the others
+    ],
+)
+def test_synflow_never_collapses_a_layer_that_every_path_crosses(kind, crossed):
+    problem = problem_for(kind)
+    total, layers = sum(w.numel() for w in problem.weights.values()), len(problem.weights)
+    for kept in (layers, layers + 1, layers + 4, 30):
+        found = mask(Recipe(name="s", criterion="synflow"), problem, (total - kept + 0.5) / total)
+        assert found.kept == kept
+        assert min(found.densities()[layer] for layer in crossed) > 0
 
 
 def test_lamp_never_empties_a_layer_where_magnitude_does():

@@ -271,12 +271,17 @@ def test_the_first_layer_tells_the_shape_of_an_input_even_if_it_is_excluded(name
         assert all(torch.equal(kept, with_batch.weights[n]) for n, kept in without.weights.items())
 
 
-def test_norms_without_running_statistics_let_synaptic_flow_through() -> None:
-    model, (x, _) = brought("no running statistics")
-    bare = nn.Sequential(model[0], model[2], model[3])
-    flow, expected = (score("synflow", problem_of(m, 0, inputs=x)) for m in (model, bare))
-    assert torch.equal(flow["0.weight"], expected["0.weight"])
-    assert torch.equal(flow["3.weight"], expected["2.weight"])
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8), nn.BatchNorm1d(8, track_running_stats=False)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_norms_without_running_statistics_let_synaptic_flow_through(norm: nn.Module) -> None:
+    plain_, (x, _) = brought("frozen")
+    bare = nn.Sequential(plain_[0], plain_[1], plain_[3])
+    normed = nn.Sequential(plain_[0], norm, plain_[1], plain_[3])
+    flow, expected = (list(score("synflow", problem_of(m, 0, inputs=x)).values()) for m in (normed, bare))
+    assert all(torch.equal(a, b) for a, b in zip(flow, expected, strict=True))
 
 
 def test_negative_scores_of_ones_own_are_refused_for_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
