@@ -223,6 +223,67 @@ def test_phew_by_hand():
     assert -float(scores["2.weight"][0, 1]) % 4 == 2
 
 
+def walks(*layers, seed=0) -> list[torch.Tensor]:
+    """Number of the walk that visits each weight first; ``layers``: modules, or weights of linear layers."""
+    made = []
+    for layer in layers:
+        if isinstance(layer, list):
+            w = torch.tensor(layer, dtype=torch.float64)
+            made.append(nn.Linear(w.shape[1], w.shape[0], bias=False))
+            made[-1].weight = nn.Parameter(w)
+        else:
+            made.append(layer)
+    return [-s for s in score("phew", problem_of(nn.Sequential(*made), seed)).values()]
+
+
+def conv1d(weights) -> nn.Conv1d:
+    w = torch.tensor(weights, dtype=torch.float64)
+    conv = nn.Conv1d(w.shape[1], w.shape[0], w.shape[2], bias=False)
+    conv.weight = nn.Parameter(w)
+    return conv
+
+
+def test_phew_walks_in_turn_from_every_input_and_back_from_every_output():
+    for seed in range(10):
+        first, second = walks([[1, 0], [0, 1]], [[1, 1], [1e-30, 1e-30]], seed=seed)
+        assert first[0, 0] == 0  # walk 0 starts at input 0 and has no choice, walk 2 at input 1
+        assert first[1, 1] in (1, 2)
+        assert sorted(second[0].tolist())[0] == 0
+        # nobody steps forward to output 1; walks 3, 7, ... start there
+        assert second[1].min() == 3
+        assert (second[1] % 4 == 3).all()
+
+
+def test_phew_steps_with_probability_proportional_to_the_weights_size():
+    forward = [walks([[1], [-9]], [[1, 1]], seed=seed)[0][1, 0] == 0 for seed in range(200)]
+    assert 0.82 < sum(forward) / 200 < 0.97  # 0.9, standard error 0.021
+    # walk 1 goes back from the output: to unit 1 in 9 of 10, which walk 0 found in one half of all cases
+    back = [walks([[1], [1]], [[1, 9]], seed=seed)[1][0, 1] <= 1 for seed in range(200)]
+    assert 0.88 < sum(back) / 200 <= 1  # 0.95, standard error 0.015
+
+
+def test_phew_ranks_what_no_walk_visits_by_size():
+    first, second = walks([[1e9, 0], [0, 1e9], [-0.1, 0.2]], [[1, 1, 0]])
+    visited = torch.cat([first[[0, 1], [0, 1]], second[0, :2]]).max()
+    assert visited < first[2, 1] < first[2, 0] < first[0, 1] == second[0, 2]
+
+
+def test_phew_in_convolutions():
+    # within a kernel: never to an element that is zero
+    kernel = walks(conv1d([[[1, 0]]]), nn.Flatten(), [[1, 1]])[0].flatten().tolist()
+    assert kernel[0] == 0
+    assert kernel[1] > 10 * 4
+    # from a channel to any of its four positions, also those whose weights are zero; back to the channel of a position
+    for seed in range(10):
+        channels, columns = walks(conv1d([[[1]], [[1]]]), nn.Flatten(), [[0] * 5 + [1] + [0] * 2], seed=seed)
+        assert channels[1] <= 1  # walk 1 must come back through position 5, which belongs to channel 1
+        columns = columns.flatten()
+        assert columns[5] <= 1
+        others = torch.cat([columns[:5], columns[6:]])
+        assert (others % 2 == 0).all()  # found by forward walks only
+        assert others.max() < 10 * 10
+
+
 # --- laws ---------------------------------------------------------------------------------------------------
 
 

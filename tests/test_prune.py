@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import threading
 
 import pytest
 import torch
@@ -313,6 +314,17 @@ def test_broken_weights_are_named(value):
     for criterion in ("random", "phew", "lamp", "snip"):
         with pytest.raises(NatalError, match=r"weights of '2.weight' are NaN or infinite; initialise"):
             prune(model, 0.5, criterion, batch=batch)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model, batch = network("deep")
+    mask = prune(model, 0.5, "magnitude")
+    for attribute in (model(batch[0]), threading.Lock()):  # a tensor with a graph; a lock
+        model.cache = attribute
+        with pytest.raises(NatalError, match="Sequential cannot be copied: "):
+            prune(model, 0.5, "snip", batch=batch)
+        with pytest.raises(NatalError, match="Sequential cannot be copied: "):
+            apply(model, mask)
 
 
 def test_apply_names_what_does_not_fit():

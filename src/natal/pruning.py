@@ -7,7 +7,6 @@ pruned weights are zero and stay zero, whatever loop and optimiser train it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from natal.criteria import mask as choose
 from natal.criteria import problem_of
+from natal.criteria.problem import duplicate
 from natal.errors import NatalError
 from natal.masks import Mask, Scope, weight_names
 from natal.spec import Recipe, _one_line
@@ -86,7 +86,7 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
     _check_model(model)
     if not isinstance(mask, Mask):
         raise NatalError(f"mask must be a natal.Mask, as natal.prune returns, got {type(mask).__name__}")
-    net = deepcopy(model)
+    net = duplicate(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     for name, values in {**mask.items(), **mask.redrawn}.items():
         if name not in parameters or parameters[name].shape != values.shape:

@@ -211,6 +211,14 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
     return {name: torch.zeros_like(w) if g is None else g for (name, w), g in pairs}
 
 
+def duplicate(model: nn.Module) -> nn.Module:
+    """Return a deep copy; raise NatalError where the model holds something that cannot be copied."""
+    try:
+        return deepcopy(model)
+    except Exception as error:  # whatever an attribute of the user's raises
+        raise NatalError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+
+
 @contextmanager
 def private(problem: Problem) -> Iterator[Problem]:
     """Yield the problem with a model of its own, so that scoring leaves no trace on the caller.
@@ -221,10 +229,7 @@ def private(problem: Problem) -> Iterator[Problem]:
     """
     if torch.is_inference_mode_enabled():
         raise NatalError("scores need derivatives: leave torch.inference_mode() (torch.no_grad() is fine)")
-    try:
-        model = deepcopy(problem.model).eval().requires_grad_(False)
-    except RuntimeError as error:
-        raise NatalError(f"{type(problem.model).__name__} cannot be copied: {_first_line(error)}") from error
+    model = duplicate(problem.model).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
