@@ -168,17 +168,17 @@ def test_synflow_by_hand():
 
 
 def test_synflow_through_a_batch_norm_by_hand():
-    net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1, eps=0), nn.Linear(1, 1)).double()
-    numbers = {"weight": -3.0, "bias": 5.0, "running_mean": 7.0, "running_var": 4.0}
+    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2), nn.BatchNorm1d(2, eps=0), nn.Linear(2, 1)).double()
+    numbers = {"0.weight": [[-1]], "1.weight": [[-2], [4]], "3.weight": [[5, -7]]}
+    numbers |= {"2.weight": [-3, 6], "2.bias": [5, 6], "2.running_mean": [7, 8], "2.running_var": [4, 4]}
     with torch.no_grad():
-        net[0].weight.fill_(-2)
-        net[2].weight.fill_(5)
-        for name, number in numbers.items():
-            getattr(net[1], name).fill_(number)
+        for name, values in numbers.items():
+            net.state_dict()[name].copy_(torch.tensor(values))
     scores = score("synflow", problem_of(net, 0))
-    # R = 2 · (3 / √4) · 5, with neither the biases nor the mean
-    close(scores["0.weight"], [[15]])
-    close(scores["2.weight"], [[15]])
+    # R = 1 · 2 · (3 / √4) · 5 + 1 · 4 · (6 / √4) · 7 = 15 + 84, with neither biases nor means
+    close(scores["0.weight"], [[99]])
+    close(scores["1.weight"], [[15], [84]])
+    close(scores["3.weight"], [[15, 84]])
 
 
 def test_ntk_sap_by_hand():
@@ -606,6 +606,11 @@ def test_neurons_go_whole_and_in_exact_number(name, kind):
             assert sum(gone for _, gone in counts) == sum(n for n, _ in counts) // 2
         for layer, kept in found.units.items():
             assert torch.equal(found.weights[layer].flatten(1).any(1), kept)
+    first, units = next(
+        iter(found.units.items())
+    )  # densities by layer, though early rounds cannot meet them yet
+    quarter = mask(Recipe(name="r", criterion=name, scope={first: 0.25}, granularity="neuron"), problem, 0.6)
+    assert int(quarter.units[first].sum()) == len(units) // 4
 
 
 def silent_units(model: nn.Module, found: Mask, x: torch.Tensor) -> bool:
@@ -829,11 +834,13 @@ def test_a_criterion_of_ones_own(forget):
     @criterion("mine-iterative", needs="data", rounds=4)
     def mine_iterative(problem: Problem) -> Scores:
         """Looks at what is left."""
-        calls.append(sum(int((w != 0).sum()) for w in problem.weights.values()))
+        left = sum(int((w != 0).sum()) for w in problem.weights.values())
+        assert left == sum(int(kept.sum()) for kept in problem.kept.values())
+        calls.append((problem.round, left, problem.sparsity))
         return {name: w.abs() for name, w in problem.weights.items()}
 
     assert mask(Recipe(name="m", criterion="mine-iterative"), problem_for("mlp"), 0.9375).kept == 64 - 60
-    assert calls == [64, 32, 16, 8]
+    assert calls == [(1, 64, 0.9375), (2, 32, 0.9375), (3, 16, 0.9375), (4, 8, 0.9375)]
 
 
 @pytest.mark.parametrize(
