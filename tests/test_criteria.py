@@ -574,6 +574,8 @@ def test_every_scope_keeps_the_exact_count(name, kind, monkeypatch):
         if name in ONE_SHOT:
             assert all((denser.weights[n] | ~sparser.weights[n]).all() for n in size)
     assert sparser.densities()[list(size)[1]] == pytest.approx(0.25, abs=0.5 / size[list(size)[1]])
+    halves = mask(Recipe(name="r", criterion=name, scope=dict.fromkeys(size, 0.5)), problem, 0.5)
+    assert all(abs(int(kept.sum()) - size[n] / 2) <= 1 for n, kept in halves.weights.items())
 
 
 def test_dropout_and_batch_statistics_do_not_make_scores_random():
@@ -606,10 +608,10 @@ def test_neurons_go_whole_and_in_exact_number(name, kind):
             assert sum(gone for _, gone in counts) == sum(n for n, _ in counts) // 2
         for layer, kept in found.units.items():
             assert torch.equal(found.weights[layer].flatten(1).any(1), kept)
-    first, units = next(
-        iter(found.units.items())
-    )  # densities by layer, though early rounds cannot meet them yet
-    quarter = mask(Recipe(name="r", criterion=name, scope={first: 0.25}, granularity="neuron"), problem, 0.6)
+    # densities by layer, though early rounds cannot meet them yet
+    first, units = next(iter(found.units.items()))
+    recipe = Recipe(name="r", criterion=name, scope={first: 0.25}, granularity="neuron")
+    quarter = mask(recipe, problem, 0.6 if len(found.units) > 1 else 0.75)
     assert int(quarter.units[first].sum()) == len(units) // 4
 
 
@@ -730,6 +732,19 @@ def test_shuffle_and_quota_random_keep_the_densities_and_move_the_weights(contro
     plain, moved = controlled(None, name=name), controlled(control, name=name)
     assert plain.densities() == moved.densities()
     assert any(not torch.equal(plain.weights[n], moved.weights[n]) for n in plain.weights)
+
+
+def test_controls_draw_from_streams_of_their_own():
+    problem, plain = problem_for("deep"), controlled(None)
+    shuffled = redraw(plain.weights, problem.stream("shuffle"))
+    assert all(torch.equal(kept, shuffled[n]) for n, kept in controlled("shuffle").weights.items())
+    redrawn = redraw(problem.weights, problem.stream("reinit"))
+    assert all(torch.equal(w, redrawn[n]) for n, w in controlled("reinit").redrawn.items())
+    plain = controlled(None, granularity="neuron", scope="layerwise")
+    moved = controlled("shuffle", granularity="neuron", scope="layerwise")
+    shuffled = redraw(plain.units, problem.stream("shuffle"))
+    assert all(torch.equal(kept, shuffled[n]) for n, kept in moved.units.items())
+    assert any(not torch.equal(kept, plain.units[n]) for n, kept in moved.units.items())
 
 
 def test_quota_random_ranks_by_the_strategy_random():

@@ -105,7 +105,7 @@ def select(
     if scope == "threshold":
         return {name: score > sparsity for name, score in scores.items()}
     removed = int(sparsity * sum(score.numel() for score in scores.values()))
-    budget = _budget(scope, scores, sparsity)
+    budget = _budget(scope, scores, sparsity if last else None)
     keys = {name: budget.key(name, score) for name, score in scores.items()}
     tiers = {name: budget.tier(name, score) for name, score in scores.items()}
     if last:
@@ -192,8 +192,10 @@ class _Budget:
         return torch.ones_like(score, dtype=torch.long)
 
 
-def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Budget:
+def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float | None) -> _Budget:
     """Return the budget of a scope for layers of these shapes; each entry is its formula for the density d.
+
+    ``sparsity``: what densities by layer must add up to, None while an iterative criterion is on its way.
 
     er            d ∝ (n_in + n_out) / (n_in n_out)        Erdős–Rényi; Mocanu et al. 2018
     erk           d ∝ Σ dims / ∏ dims                      RigL, Evci et al. 2020; er on linear layers
@@ -235,7 +237,7 @@ def _proportional(ratios: Mapping[str, float]) -> _Budget:
 
 
 def _by_layer(
-    densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]], sparsity: float
+    densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]], sparsity: float | None
 ) -> _Budget:
     named = {}
     for layer, density in densities.items():
@@ -251,7 +253,7 @@ def _by_layer(
         return _Budget(exact=named)
     total = sum(prod(shape) for shape in shapes.values())
     planned = sum(density * prod(shapes[name]) for name, density in named.items())
-    kept = total - int(sparsity * total)
+    kept = planned if sparsity is None else total - int(sparsity * total)
     if abs(planned - kept) > len(named):
         raise NatalError(
             f"scope gives every layer a density, {planned:g} weights in all, but sparsity {sparsity} keeps "
