@@ -587,6 +587,17 @@ def test_dropout_and_batch_statistics_do_not_make_scores_random():
     assert all(torch.equal(a, b) for a, b in zip(trained.values(), evaluated.values(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["snip", "force", "grasp", "prospr", "ntk-sap", "synflow"])
+def test_batch_norms_use_the_batchs_own_statistics_except_under_synflow(name):
+    problem = problem_for("conv")
+    before = score(name, problem)
+    problem.model[1].running_mean.fill_(3)
+    problem.model[1].running_var.fill_(9)
+    same = all(torch.equal(s, before[n]) for n, s in score(name, problem).items())
+    assert same == (name != "synflow")
+    assert float(problem.model[1].running_mean[0]) == 3
+
+
 def test_synflow_says_when_a_layer_gets_no_flow():
     with pytest.warns(UserWarning, match=r"'synflow' gives every weight of 'query.weight' the score 0"):
         score("synflow", problem_for("transformer"))
