@@ -170,6 +170,11 @@ def test_smart_ratios_by_hand():
         select(scores, 0.01, "smart-ratios")
 
 
+def test_smart_ratios_leave_a_last_convolution_to_its_ratio():
+    found = densities(ones(a=(20, 20), b=(10, 20, 1, 1)), 0.8, "smart-ratios")  # 2² + 2 to 1² + 1
+    assert found["a"] * 400 == pytest.approx(120 * 6 * 400 / (6 * 400 + 2 * 200), abs=1)
+
+
 def test_uniform_plus_by_hand():
     scores = ones(conv=(4, 1, 3, 3), middle=(20, 40), last=(10, 20))
     found = densities(scores, 0.9, "uniform+")
