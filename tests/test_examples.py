@@ -14,6 +14,7 @@ import pytest
 import natal
 from command import PLAIN
 from conftest import Natal, trainings
+from natal.criteria import criteria
 from natal.results import Results
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -53,10 +54,29 @@ def test_the_example_criterion_does_what_it_says(example: Results) -> None:
     assert all(metric > 0.9 for metric in dense.values())
 
 
-def test_the_example_criterion_is_short() -> None:
+def test_the_example_criteria_are_short() -> None:
     text = (EXAMPLES / "my_criteria.py").read_text()
     body = text[text.index("@criterion") : text.index("@task")].strip()
     assert len(body.split("\n")) <= 15
+    assert len((EXAMPLES / "gradient_size.py").read_text().strip().split("\n")) <= 15  # the whole file
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_comparison_has_every_criterion_and_control(cli: Natal, tmp_path: Path) -> None:
+    recipes = natal.load_study(EXAMPLES / "compare_all.toml").strategies
+    own = {name for name in criteria if criteria[name].__module__.startswith("natal.")}
+    assert {r.criterion for r in recipes} == {*own, "gradient-size"} - {"init-stream"}
+    assert {r.control for r in recipes if r.criterion == "gradient-size"} == {
+        None,
+        "shuffle",
+        "reinit",
+        "invert",
+        "quota-random",
+    }
+    words = ("--seeds=1", "--set=training.epochs=2", "--set=sparsities=[0.0,0.8]", "--workers=1", "--quiet")
+    result = cli("run", EXAMPLES / "compare_all.toml", *words, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert {row["strategy"] for row in natal.load(tmp_path / "out").runs} == {r.name for r in recipes}
 
 
 def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Natal, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
+import threading
 
 import pytest
 import torch
@@ -233,24 +235,96 @@ def test_exclude_leaves_layers_alone():
     assert mask.total - mask.kept == int(0.9 * mask.total)
 
 
+X, Y = network("deep")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
+        ({"model": nn.Linear}, r"model must be a torch.nn.Module, got <class 'torch.nn"),
+        ({"model": nn.ReLU()}, "ReLU has no linear or convolution layer, so nothing can be pruned"),
+        ({"sparsity": 1.0}, r"sparsity must be a number in \[0, 1\), got 1.0"),
+        ({"sparsity": math.nan}, r"sparsity must be a number in \[0, 1\), got nan"),
+        ({"sparsity": "0.5"}, r"sparsity must be a number in \[0, 1\), got '0.5'"),
+        ({"sparsity": 0.99}, r"sparsity 0.99 leaves 2 of 156 weights for 4 layers.*'6.weight'.*lower it"),
+        (
+            {"sparsity": 0.95, "granularity": "neuron"},
+            r"sparsity 0.95 would remove every neuron of '0.weight'; lower",
+        ),
         ({"criterion": "snp"}, "unknown criterion 'snp'; did you mean 'snip'"),
-        ({"criterion": "snip"}, "criterion 'snip' needs data"),
-        ({"scope": "everywhere"}, "unknown scope 'everywhere'"),
+        ({"criterion": None}, "criterion: input should be a valid string, got None"),
+        ({"criterion": "snip"}, r"criterion 'snip' needs data: pass a batch .* without data: .*synflow"),
+        ({"criterion": "snip", "batch": (X, None)}, "criterion 'snip' needs data"),
+        ({"scope": "erkk"}, "unknown scope 'erkk'; did you mean 'erk'"),
+        ({"scope": "threshold"}, r"'threshold' .* uniform draws only.* not 'magnitude'; use scope 'global'"),
+        ({"scope": {"2.wieght": 0.5}}, r"scope names no prunable layer '2.wieght'; did you mean '2.weight'"),
+        ({"scope": {"2": 0.5, "2.weight": 0.5}}, r"scope names the layer '2.weight' twice"),
+        ({"scope": {"2": math.nan}}, r"the density of layer '2' must lie in \[0, 1\], got nan"),
+        (
+            {"scope": "igq", "granularity": "neuron"},
+            r"scope 'igq' budgets single weights; neurons take global",
+        ),
         ({"granularity": "filter"}, "granularity: input should be 'weight' or 'neuron'"),
+        ({"aggregate": "gate"}, r"aggregate 'gate' is for whole neurons; use granularity 'neuron'"),
         ({"control": "shufle"}, "control: input should be 'shuffle'"),
+        ({"control": "fresh-narrow"}, "'fresh-narrow' is for whole neurons; use granularity 'neuron'"),
         ({"batch": torch.zeros(3)}, r"batch must be a pair \(inputs, targets\), got Tensor"),
+        ({"batch": (X, Y, Y)}, r"batch must be a pair \(inputs, targets\), got tuple of 3"),
+        ({"batch": (X[:0], Y[:0])}, r"the batch has no rows: its inputs have shape \(0, 5\)"),
+        ({"batch": (X[:, :4], Y)}, r"a batch of shape \(12, 4\) does not fit layer '0' of Sequential"),
+        ({"batch": (X.double(), Y)}, r"a batch of shape \(12, 5\) does not fit layer '0' .*Double and Float"),
+        ({"batch": (X.numpy(), Y)}, r"a batch of type ndarray does not fit layer '0'"),
+        ({"batch": (X, Y + 5)}, r"the loss does not fit the model's outputs .*Target 5 is out of bounds"),
+        ({"batch": (X, Y[:3])}, r"the loss does not fit the model's outputs"),
+        ({"batch": (X * math.nan, Y)}, r"the loss must be finite and real, got nan; look for NaN"),
+        ({"loss": "mse"}, r"loss must be a function of \(outputs, targets\), got 'mse'"),
+        (
+            {"loss": lambda f, _: f.mean(1)},
+            r"the loss must be one number, got shape \(12,\); average over the rows",
+        ),
+        ({"loss": lambda f, _: 1.0}, "the loss must be a tensor of one number, got float"),
+        (
+            {"loss": lambda f, _: torch.ones(())},
+            "does not depend on the model's weights, not even on '0.weight'",
+        ),
+        (
+            {"loss": lambda f, _: {}["a"]},
+            "the loss does not fit the model's outputs and the batch's targets: 'a'",
+        ),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
         ({"exclude": "first"}, r"exclude=\('first',\)"),
         ({"exclude": ("nowhere",)}, "exclude names no prunable layer 'nowhere'"),
+        ({"exclude": ("0", "2", "4", "6")}, "exclude leaves no layer of Sequential to prune"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message):
+    criterion = "snip" if {"batch", "loss"} & set(arguments) else "magnitude"
+    given = {"model": network("deep")[0], "sparsity": 0.5, "criterion": criterion}
+    given |= {"batch": (X, Y)} if "loss" in arguments else {}
     with pytest.raises(NatalError, match=message) as caught:
-        prune(network("deep")[0], **{"criterion": "magnitude", **arguments})
+        prune(**given | arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_weights_are_named(value):
+    model, batch = network("deep")
+    with torch.no_grad():
+        model[2].weight[0, 0] = value
+    for criterion in ("random", "phew", "lamp", "snip"):
+        with pytest.raises(NatalError, match=r"weights of '2.weight' are NaN or infinite; initialise"):
+            prune(model, 0.5, criterion, batch=batch)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model, batch = network("deep")
+    mask = prune(model, 0.5, "magnitude")
+    for attribute in (model(batch[0]), threading.Lock()):  # a tensor with a graph; a lock
+        model.cache = attribute
+        with pytest.raises(NatalError, match="Sequential cannot be copied: "):
+            prune(model, 0.5, "snip", batch=batch)
+        with pytest.raises(NatalError, match="Sequential cannot be copied: "):
+            apply(model, mask)
 
 
 def test_apply_names_what_does_not_fit():
@@ -259,3 +333,11 @@ def test_apply_names_what_does_not_fit():
         NatalError, match=r"the mask has '0.weight' of shape \(8, 5\), the model has \(4, 1, 3, 3\)"
     ):
         apply(network("conv")[0], mask)
+    with pytest.raises(
+        NatalError, match=r"the mask has '0.weight' of shape \(8, 5\), the model has \(8, 4\)"
+    ):
+        apply(nn.Sequential(nn.Linear(4, 8)), mask)
+    with pytest.raises(NatalError, match=r"mask must be a natal.Mask, as natal.prune returns, got dict"):
+        apply(network("deep")[0], dict(mask.weights))
+    with pytest.raises(NatalError, match=r"model must be a torch.nn.Module, got None"):
+        apply(None, mask)

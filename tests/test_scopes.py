@@ -170,6 +170,11 @@ def test_smart_ratios_by_hand():
         select(scores, 0.01, "smart-ratios")
 
 
+def test_smart_ratios_leave_a_last_convolution_to_its_ratio():
+    found = densities(ones(a=(20, 20), b=(10, 20, 1, 1)), 0.8, "smart-ratios")  # 2² + 2 to 1² + 1
+    assert found["a"] * 400 == pytest.approx(120 * 6 * 400 / (6 * 400 + 2 * 200), abs=1)
+
+
 def test_uniform_plus_by_hand():
     scores = ones(conv=(4, 1, 3, 3), middle=(20, 40), last=(10, 20))
     found = densities(scores, 0.9, "uniform+")
@@ -199,10 +204,11 @@ def test_densities_by_layer():
         ),
         ({"a": 1.0}, 0.9, r"with densities by layer keeps 100 weights of 'a'.* leaves only 40"),
         ({"b": 0.0}, 0.1, r"removes 200 weights of 'b'.* removes only 40"),
+        ({"a": 0.5, "a.weight": 0.5}, 0.5, "no prunable layer 'a.weight'"),
         ({"aa": 0.5}, 0.5, r"no prunable layer 'aa'; did you mean 'a'"),
         ({"a": 1.5}, 0.5, r"density of 'a' must lie in \[0, 1\], got 1.5"),
-        ("globe", 0.5, "unknown scope 'globe'; known: global"),
-        ("global", 1.0, r"sparsity must lie in \[0, 1\)"),
+        ("globe", 0.5, "unknown scope 'globe'; did you mean 'global'[?] known: global, layerwise"),
+        ("global", 1.0, r"sparsity must be a number in \[0, 1\), got 1.0"),
     ],
 )
 def test_scopes_that_cannot_be_met_say_why(scope, sparsity, message):

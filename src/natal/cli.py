@@ -224,7 +224,7 @@ def list_() -> None:
     from natal.spec import STRATEGIES, load_study, presets
 
     _section("studies", ((name, load_study(name).description) for name in presets()))
-    from natal.criteria import criteria
+    from natal.criteria import criteria, traits
     from natal.tasks import tasks
 
     _section("tasks", ((name, tasks.summary(name)) for name in tasks))
@@ -234,7 +234,7 @@ def list_() -> None:
     ))  # fmt: skip
     _section(
         "criteria (each also a strategy: scope global, granularity weight)",
-        ((name, criteria.summary(name)) for name in criteria),
+        ((name, f"{criteria.summary(name)} [{traits[name]}]") for name in criteria),
     )
 
 

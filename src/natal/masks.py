@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.registry import did_you_mean
-from natal.spec import SCOPES
+from natal.spec import SCOPES, unknown_scope
 
 Scope = str | Mapping[str, float]
 """A name in `natal.spec.SCOPES`, or densities by layer: those layers get exactly theirs, the others compete
@@ -95,8 +96,7 @@ def select(
     sparsity outside [0, 1), an unknown scope or layer, a budget that cannot be met at this sparsity, or a
     score that is NaN.
     """
-    if not 0 <= sparsity < 1:
-        raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     for name, score in scores.items():
         if score.isnan().any():
             raise NatalError(f"scores of {name!r} hold NaN; a criterion must give every weight a number")
@@ -105,7 +105,7 @@ def select(
     if scope == "threshold":
         return {name: score > sparsity for name, score in scores.items()}
     removed = int(sparsity * sum(score.numel() for score in scores.values()))
-    budget = _budget(scope, scores, sparsity)
+    budget = _budget(scope, scores, sparsity if last else None)
     keys = {name: budget.key(name, score) for name, score in scores.items()}
     tiers = {name: budget.tier(name, score) for name, score in scores.items()}
     if last:
@@ -140,6 +140,12 @@ def select_units(
         if not units.any():
             raise NatalError(f"sparsity {sparsity} would remove every neuron of {name!r}; lower it")
     return kept
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise NatalError unless this is a number in [0, 1)."""
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise NatalError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
 
 
 def _keep_highest(scores: Tensor, removed: int) -> Tensor:
@@ -186,8 +192,10 @@ class _Budget:
         return torch.ones_like(score, dtype=torch.long)
 
 
-def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Budget:
+def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float | None) -> _Budget:
     """Return the budget of a scope for layers of these shapes; each entry is its formula for the density d.
+
+    ``sparsity``: what densities by layer must add up to, None while an iterative criterion is on its way.
 
     er            d ∝ (n_in + n_out) / (n_in n_out)        Erdős–Rényi; Mocanu et al. 2018
     erk           d ∝ Σ dims / ∏ dims                      RigL, Evci et al. 2020; er on linear layers
@@ -195,6 +203,9 @@ def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Bud
     smart-ratios  d ∝ (L - l + 1)² + (L - l + 1), the last layer 0.3 if it is linear; Su et al. 2020, ResNet rule
     uniform+      the same d everywhere, but a first convolution stays dense and the last layer keeps at least
                   20 %; Gale et al. 2019
+
+    Departures: what a layer cannot take, being dense already, all others share in proportion, as in RigL, where
+    Su et al. give it to the first layers, who also give 0.3 to every linear layer (their networks have one).
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     names, depth = list(shapes), len(shapes)
@@ -217,7 +228,7 @@ def _budget(scope: Scope, scores: Mapping[str, Tensor], sparsity: float) -> _Bud
         case "uniform+":
             first = {names[0]: 1.0} if len(shapes[names[0]]) > 2 else {}
             return _Budget(lambda u, _: -u, least={names[-1]: 0.2} | first)
-    raise NatalError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    raise NatalError(unknown_scope(scope))
 
 
 def _proportional(ratios: Mapping[str, float]) -> _Budget:
@@ -226,7 +237,7 @@ def _proportional(ratios: Mapping[str, float]) -> _Budget:
 
 
 def _by_layer(
-    densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]], sparsity: float
+    densities: Mapping[str, float], shapes: Mapping[str, Sequence[int]], sparsity: float | None
 ) -> _Budget:
     named = {}
     for layer, density in densities.items():
@@ -235,12 +246,14 @@ def _by_layer(
             raise NatalError(f"scope names no prunable layer {layer!r}{did_you_mean(layer, shapes)}")
         if not 0 <= density <= 1:
             raise NatalError(f"scope: the density of {layer!r} must lie in [0, 1], got {density}")
+        if name in named:
+            raise NatalError(f"scope names the layer {name!r} twice; write one of {layer!r} and {name!r}")
         named[name] = float(density)
     if set(named) != set(shapes):
         return _Budget(exact=named)
     total = sum(prod(shape) for shape in shapes.values())
     planned = sum(density * prod(shapes[name]) for name, density in named.items())
-    kept = total - int(sparsity * total)
+    kept = planned if sparsity is None else total - int(sparsity * total)
     if abs(planned - kept) > len(named):
         raise NatalError(
             f"scope gives every layer a density, {planned:g} weights in all, but sparsity {sparsity} keeps "
@@ -303,6 +316,12 @@ def weight_names(model: nn.Module) -> dict[str, list[str]]:
             first = by_identity.setdefault(id(parameter), name)
             names.setdefault(first, []).append(name)
     return names
+
+
+def first_layer(model: nn.Module) -> tuple[str, Tensor]:
+    """Return name and weight of the first prunable layer, whether or not it is excluded from pruning."""
+    first = next(iter(weight_names(model)))
+    return first, dict(model.named_parameters())[first]
 
 
 def _leaves(module: nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ pruned weights are zero and stay zero, whatever loop and optimiser train it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from natal.criteria import mask as choose
 from natal.criteria import problem_of
+from natal.criteria.problem import duplicate
 from natal.errors import NatalError
 from natal.masks import Mask, Scope, weight_names
 from natal.spec import Recipe, _one_line
@@ -45,14 +46,20 @@ def prune(
     ``"first"``, ``"last"``. Raises NatalError, one sentence naming the argument or the layer, for what cannot
     be done.
     """
+    _check_model(model)
     if isinstance(exclude, str):
         raise NatalError(f"exclude takes a sequence of names; write exclude=({exclude!r},)")
     if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
-        raise NatalError(f"batch must be a pair (inputs, targets), got {type(batch).__name__}")
+        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise NatalError(f"batch must be a pair (inputs, targets), got {type(batch).__name__}{length}")
+    if not callable(loss) and loss is not None:
+        raise NatalError(f"loss must be a function of (outputs, targets), got {loss!r}")
+    if not isinstance(seed, Integral):
+        raise NatalError(f"seed must be an integer, got {seed!r}")
     try:
         recipe = Recipe.model_validate(
             {
-                "name": criterion,
+                "name": "prune",
                 "criterion": criterion,
                 "scope": scope,
                 "granularity": granularity,
@@ -76,10 +83,13 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
     applied to again. A control's redrawn weights replace the model's. Raises NatalError naming a parameter
     that does not fit.
     """
-    net = deepcopy(model)
+    _check_model(model)
+    if not isinstance(mask, Mask):
+        raise NatalError(f"mask must be a natal.Mask, as natal.prune returns, got {type(mask).__name__}")
+    net = duplicate(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     for name, values in {**mask.items(), **mask.redrawn}.items():
-        if name not in parameters or parameters[name].shape[:1] != values.shape[:1]:
+        if name not in parameters or parameters[name].shape != values.shape:
             shape = tuple(parameters[name].shape) if name in parameters else "none"
             raise NatalError(f"the mask has {name!r} of shape {tuple(values.shape)}, the model has {shape}")
     with torch.no_grad():
@@ -92,6 +102,11 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
             path, _, leaf = name.rpartition(".")
             _read_masked(net.get_submodule(path), leaf, kept)
     return net
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise NatalError(f"model must be a torch.nn.Module, got {model!r}")
 
 
 def _read_masked(module: nn.Module, leaf: str, kept: Tensor) -> None:

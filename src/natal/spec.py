@@ -51,6 +51,12 @@ Control = Literal[
 ]
 
 
+def unknown_scope(value: Any) -> str:
+    """Return the sentence about a scope that is none: the nearest one and, since they are few, all of them."""
+    near = did_you_mean(str(value), SCOPES).partition("; known")[0]
+    return f"unknown scope {value!r}{near or ';'} known: {', '.join(SCOPES)}, or densities by layer"
+
+
 def _scope(value: Any) -> Any:
     if isinstance(value, Mapping):
         for layer, density in value.items():
@@ -58,7 +64,7 @@ def _scope(value: Any) -> Any:
                 raise ValueError(f"the density of layer {layer!r} must lie in [0, 1], got {density!r}")
         return {str(layer): float(density) for layer, density in value.items()}
     if value not in SCOPES:
-        raise ValueError(f"unknown scope {value!r}; known: {', '.join(SCOPES)}, or densities by layer")
+        raise ValueError(unknown_scope(value))
     return value
 
 
@@ -424,7 +430,10 @@ def _one_line(error: ValidationError) -> str:
         what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
         shown = (
             ""
-            if "got " in what or (first["type"] == "value_error" and "twice" in what) or not where
+            if "got " in what
+            or "unknown" in what
+            or (first["type"] == "value_error" and "twice" in what)
+            or not where
             else (f", got {_show(first['input'])}")
         )
         message = f"{where}: {what}{shown}" if where else f"{what}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from natal.criteria.flow import redraw
 from natal.criteria.problem import Problem, Scores, Traits, criteria, gradient, private, traits
 from natal.errors import NatalError
-from natal.masks import Mask, dense, prunable, select, select_units
+from natal.masks import Mask, check_sparsity, dense, first_layer, prunable, select, select_units
 from natal.spec import Recipe
 from natal.units import Units, columns, gates, removable, remove_units, units
 
@@ -33,7 +33,7 @@ def score(name: str, problem: Problem) -> Scores:
     is none, or if the problem lacks what the criterion needs.
     """
     criteria[name]  # an unknown name speaks before missing data does
-    _check_needs(name, problem)
+    _check_problem(name, problem)
     with private(problem) as own:
         return _scores(name, own)
 
@@ -65,7 +65,7 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
             scores = _scores(recipe.criterion, own)
             gone = None if how.returns else chosen
             if hidden:
-                of_units = _aggregate(recipe.aggregate, scores, own, hidden)
+                of_units = _aggregate(recipe, scores, own, hidden)
                 ranked = _ranked(of_units, recipe, gone.units if gone else {})
                 kept = select_units(ranked, reached, recipe.scope, last=last)
                 chosen = remove_units(own.weights, kept, found)
@@ -111,23 +111,31 @@ def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict
     return {name: s.masked_fill(~stays[name], -torch.inf) for name, s in signed.items()}
 
 
-def _aggregate(how: str, scores: Scores, problem: Problem, hidden: Mapping[str, Units]) -> dict[str, Tensor]:
+def _aggregate(
+    recipe: Recipe, scores: Scores, problem: Problem, hidden: Mapping[str, Units]
+) -> dict[str, Tensor]:
     """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
 
     ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
     c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al.
     2019): SNIP for neurons.
     """
-    if how == "gate":
+    if recipe.aggregate == "gate":
         return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}
-    side, norm = how.split("-")
+    for name, of_weights in scores.items():
+        if (of_weights < 0).any():
+            raise NatalError(
+                f"criterion {recipe.criterion!r} gives weights of {name!r} negative scores, and a neuron's score "
+                "is a norm, which would drop the sign; use granularity 'weight'"
+            )
+    side, norm = recipe.aggregate.split("-")
     aggregated = {}
     for name, unit in hidden.items():
         incoming, count = scores[name].flatten(1), len(scores[name])
         outgoing = [columns(scores[consumer], count) for consumer, _ in unit.consumers]
         if side == "outgoing" and not outgoing:
             raise NatalError(
-                f"aggregate {how!r} needs the weights that read the units of {name!r}, "
+                f"aggregate {recipe.aggregate!r} needs the weights that read the units of {name!r}, "
                 "and no prunable layer does"
             )
         parts = {"incoming": [incoming], "outgoing": outgoing, "both": [incoming, *outgoing]}[side]
@@ -212,15 +220,8 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     """Raise NatalError for a recipe that contradicts itself or a problem it cannot solve."""
     name, control = recipe.criterion, recipe.control
     criteria[name]
-    how = traits.get(name, Traits())
-    if not 0 <= sparsity < 1:
-        raise NatalError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     neurons = recipe.granularity == "neuron"
-    if neurons and not how.neurons:
-        raise NatalError(
-            f"criterion {name!r} ranks single weights and says nothing about whole neurons; "
-            "use granularity 'weight'"
-        )
     if not neurons and control in ("random-neurons", "highest-norm", "fresh-narrow"):
         raise NatalError(f"control {control!r} is for whole neurons; use granularity 'neuron'")
     if neurons and control == "quota-random":
@@ -231,6 +232,11 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
         raise NatalError(
             f"aggregate 'gate' is SNIP's score of a whole neuron; use criterion 'snip', not {name!r}"
         )
+    if recipe.scope == "threshold" and name not in ("random", "init-stream"):
+        raise NatalError(
+            f"scope 'threshold' keeps scores above the sparsity, which suits uniform draws only: 'random' or "
+            f"'init-stream', not {name!r}; use scope 'global'"
+        )
     total = sum(w.numel() for w in problem.weights.values())
     kept = total - int(sparsity * total)
     if not neurons and kept < len(problem.weights):
@@ -240,20 +246,28 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
             f"of them, such as {smallest!r}, would be empty; lower it"
         )
     if sparsity:
-        _check_needs(name, problem)
-    return how
+        _check_problem(name, problem)
+    return traits.get(name, Traits())
 
 
-def _check_needs(name: str, problem: Problem) -> None:
+def _check_problem(name: str, problem: Problem) -> None:
+    """Raise NatalError if the problem lacks what the criterion needs, or is broken."""
     needs = traits.get(name, Traits()).needs
     if needs == "data" and (problem.inputs is None or problem.targets is None or problem.loss is None):
         free = ", ".join(sorted(n for n, t in traits.items() if t.needs != "data"))
         raise NatalError(
             f"criterion {name!r} needs data: pass a batch (inputs, targets) and a loss; without data: {free}"
         )
-    first, w = next(iter(problem.weights.items()))
+    first, w = first_layer(problem.model)
     if needs == "shape" and problem.inputs is None and w.ndim > 2:
         raise NatalError(
             f"criterion {name!r} needs the shape of an input, which the convolution {first!r} does not tell; "
             "pass a batch, whose values are not used"
         )
+    if isinstance(problem.inputs, Tensor) and len(problem.inputs) == 0:
+        raise NatalError(f"the batch has no rows: its inputs have shape {tuple(problem.inputs.shape)}")
+    for layer, weights in problem.weights.items():
+        if not weights.isfinite().all():
+            raise NatalError(
+                f"weights of {layer!r} are NaN or infinite; initialise the layer before pruning it"
+            )

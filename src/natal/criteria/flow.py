@@ -23,16 +23,19 @@ def synflow(problem: Problem) -> Scores:
     1).
 
     For a chain of layers R = 1ᵀ ∏|W_l| 1, the flow over all paths: the scores of each layer add up to R,
-    those entering a hidden unit to those leaving it. In float64, on one all-ones input, batch norms with
-    running statistics. Departures: biases and running means are out of R (the authors' code keeps |bias|),
-    which makes both laws exact; norms without running statistics (layer, group, instance) count as the
-    identity, because on an all-ones input they output zero. Softmax attention passes on an average of equal
-    tokens, so nothing flows through its query and key weights: they score 0.
+    those entering a hidden unit to those leaving it. On one all-ones input, batch norms with running
+    statistics. Departures from ganguli-lab/Synaptic-Flow: float64, not float32; biases and running means are
+    out of R (the authors' code keeps |bias|), which makes both laws exact; norms without running statistics
+    (layer, group, instance) count as the identity, because on an all-ones input they output zero. Softmax
+    attention passes on an average of equal tokens, so nothing flows through its query and key weights: they
+    score 0.
     """
     model = _absolute(problem.model)
     flow = replace(problem, model=model)
     θ = leaves({name: w.double().abs() for name, w in problem.weights.items()})
-    R = _tensor(flow.outputs(θ, torch.ones_like(_example(problem), dtype=_float64(problem)))).sum()
+    x = problem.example()
+    one = torch.ones_like(x, dtype=torch.float64 if x.is_floating_point() else x.dtype)
+    R = flow.logits(θ, one).sum()
     return {name: (θ[name] * g).abs() for name, g in gradient(R, θ).items()}
 
 
@@ -45,36 +48,14 @@ def _absolute(model: nn.Module) -> nn.Module:
             parameter.data = parameter.data.abs() if "bias" not in name else torch.zeros_like(parameter)
         if isinstance(module, _BATCH_NORM) and module.running_mean is not None:
             module.running_mean.zero_()
-        if isinstance(module, _SELF_NORMS):
-            module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+        elif isinstance(module, (*_SELF_NORMS, _BATCH_NORM)):
+            module.forward = lambda x: x  # type: ignore[method-assign]
     return model
 
 
-def _example(problem: Problem) -> Tensor:
-    """Return one input: the first row of the batch, or what a network that starts with a linear layer
-    takes."""
-    if problem.inputs is not None:
-        return problem.inputs[:1]
-    first = next(iter(problem.weights.values()))
-    return first.new_ones(1, *first.shape[1:])
-
-
-def _float64(problem: Problem) -> torch.dtype | None:
-    example = _example(problem)
-    return torch.float64 if example.is_floating_point() else example.dtype
-
-
-def _tensor(outputs: object) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise NatalError(
-            f"the model must return one tensor, got {type(outputs).__name__}; wrap it to return its logits"
-        )
-    return outputs
-
-
 EPSILON, REDRAWS, ROWS = 0.01, 5, 256
-"""NTK-SAP's perturbation and redraws a round (``--ntksap_epsilon``, ``--ntksap_R`` of the authors' CIFAR-10
-script), and natal's bound on the rows of its Gaussian input."""
+"""NTK-SAP's perturbation (the default of the authors' command line) and redraws a round (``--ntksap_R`` of their
+script), and natal's bound on the rows of its Gaussian input, which is their ``--prune-batch-size``."""
 
 
 @criterion("ntk-sap", needs="shape", rounds=20)
@@ -83,20 +64,21 @@ def ntk_sap(problem: Problem) -> Scores:
 
     An estimate of the trace of the neural tangent kernel and of the mask's hold on it. x ~ N(0, 1) of the
     inputs' shape, Δ ~ N(0, 1), ε = 0.01; x, θ and Δ are drawn anew five times a round. Batch norms use the
-    statistics of f(x; m ⊙ θ), held fixed. Departures: θ is redrawn by shuffling each layer's initial weights,
-    which is right for any independent initialisation, where the authors call their models' own initialiser;
-    at most 256 rows; integer inputs (tokens) are taken as they are.
+    statistics of f(x; m ⊙ θ), held fixed. Removed weights score 0. Departures from YiteWang/NTK-SAP: θ is
+    redrawn by shuffling each layer's initial weights, which is right for any independent initialisation,
+    where the authors call their models' own initialiser; one batch of at most 256 rows a redraw; integer
+    inputs (tokens) are taken as they are.
     """
     generator = problem.stream(f"ntk-sap/{problem.round}")
     total = {name: torch.zeros_like(w) for name, w in problem.weights.items()}
     for _ in range(REDRAWS):
-        x = _example(problem) if problem.inputs is None else problem.inputs[:ROWS]
+        x = problem.example(ROWS)
         if x.is_floating_point():
             x = torch.randn(x.shape, generator=generator).to(x)
         θ = redraw(problem.initial, generator)
         Δ = {name: torch.randn(w.shape, generator=generator).to(w) for name, w in θ.items()}
         for name, g in _ntk_saliency(problem, x, θ, Δ).items():
-            total[name] += g
+            total[name] += g * problem.kept[name]
     return {name: s.abs() for name, s in total.items()}
 
 
@@ -105,8 +87,8 @@ def _ntk_saliency(
 ) -> dict[str, Tensor]:
     m = leaves({name: kept.to(θ[name].dtype) for name, kept in problem.kept.items()})
     _fix_batch_norms(problem, x, {name: m[name].detach() * θ[name] for name in m})
-    f = _tensor(problem.outputs({name: m[name] * θ[name] for name in m}, x))
-    f_moved = _tensor(problem.outputs({name: m[name] * (θ[name] + EPSILON * Δ[name]) for name in m}, x))
+    f = problem.logits({name: m[name] * θ[name] for name in m}, x)
+    f_moved = problem.logits({name: m[name] * (θ[name] + EPSILON * Δ[name]) for name in m}, x)
     return gradient((f - f_moved).square().sum(), m)
 
 
@@ -137,7 +119,7 @@ WALKS = 1024
 """Walks taken at a time; a constant of the result, since draws are made for a whole batch of walks."""
 
 
-@criterion("phew", needs="nothing", neurons=False)
+@criterion("phew")
 def phew(problem: Problem) -> Scores:
     """−(number of the random walk that visits the weight first) (PHEW; Patil & Dovrolis 2021).
 
