@@ -16,7 +16,7 @@ from natal.errors import NatalError
 from natal.registry import did_you_mean
 from natal.results import Results, load, percent
 
-WIDTH = 110
+WIDTH = 100
 
 
 def lines(
