@@ -336,6 +336,9 @@ class _Reader:
             elif not self.harmless(node):
                 for argument in node.all_input_nodes:
                     self.pin(argument, node)
+                own = self.masks.get(f"{node.target}.weight") if node.op == "call_module" else None
+                if own is not None and not own.flatten(1).any(1).all():
+                    self.flow.obstacles.setdefault(repr(str(node.target)), self.reason(node))
         return self.flow
 
     def pin(self, node: fx.Node, reader: fx.Node) -> None:

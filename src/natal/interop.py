@@ -153,8 +153,7 @@ def _write(
         metadata = {"natal": json.dumps(about, sort_keys=True, allow_nan=False)}
     except (TypeError, ValueError) as error:
         raise NatalError(f"provenance must be what JSON can hold: {error}") from error
-    # clones, because safetensors refuses tensors that share memory, as tied weights do
-    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, metadata)
+    content = save({name: _storable(name, t) for name, t in tensors.items()}, metadata)
     partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
@@ -162,6 +161,15 @@ def _write(
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise NatalError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _storable(name: str, tensor: Tensor) -> Tensor:
+    strided = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+    if not strided or tensor.dtype == torch.complex128:
+        what = f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise NatalError(f"safetensors cannot hold {name!r} ({what}); give it dense tensors with data")
+    # a clone, because safetensors refuses tensors that share memory, as tied weights do
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def _read(path: str | os.PathLike[str], kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
