@@ -619,10 +619,25 @@ def test_bad_input_is_one_sentence(net, mask, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_wrong_example_prints_no_traceback(capfd):
+    with pytest.raises(NatalError, match="cannot be run on the example"):
+        compact(mlp(2, 3, 1), dense(prunable(mlp(2, 3, 1))), torch.ones(1, 5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_networks_of_other_layers_can_be_compared():
+    saved = savings(mlp(5, 8, 3), mlp(5, 3), torch.ones(2, 5), repeats=1)
+    assert saved.layers == {"0": ((48, 18), (40, 15)), "2": ((27, 0), (24, 0))}
+
+
 def test_a_wrong_example_and_a_foreign_optimizer_are_refused():
     net = mlp(2, 3, 1)
     with pytest.raises(NatalError, match="cannot be run on the example"):
         compact(net, dense(prunable(net)), torch.ones(1, 5))
+    with pytest.raises(NatalError, match="cannot be run on the example"):
+        savings(net, mlp(5, 1), torch.ones(1, 2))
+    with pytest.raises(NatalError, match=r"must be a torch\.optim\.Optimizer, got str"):
+        compact_training(net, dense(prunable(net)), "adam")
     with pytest.raises(NatalError, match="no parameter of this Sequential"):
         compact_training(net, dense(prunable(net)), torch.optim.SGD(mlp(2, 3).parameters()))
 

@@ -407,6 +407,53 @@ def test_an_untraceable_model_is_still_examined():
         effective(mask, net)
 
 
+class Encoder(nn.Module):
+    """A module torch.fx does not look into, with shortcuts inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x)).mean(1))
+
+
+def test_where_paths_are_unknown_the_output_tells_whether_a_collapse_is_fatal():
+    net, x = Encoder(), torch.randn(6, 4, 5)
+    mask = dense(prunable(net))
+    mask.weights["encoder.linear2.weight"].fill_(False)  # a shortcut leads around it
+    found = diagnose(net, mask, x)
+    assert found.effective_sparsity is None
+    assert not found.fatal
+    assert "encoder.linear2.weight has collapsed" in texts(found, "warning")
+    assert diagnose(net, mask).fatal  # without a batch nobody knows
+    mask.weights["head.weight"].fill_(False)
+    found = diagnose(net, mask, x)
+    assert "every row of the batch the same output; the dense one does not" in texts(found, "fatal")
+
+
+def test_outputs_that_are_sequences_are_outputs():
+    net = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
+    mask = Mask({"1.weight": bools("1111", "0000", "1111")})
+    found = diagnose(net, mask, torch.randn(5, 6, 4))
+    assert "1 of 3 outputs of 1.weight, the last layer, are constant" in texts(found, "warning")
+
+
+def test_a_mask_that_no_path_condemns_but_that_silences_the_network_is_fatal():
+    net = mlp(4, 6, 2, seed=0)
+    with torch.no_grad():
+        net.hidden.weight.abs_()
+        net.hidden.bias.fill_(-0.1)
+    kept = Mask({"hidden.weight": torch.zeros(6, 4, dtype=torch.bool)})
+    kept.weights["hidden.weight"][:, 0] = True
+    x = torch.rand(8, 4)
+    x[:, 0] = 0  # what is left of the input never varies
+    found = diagnose(net, kept, x)
+    assert found.effective_sparsity < 1
+    assert "the same output" in texts(found, "fatal")
+
+
 def test_a_layer_no_path_is_followed_through_is_named():
     net = nn.Sequential(nn.Conv2d(2, 4, 1, groups=2), nn.Flatten(), nn.Linear(16, 2))
     found = diagnose(net, dense(prunable(net)))
@@ -421,6 +468,10 @@ def test_a_layer_no_path_is_followed_through_is_named():
         (lambda: effective(Mask({"a": torch.ones(2, 2, 1, 1, dtype=torch.bool)})), "pass the model as well"),
         (lambda: diagnose(small_net(), Mask({"hiden.weight": bools("1")})), "did you mean 'hidden.weight'"),
         (lambda: diagnose(small_net(), SMALL, torch.ones(1, 3)), "at least two rows"),
+        (lambda: diagnose(small_net(), Mask({})), "names no weight"),
+        (lambda: diagnose(small_net(), dict(SMALL.weights)), "must be a natal.Mask, got dict"),
+        (lambda: diagnose(small_net(), SMALL, requested=1.0), "must lie in [0, 1), got 1.0"),
+        (lambda: diagnose(small_net(), SMALL, scores={"a": torch.ones(2)}), "got ['a']"),
         (lambda: diagnose(small_net(), SMALL, torch.ones(2, 4)), "cannot be run on the"),
         (lambda: emptied_at({}), "at least one number"),
         (lambda: emptied_at({"a": torch.tensor([1.0, torch.nan])}), "'a' hold NaN"),

@@ -87,7 +87,7 @@ def _cell(c: stats.Diagnosed, brief: bool) -> Iterator[str]:
 
 
 def _facts(c: stats.Diagnosed) -> Iterator[str]:
-    yield f"effective sparsity {_number(c.effective, '.2%')}"
+    yield f"effective {_number(c.effective, '.2%')}"
     yield f"signal {_number(c.scale, '.2g')} of dense"
     if c.collapses_at is not None:
         yield f"collapses at {c.collapses_at:.2%}"

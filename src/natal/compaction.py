@@ -23,7 +23,18 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
-from natal.flow import BATCH_NORMS, CONVOLUTIONS, Convolution, Example, Flow, Layer, arguments, masked, trace
+from natal.flow import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    Convolution,
+    Example,
+    Flow,
+    Layer,
+    arguments,
+    first_line,
+    masked,
+    trace,
+)
 from natal.masks import Mask
 
 M = TypeVar("M", bound=nn.Module)
@@ -198,6 +209,8 @@ def _compare(whole: nn.Module, small: nn.Module, example: Example) -> None:
 
 
 def _shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, cuts: _Cuts) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise NatalError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     own = dict(small.named_parameters())
     names = {
         id(parameter): name if name in own else name.removesuffix("_orig")  # torch.nn.utils.prune's name
@@ -263,7 +276,7 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
 
     Multiply-adds are counted from the shapes that linear and convolution modules see. Latency is the median
     of ``repeats`` runs each, taken in turn so that a busy machine slows both alike. Raises NatalError if
-    ``repeats`` is below 1.
+    ``repeats`` is below 1 or a network cannot be run on the example.
     """
     if repeats < 1:
         raise NatalError(f"repeats must be at least 1, got {repeats}")
@@ -272,8 +285,8 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
     rows = len(next(a for a in inputs if isinstance(a, Tensor)))
     work = [_multiply_adds(net, inputs) for net in nets]
     sizes = [
-        {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in work[0]}
-        for net in nets
+        {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in w}
+        for net, w in zip(nets, work, strict=True)
     ]
     times: list[list[float]] = [[], []]
     with torch.inference_mode():
@@ -289,8 +302,8 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
         multiply_adds=_both(sum(w.values()) // rows for w in work),
         seconds=_both(statistics.median(taken[1:]) for taken in times),  # the first run warms up
         layers={
-            name: (_both(size[name] for size in sizes), _both(w.get(name, 0) // rows for w in work))
-            for name in work[0]
+            name: (_both(size.get(name, 0) for size in sizes), _both(w.get(name, 0) // rows for w in work))
+            for name in {**work[0], **work[1]}
         },
         rows=rows,
     )
@@ -308,8 +321,13 @@ def _multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
 
     named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Convolution)]
     hooks = [module.register_forward_hook(count(name)) for name, module in named]
-    with torch.no_grad():
-        model(*inputs)
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        raise NatalError(
+            f"{type(model).__name__} cannot be run on the example: {first_line(error)}"
+        ) from error
     for hook in hooks:
         hook.remove()
     return counted

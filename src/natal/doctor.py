@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.flow import POINTWISE, Example, check, masked, trace, unmasked
+from natal.flow import POINTWISE, Example, check, first_line, masked, trace, unmasked
 from natal.masks import Mask
 
 Severity = Literal["fatal", "warning", "note"]
@@ -162,8 +163,15 @@ def diagnose(
     model.
     """
     model = unmasked(model, mask)
-    inputs = batch[0] if isinstance(batch, tuple) else batch
+    if not mask.weights:
+        raise NatalError("the mask names no weight, so there is nothing to diagnose")
+    if requested is not None and not 0 <= requested < 1:
+        raise NatalError(f"requested must lie in [0, 1), got {requested}")
+    if scores is not None and set(scores) != set(mask.weights):
+        raise NatalError(f"scores must be of {sorted(mask.weights)}, as the mask is, got {sorted(scores)}")
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
     findings: list[Finding] = []
+    constant: bool | None = None
     paths: Mapping[str, _Path] = {}
     try:
         paths = _paths(model, mask, inputs)
@@ -174,7 +182,7 @@ def diagnose(
     )
     layers = _correlate(layers, model, mask, random, findings)
     if inputs is not None:
-        layers = _measure(layers, model, mask, inputs)
+        layers, constant = _measure(layers, model, mask, inputs)
     effective = None
     if layers and all(layer.effective is not None for layer in layers):
         effective = 1 - sum(layer.effective or 0 for layer in layers) / mask.total
@@ -184,7 +192,7 @@ def diagnose(
             Finding("note", f"paths were not followed through {unseen}, so effective sparsity is unknown")
         )
     outputs = {name for name, path in paths.items() if path.outputs}
-    findings += _judge(layers, mask, effective, requested, outputs)
+    findings += _judge(layers, mask, effective, constant, requested, outputs)
     collapses_at = None
     if scores is not None:
         emptied = emptied_at(scores)
@@ -417,16 +425,18 @@ def _correlation(kept: Tensor, values: Tensor, k: int) -> Correlation | None:
 
 @dataclass
 class _Activity:
-    """What one forward pass showed, by layer name."""
+    """What one forward pass showed, by layer name; and whether the network's output varied at all."""
 
     scale: dict[str, float]
     on: dict[str, float]
     off: dict[str, float]
+    constant: bool = False
 
 
 def _measure(
     layers: tuple[LayerDiagnosis, ...], model: nn.Module, mask: Mask, inputs: Tensor
-) -> tuple[LayerDiagnosis, ...]:
+) -> tuple[tuple[LayerDiagnosis, ...], bool]:
+    """Return the layers with what a forward pass shows, and whether it is the mask that made it constant."""
     if inputs.ndim < 2 or len(inputs) < 2:
         raise NatalError(f"the batch must hold at least two rows, got shape {tuple(inputs.shape)}")
     alive = {
@@ -440,7 +450,7 @@ def _measure(
         a, b = (getattr(activity, what).get(name.rpartition(".")[0]) for activity in (dense, pruned))
         return None if a is None or b is None else Pair(a, b)
 
-    return tuple(
+    measured = tuple(
         replace(
             layer,
             scale=pair("scale", layer.name),
@@ -449,6 +459,7 @@ def _measure(
         )
         for layer in layers
     )
+    return measured, pruned.constant and not dense.constant
 
 
 class _Relus(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -490,11 +501,18 @@ def _observe(net: nn.Module, inputs: Tensor, alive: Mapping[str, Tensor]) -> _Ac
 
     try:
         with torch.no_grad(), torch.random.fork_rng(), _Relus(seen, latest, alive):
-            net.eval()(inputs)
+            outputs = net.eval()(inputs)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NatalError(f"{type(net).__name__} cannot be run on the batch: {reason}") from error
+        raise NatalError(f"{type(net).__name__} cannot be run on the batch: {first_line(error)}") from error
+    seen.constant = all(map(_constant, pytree.tree_leaves(outputs)))
     return seen
+
+
+def _constant(output: Any) -> bool:
+    """Whether an output is the same for every row, up to the rounding of a float32 sum."""
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
+        return True
+    return bool((output - output[:1]).abs().max() <= 1e-6 * (1 + output.abs().max()))
 
 
 def _by_unit(tensor: Tensor, axis: int, alive: Tensor | None) -> Tensor:
@@ -506,6 +524,7 @@ def _judge(
     layers: tuple[LayerDiagnosis, ...],
     mask: Mask,
     effective: float | None,
+    constant: bool | None,
     requested: float | None,
     outputs: Set[str],
 ) -> list[Finding]:
@@ -517,13 +536,16 @@ def _judge(
     severed = effective == 1 if effective is not None else not mask.kept
     if severed:
         say("fatal", "no path of kept weights leads from the input to the output: the network is constant")
+    elif constant:
+        say(
+            "fatal", "the pruned network gives every row of the batch the same output; the dense one does not"
+        )
+    # beside a shortcut a network can live on without a layer; where paths are unknown, its output tells
+    alive = effective is not None or constant is False
     for layer in layers:
         if not layer.kept:
-            # beside a shortcut a network can live on without a layer
-            say(
-                "fatal" if severed or effective is None else "warning",
-                f"{layer.name} has collapsed: no weight is left",
-            )
+            lives = alive and not severed and not constant
+            say("warning" if lives else "fatal", f"{layer.name} has collapsed: no weight is left")
     if requested is not None:
         what, masks = ("neurons", mask.units) if mask.units else ("weights", mask.weights)
         sizes = [kept.numel() for kept in masks.values()]
@@ -550,7 +572,7 @@ def _judge(
         text = f"{share:.1%} of the kept weights lie on no path: effective sparsity is {effective:.4f}"
         say("warning" if share > 0.1 else "note", text)
     if layers and layers[0].unread and not severed:
-        say("note", f"{layers[0].unread} inputs of {layers[0].name} are read by no kept weight")
+        say("note", f"no kept weight reads {layers[0].unread} of the inputs of {layers[0].name}")
     for layer in layers:
         if layer.scale is not None and layer.kept and layer.scale.pruned < FADED * layer.scale.dense:
             say(

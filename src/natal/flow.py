@@ -161,6 +161,8 @@ M = TypeVar("M", bound=nn.Module)
 
 def check(model: nn.Module, mask: Mask) -> None:
     """Raise NatalError if the mask names a parameter ``model`` does not have, or in another shape."""
+    if not isinstance(mask, Mask):
+        raise NatalError(f"mask must be a natal.Mask, got {type(mask).__name__}; natal.prune makes one")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     masks = [(name, kept, True) for name, kept in mask.items().items()]
     for name, values, boolean in [*masks, *((name, drawn, False) for name, drawn in mask.redrawn.items())]:
@@ -205,17 +207,19 @@ def unmasked(model: M, mask: Mask) -> M:
             prune.remove(module, leaf)  # type: ignore[no-untyped-call]
         started |= bool(leaves or by_torch)
     check(twin, mask)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, values in mask.redrawn.items() if not started else ():
-            twin.get_parameter(name).copy_(values)
+            parameters[name].copy_(values)
     return twin
 
 
 def masked(model: M, mask: Mask) -> M:
     """Return `unmasked` with the removed parameters set to zero: a plain copy of what ``model`` computes."""
     twin = unmasked(model, mask)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
     for name, kept in mask.items().items():
-        _clear(twin.get_parameter(name), kept)
+        _clear(parameters[name], kept)
     return twin
 
 
@@ -239,7 +243,7 @@ def trace(model: nn.Module, mask: Mask, example: Example | None = None, training
         graph = fx.Tracer().trace(model)
     except Exception as error:
         raise NatalError(
-            f"cannot follow the forward pass of {type(model).__name__}: {_first_line(error)}; "
+            f"cannot follow the forward pass of {type(model).__name__}: {first_line(error)}; "
             "it must be one torch.fx can trace, without branches on values"
         ) from error
     if example is not None:
@@ -256,14 +260,16 @@ def _propagate_shapes(model: nn.Module, graph: fx.Graph, example: Example) -> No
     twin = copy.deepcopy(model).eval()  # in training mode running it would move batch norm's buffers
     try:
         with torch.no_grad(), torch.random.fork_rng():
+            twin(*arguments(example))  # ShapeProp prints a traceback before it raises
             ShapeProp(fx.GraphModule(twin, graph)).propagate(*arguments(example))
     except Exception as error:
         raise NatalError(
-            f"{type(model).__name__} cannot be run on the example: {_first_line(error)}"
+            f"{type(model).__name__} cannot be run on the example: {first_line(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an exception says first, or its type if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -325,6 +331,8 @@ class _Reader:
             signal = self.apply(node)
             if signal is not None and not self.well_formed(node, signal):
                 self.flow.pinned.append(signal.units)
+                if any(user.op == "output" for user in node.users):
+                    self.flow.outputs.append(signal.units)
                 self.obstruct(
                     node, signal, "its tensors are not (rows, features) or (rows, channels, positions)"
                 )
