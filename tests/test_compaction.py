@@ -4,7 +4,9 @@ import copy
 import io
 import itertools
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import onnx
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+import natal
 from natal.compaction import compact, compact_training, savings
 from natal.errors import NatalError
 from natal.flow import masked
@@ -714,3 +717,23 @@ def test_savings_are_counted_from_shapes():
     assert "times as fast" in str(saved)
     with pytest.raises(NatalError, match="repeats must be at least 1, got 0"):
         savings(net, small, torch.randn(7, 2, 5, 5), repeats=0)
+
+
+def test_the_readmes_lines_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (text,) = (t for t in re.findall(r"```python\n(.*?)```", readme, re.S) if "natal.compact(" in t)
+    torch.manual_seed(0)
+    names = {
+        "natal": natal,
+        "F": F,
+        "model": mlp(20, 30, 30, 4),
+        "x": torch.randn(8, 20),
+        "y": torch.arange(8) % 4,
+    }
+    exec(text, names)
+    torch.testing.assert_close(names["small"](names["x"]), names["ticket"](names["x"]))
+    said = capsys.readouterr().out
+    assert "sparsity: realised 0.9" in said
+    assert "times as fast" in said
+    assert natal.load_ticket("ticket.safetensors").mask.kept == names["mask"].kept

@@ -119,7 +119,6 @@ def _shrink(model: M, mask: Mask, example: Example | None, training: bool) -> tu
             stacklevel=3,
         )
     whole = copy.deepcopy(small) if example is not None else None
-    small.zero_grad(set_to_none=True)
     needed = flow.needed()
     cuts = _plan(flow, needed)
     modules = dict(small.named_modules())
