@@ -22,7 +22,8 @@ print(natal.diagnose(net, mask, x, requested=0.99, scores=scores), end="\n\n")
 # train the ticket in any loop ...
 ticket = natal.apply(net, mask)
 optimizer = torch.optim.Adam(ticket.parameters(), lr=1e-2)
-F.cross_entropy(ticket(x), torch.arange(256) % 97).backward()
+loss = F.cross_entropy(ticket(x), torch.arange(256) % 97)
+loss.backward()  # type: ignore[no-untyped-call]
 optimizer.step()
 
 # ... then take the same function in fewer units

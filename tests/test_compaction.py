@@ -5,6 +5,7 @@ import io
 import itertools
 import pickle
 import re
+import runpy
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from natal.interop import to_torch_prune
 from natal.masks import Mask, dense, prunable, remove_neurons
 from natal.pruning import apply, prune
 
+ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 
@@ -721,7 +723,7 @@ def test_savings_are_counted_from_shapes():
 
 def test_the_readmes_lines_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
     (text,) = (t for t in re.findall(r"```python\n(.*?)```", readme, re.S) if "natal.compact(" in t)
     torch.manual_seed(0)
     names = {
@@ -737,3 +739,22 @@ def test_the_readmes_lines_work(tmp_path, monkeypatch, capsys):
     assert "sparsity: realised 0.9" in said
     assert "times as fast" in said
     assert natal.load_ticket("ticket.safetensors").mask.kept == names["mask"].kept
+
+
+def test_the_example_runs_as_it_stands(capsys):
+    runpy.run_path(str(ROOT / "examples" / "smaller_network.py"))
+    said = capsys.readouterr().out
+    assert "empties hidden.weight from sparsity 0.9385 on" in said
+    assert "total   37,473 -> 21,705  42.1 % less" in said
+
+
+def test_the_benchmark_says_what_it_beat(capsys, monkeypatch):
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "compact.py"))
+    monkeypatch.setitem(benchmark["main"].__globals__, "REPEATS", 1)
+    benchmark["main"]()
+    said = capsys.readouterr().out
+    assert "baseline: the masked network" in said
+    assert len(re.findall(r"^.* times as fast, +[\d.]+ times fewer multiply-adds$", said, re.M)) == 5
+    differences = re.findall(r"differ by at most ([\d.e+-]+)", said)
+    assert len(differences) == 5
+    assert all(float(d) < 1e-5 for d in differences)
