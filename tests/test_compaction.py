@@ -445,6 +445,47 @@ def test_a_tensor_written_to_is_not_constant():
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
+class Aliased(nn.Module):
+    """A tensor is changed through another that shares its memory."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.kind = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3), kind
+        self.same, self.dropout, self.flat = nn.Identity(), nn.Dropout(), nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        match self.kind:
+            case "itself":
+                y = x
+            case "identity":
+                y = self.same(x)
+            case "dropout":
+                y = F.dropout(self.dropout(x), 0.5, False)
+            case "contiguous":
+                y = x.contiguous()
+            case "flattened":
+                y = self.flat(torch.flatten(x, 1))
+        y = y.masked_fill_(y < 0, 0.5) if self.kind == "contiguous" else F.relu_(y)
+        return self.b(x) + self.c(y)
+
+
+@pytest.mark.filterwarnings("ignore:constant units")
+@pytest.mark.parametrize("kind", ["itself", "identity", "dropout", "contiguous", "flattened"])
+def test_a_tensor_changed_under_another_name_is_not_constant(kind):
+    net, x = Aliased(kind).eval(), torch.randn(5, 4)
+    nn.init.constant_(net.a.bias, -1.0)
+    mask = masked_first_channel(net, "a.weight")
+    torch.testing.assert_close(compact(net, mask)(x), masked(net, mask)(x))
+
+
+def test_an_applied_network_computes_under_its_own_mask_whatever_is_loaded_into_it():
+    net, x = build("mlp")
+    ticket = apply(net, random_mask(net, 0.4, seed=1))
+    ticket.load_state_dict({**ticket.state_dict(), **build("mlp", seed=5)[0].state_dict()})
+    torch.testing.assert_close(compact(ticket, dense(prunable(net)))(x), ticket(x))
+
+
 def test_a_layer_without_bias_gains_one_when_folding_needs_it():
     net = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), nn.Linear(2, 1, bias=False))
     mask = Mask({"0.weight": torch.tensor([[True], [False]])})

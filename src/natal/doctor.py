@@ -7,7 +7,6 @@ layer. Nothing here changes the model or draws a random number.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import textwrap
@@ -444,7 +443,8 @@ def _measure(
         for name, kept in mask.weights.items()
         if kept.any()  # of a collapsed layer, all units are looked at
     }
-    dense, pruned = _observe(copy.deepcopy(model), inputs, {}), _observe(masked(model, mask), inputs, alive)
+    # the masked copy first: looking at the model itself, a private copy already, leaves hooks in it
+    pruned, dense = _observe(masked(model, mask), inputs, alive), _observe(model, inputs, {})
 
     def pair(what: str, name: str) -> Pair | None:
         a, b = (getattr(activity, what).get(name.rpartition(".")[0]) for activity in (dense, pruned))

@@ -310,6 +310,7 @@ class _Reader:
         self.training = training
         self.flow = Flow()
         self.signals: dict[fx.Node, Signal] = {}
+        self.memory: dict[fx.Node, fx.Node] = {}  # of a tensor that may share another's memory, that other
         self.batch_sizes: set[fx.Node] = set()
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
         self.shared = {
@@ -339,8 +340,13 @@ class _Reader:
                 signal = None
             if signal is not None:
                 self.signals[node] = signal
-                if _in_place(node, self.modules):
-                    self.signals[node.all_input_nodes[0]] = signal  # later readers see the changed tensor
+                changed = _in_place(node, self.modules)
+                if changed or _same_memory(node, self.modules):
+                    source = node.all_input_nodes[0]
+                    self.memory[node] = self.memory.get(source, source)
+                if changed:  # later readers see the changed tensor
+                    self.forget(node)
+                    self.signals[node] = self.signals[source] = signal
             elif not self.harmless(node):
                 for argument in node.all_input_nodes:
                     self.pin(argument, node)
@@ -358,7 +364,14 @@ class _Reader:
                 self.flow.outputs.append(signal.units)
             else:
                 self.obstruct(reader, signal, self.reason(reader))
-            self.signals[node] = replace(signal, value=torch.full_like(signal.value, torch.nan))
+            self.forget(node)
+
+    def forget(self, node: fx.Node) -> None:
+        """Take nothing for constant in a tensor that may have been written to, and in others on its memory."""
+        memory = self.memory.get(node, node)
+        for other, signal in self.signals.items():
+            if self.memory.get(other, other) is memory:
+                self.signals[other] = replace(signal, value=torch.full_like(signal.value, torch.nan))
 
     def obstruct(self, node: fx.Node, signal: Signal, why: str) -> None:
         """Remember why ``node`` keeps constant units in place, if there are any."""
@@ -619,6 +632,13 @@ def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     flagged = node.kwargs.get("inplace") or (True in node.args[1:] and "dropout" not in name)
     return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv") or bool(flagged)
+
+
+def _same_memory(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Return whether an operation that is followed may return its input, or a view of it."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], (nn.Identity, nn.Flatten, *DROPOUTS))
+    return _function_name(node).startswith(("flatten", "view", "reshape", "contiguous", "dropout"))
 
 
 def _bound(node: fx.Node, **defaults: Any) -> dict[str, Any]:
