@@ -530,6 +530,52 @@ def test_batch_norm_is_folded_through_in_evaluation_mode_only(training, width):
     assert len(small[1].running_mean) == width
 
 
+@pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
+def test_a_constant_is_folded_through_dropout_in_evaluation_mode_only(training, width):
+    net = nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Dropout(0.5), nn.Linear(4, 1)).train(training)
+    assert compact(net, masked_first_channel(net, "0.weight"))[0].out_features == width
+
+
+@pytest.mark.parametrize(("padding", "width"), [(0, 3), (1, 4)])
+def test_an_average_over_padding_is_not_constant(padding, width):
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.AvgPool2d(2, padding=padding), nn.Conv2d(4, 3, 1)
+    )
+    mask, x = masked_first_channel(net, "0.weight"), torch.randn(2, 2, 8, 8)
+    small = compact(net, mask)
+    assert small[0].out_channels == width
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+class Stacked(nn.Module):
+    """A concatenation of positions, not of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.cat([self.a(x), self.b(x)], dim=2)))
+
+
+def test_positions_put_side_by_side_keep_their_channels():
+    net, x = Stacked().eval(), torch.randn(2, 2, 6, 6)
+    mask = masked_first_channel(net, "a.weight")
+    with pytest.warns(UserWarning, match="'cat': this cat is not followed"):
+        small = compact(net, mask)
+    assert small.a.out_channels == 4
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+def test_the_unit_that_stays_of_a_layer_nobody_reads_brings_back_no_more_than_it_reads():
+    net = mlp(3, 4, 4, 2)
+    mask = dense(prunable(net))
+    mask.weights["4.weight"].fill_(False)
+    mask.weights["2.weight"][:, [0, 1, 3]] = False  # unit 2 is all that the second layer reads
+    assert [m.out_features for m in compact(net, mask) if isinstance(m, nn.Linear)] == [1, 1, 2]
+
+
 def test_units_tied_by_an_addition_go_only_together():
     net, x = build("residual")
     net.eval()

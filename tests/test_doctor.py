@@ -299,7 +299,9 @@ def test_scale_and_relus_by_hand():
         net[0].bias.copy_(torch.tensor([0.0, 9.0, 1.0, -1.0]))  # cuts half, never, never, always
     x = torch.tensor([[-1.0], [1.0]])
     mask = Mask({"0.weight": torch.tensor([[True], [False], [True], [True]])})
-    hidden = diagnose(net, mask, x).layers[0]
+    found = diagnose(net, mask, x)
+    assert "ReLUs" not in str(found)  # one of four and one of three off: nobody died
+    hidden = found.layers[0]
     assert hidden.scale.dense == pytest.approx((2 / 4) ** 0.5)  # variances 1, 1, 0, 0
     assert hidden.scale.pruned == pytest.approx((1 / 3) ** 0.5)  # of the three units that keep a weight
     assert hidden.always_on == (0.5, 1 / 3)
@@ -353,6 +355,13 @@ def test_nothing_is_changed():
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), grads, strict=True))
     assert all(torch.equal(m, masks.items()[k]) for k, m in mask.items().items())
     assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_networks_are_run_in_evaluation_mode():
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.ReLU(), nn.Linear(8, 3))
+    x, mask = torch.randn(20, 4), dense(prunable(net))
+    training, evaluation = (diagnose(net.train(mode), mask, x) for mode in (True, False))
+    assert [layer.scale for layer in training.layers] == [layer.scale for layer in evaluation.layers]
 
 
 def test_the_printed_table_is_aligned():

@@ -515,7 +515,7 @@ class _Reader:
             )
             value = F.batch_norm(spread.value[None], mean, var, weight, bias, eps=module.eps)[0]
         self.flow.channelwise.append((name, spread, spread.units))
-        return replace(spread, value=self.settled(torch.where(spread.value.isnan(), torch.nan, value)))
+        return replace(spread, value=self.settled(value))
 
     def prelu(self, name: str, module: nn.PReLU, source: Signal) -> Signal | None:
         value = self.settled(F.prelu(source.value[None], module.weight.detach().cpu().double())[0])
