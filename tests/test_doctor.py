@@ -100,6 +100,44 @@ def test_the_short_way_and_the_graph_agree(widths, density, seed):
     assert all(torch.equal((w.grad * w) != 0, alone.weights[n]) for n, w in ones.items())
 
 
+class Everything(nn.Module):
+    """Batch norm, a depthwise convolution, a shortcut, a concatenation, pooling and flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.deep, self.point = nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.Conv2d(4, 4, 1)
+        self.side, self.last = nn.Conv2d(4, 3, 3), nn.Conv2d(4, 3, 3)
+        self.head, self.out = nn.Linear(6 * 4, 5), nn.Linear(5, 2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.stem(x)))
+        y = self.point(self.deep(x))
+        y += x
+        y = torch.cat([self.side(x), self.relu(self.last(y))], 1)
+        return self.out(self.relu(self.head(torch.flatten(F.max_pool2d(y, 2), 1))))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(density=st.floats(0.02, 0.6), seed=st.integers(0, 999))
+def test_paths_through_a_residual_network_are_what_gradients_say(density, seed):
+    """With every kept weight positive, a weight matters if and only if it lies on a path."""
+    generator = torch.Generator().manual_seed(seed)
+    net = Everything().double().eval()
+    mask = Mask({n: torch.rand(w.shape, generator=generator) < density for n, w in prunable(net).items()})
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            kept = mask.weights.get(name, torch.full_like(p, name == "norm.weight"))
+            # unequal values, so that max pooling has no ties; small, so that they do not overflow
+            p.copy_(kept * torch.rand(p.shape, generator=generator).add(0.5))
+    x = torch.rand(4, 2, 6, 6, generator=generator, dtype=torch.double) + 0.5
+    net(x).sum().backward()
+    on_path = {n: (net.get_parameter(n).grad * net.get_parameter(n)) != 0 for n in mask.weights}
+    kept = effective(mask, net).weights
+    assert all(torch.equal(kept[n], on_path[n]) for n in mask.weights)
+
+
 class Shortcut(nn.Module):
     """conv -> bn -> relu -> (depthwise, conv) + shortcut -> pool -> head."""
 
