@@ -4,6 +4,10 @@ import copy
 import io
 import itertools
 import pickle
+import re
+import runpy
+import warnings
+from pathlib import Path
 
 import onnx
 import pytest
@@ -14,11 +18,15 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+import natal
 from natal.compaction import compact, compact_training, savings
 from natal.errors import NatalError
 from natal.flow import masked
+from natal.interop import to_torch_prune
 from natal.masks import Mask, dense, prunable, remove_neurons
+from natal.pruning import apply, prune
 
+ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 
@@ -95,6 +103,91 @@ def depthwise_padded() -> nn.Sequential:
     )  # fmt: skip
 
 
+class Block(nn.Module):
+    """A residual block as torchvision writes it: one ReLU used twice, an addition in place, a downsampling."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential()
+        if (inputs, stride) != (outputs, 1):
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.downsample(x)
+        return self.relu(y)
+
+
+def resnet() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
+        Block(4, 4, 1), Block(4, 8, 2), Block(8, 8, 1),
+        nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(1), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+class LeNet(nn.Module):
+    """Everything between the layers is a function; several outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(torch.tanh(self.conv1(x)), (2, 2))
+        x = F.avg_pool2d(F.relu(self.conv2(x)), 2)
+        x = torch.flatten(x, start_dim=1)
+        return self.fc3(F.gelu(self.fc2(F.dropout(F.silu(self.fc1(x)), 0.5, training=False))))
+
+
+class Transformer(nn.Module):
+    """Attention written out: the feed-forward part shrinks, what attention and norms mix does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.k, self.v, self.o = nn.Linear(5, 8), *(nn.Linear(8, 8) for _ in range(4))
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        h = self.norm1(x)
+        weights = torch.softmax(self.q(h) @ self.k(h).transpose(-1, -2) / 8**0.5, -1)
+        x = x + self.o(weights @ self.v(h))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+class Branches(nn.Module):
+    """Several inputs to one concatenation, which is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(14, 8), nn.Linear(22, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat((torch.tanh(self.a(x)), torch.sigmoid(self.b(x))), 1)
+        return self.d(torch.cat([y, torch.relu(self.c(y))], dim=-1))
+
+
+def convolutions(dims: int) -> nn.Sequential:
+    """A convolutional network over 1 or 3 axes of positions."""
+    conv, norm, pool = {
+        1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d),
+        3: (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d),
+    }[dims]
+    return nn.Sequential(
+        conv(2, 6, 3, padding=1), norm(6), nn.Sigmoid(), pool(2), conv(6, 6, 1, groups=6), nn.ReLU(),
+        conv(6, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 2**dims, 4),
+    )  # fmt: skip
+
+
 IMAGE, ROW = (3, 8, 8), (5,)
 NETS = {
     "mlp": (lambda: mlp(5, 9, 4), ROW),
@@ -110,6 +203,12 @@ NETS = {
     "dense-block": (lambda: Residual(cat=True), IMAGE),
     "preactivated": (Preactivated, ROW),
     "view": (View, IMAGE),
+    "resnet": (resnet, IMAGE),
+    "lenet": (LeNet, (3, 8, 8)),
+    "transformer": (Transformer, (6, 5)),
+    "branches": (Branches, ROW),
+    "conv1d": (lambda: convolutions(1), (2, 6)),
+    "conv3d": (lambda: convolutions(3), (2, 6, 6, 6)),
 }
 
 
@@ -120,7 +219,7 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
         make, shape = NETS[name]
         net = make()
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for t in (module.running_mean, module.weight.data, module.bias.data):
                     t.normal_()
                 module.running_var.uniform_(0.5, 2)
@@ -146,7 +245,8 @@ def size(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@pytest.mark.filterwarnings("ignore:constant units")
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(NETS)),
     density=st.floats(0, 0.6),
@@ -167,9 +267,67 @@ def test_it_computes_the_same_function(name, density, units, training, with_exam
     assert all(
         torch.equal(v, before[k]) for k, v in net.state_dict().items()
     )  # the caller's model is his own
+    assert same_state(compact(apply(net, mask), mask), small)
     torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-5)
     assert size(small) <= size(net) + 8  # 8: a bias that folding asked for
     torch.testing.assert_close(compact_training(net, mask).model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return list(ours) == list(theirs) and all(torch.equal(t, theirs[name]) for name, t in ours.items())
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "deep-norm", "no-bias", "conv", "resnet", "lenet", "transformer", "conv1d", "conv3d"]
+)
+def test_whole_neurons_make_every_network_smaller(name):
+    """What `natal.prune` removes by neuron leaves physically, batch norm or not, padded or not."""
+    net, x = build(name)
+    net.eval()
+    exclude = {
+        "resnet": ("0", "3.conv2", "4.conv2", "4.downsample.0", "5.conv2"),
+        "transformer": ("embed", "q", "k", "v", "o", "down"),
+        "conv1d": ("0",),
+        "conv3d": ("0",),
+    }.get(name, ())
+    mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", exclude=exclude)
+    small = compact(net, mask)
+    torch.testing.assert_close(small(x), apply(net, mask)(x), atol=1e-5, rtol=1e-5)
+    for weight, stay in mask.units.items():
+        assert len(small.get_parameter(weight)) == int(stay.sum())
+
+
+@pytest.mark.parametrize("control", ["reinit", "fresh-narrow"])
+def test_weights_that_a_control_redraws_are_the_ones_compacted(control):
+    net, x = build("mlp")
+    mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", control=control)
+    ticket = apply(net, mask)
+    torch.testing.assert_close(compact(net, mask)(x), ticket(x))
+    opt = torch.optim.Adam(ticket.parameters(), lr=1e-2)
+    train(ticket, Mask({}), opt, x, 5)
+    # a ticket that has been trained is not drawn again
+    torch.testing.assert_close(compact(ticket, mask)(x), ticket(x))
+
+
+@pytest.mark.parametrize("make", [apply, to_torch_prune])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "transformer"])
+def test_a_network_in_training_is_compacted_and_trains_on(name, make):
+    net, x = build(name)
+    net.train()
+    pruned = make(net, random_mask(net, 0.35, seed=3, units=0.6))
+    mask = random_mask(net, 0.35, seed=3, units=0.6)
+    opt = torch.optim.AdamW(pruned.parameters(), lr=1e-2, weight_decay=0.1)
+    train(pruned, Mask({}), opt, x, 5)
+    before = {k: v.clone() for k, v in pruned.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small, sliced, carried = compact_training(pruned, mask, opt)
+        function = compact(pruned, mask)
+    assert all(torch.equal(v, before[k]) for k, v in pruned.state_dict().items())
+    assert {type(m) for m in function.modules()} == {type(m) for m in net.modules()}
+    expected = train(pruned, Mask({}), opt, x, 20)
+    assert train(small, sliced, carried, x, 20) == pytest.approx(expected, abs=1e-4)
 
 
 OPTIMIZERS = {
@@ -282,7 +440,50 @@ def test_a_tensor_written_to_is_not_constant():
     mask = Mask(
         {"a.weight": masked_first_channel(net, "a.weight").weights["a.weight"], "b.weight": only_first}
     )
+    with pytest.warns(UserWarning, match="this gt is not followed"):
+        small = compact(net, mask)
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+class Aliased(nn.Module):
+    """A tensor is changed through another that shares its memory."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.kind = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3), kind
+        self.same, self.dropout, self.flat = nn.Identity(), nn.Dropout(), nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        match self.kind:
+            case "itself":
+                y = x
+            case "identity":
+                y = self.same(x)
+            case "dropout":
+                y = F.dropout(self.dropout(x), 0.5, False)
+            case "contiguous":
+                y = x.contiguous()
+            case "flattened":
+                y = self.flat(torch.flatten(x, 1))
+        y = y.masked_fill_(y < 0, 0.5) if self.kind == "contiguous" else F.relu_(y)
+        return self.b(x) + self.c(y)
+
+
+@pytest.mark.filterwarnings("ignore:constant units")
+@pytest.mark.parametrize("kind", ["itself", "identity", "dropout", "contiguous", "flattened"])
+def test_a_tensor_changed_under_another_name_is_not_constant(kind):
+    net, x = Aliased(kind).eval(), torch.randn(5, 4)
+    nn.init.constant_(net.a.bias, -1.0)
+    mask = masked_first_channel(net, "a.weight")
     torch.testing.assert_close(compact(net, mask)(x), masked(net, mask)(x))
+
+
+def test_an_applied_network_computes_under_its_own_mask_whatever_is_loaded_into_it():
+    net, x = build("mlp")
+    ticket = apply(net, random_mask(net, 0.4, seed=1))
+    ticket.load_state_dict({**ticket.state_dict(), **build("mlp", seed=5)[0].state_dict()})
+    torch.testing.assert_close(compact(ticket, dense(prunable(net)))(x), ticket(x))
 
 
 def test_a_layer_without_bias_gains_one_when_folding_needs_it():
@@ -327,6 +528,52 @@ def test_batch_norm_is_folded_through_in_evaluation_mode_only(training, width):
     small = compact(net, masked_first_channel(net, "0.weight"))
     assert small[0].out_features == small[1].num_features == small[3].in_features == width
     assert len(small[1].running_mean) == width
+
+
+@pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
+def test_a_constant_is_folded_through_dropout_in_evaluation_mode_only(training, width):
+    net = nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Dropout(0.5), nn.Linear(4, 1)).train(training)
+    assert compact(net, masked_first_channel(net, "0.weight"))[0].out_features == width
+
+
+@pytest.mark.parametrize(("padding", "width"), [(0, 3), (1, 4)])
+def test_an_average_over_padding_is_not_constant(padding, width):
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.AvgPool2d(2, padding=padding), nn.Conv2d(4, 3, 1)
+    )
+    mask, x = masked_first_channel(net, "0.weight"), torch.randn(2, 2, 8, 8)
+    small = compact(net, mask)
+    assert small[0].out_channels == width
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+class Stacked(nn.Module):
+    """A concatenation of positions, not of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.cat([self.a(x), self.b(x)], dim=2)))
+
+
+def test_positions_put_side_by_side_keep_their_channels():
+    net, x = Stacked().eval(), torch.randn(2, 2, 6, 6)
+    mask = masked_first_channel(net, "a.weight")
+    with pytest.warns(UserWarning, match="'cat': this cat is not followed"):
+        small = compact(net, mask)
+    assert small.a.out_channels == 4
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+def test_the_unit_that_stays_of_a_layer_nobody_reads_brings_back_no_more_than_it_reads():
+    net = mlp(3, 4, 4, 2)
+    mask = dense(prunable(net))
+    mask.weights["4.weight"].fill_(False)
+    mask.weights["2.weight"][:, [0, 1, 3]] = False  # unit 2 is all that the second layer reads
+    assert [m.out_features for m in compact(net, mask) if isinstance(m, nn.Linear)] == [1, 1, 2]
 
 
 def test_units_tied_by_an_addition_go_only_together():
@@ -394,14 +641,28 @@ class Reused(nn.Module):
         return self.c(x)
 
 
-@pytest.mark.parametrize(
-    "kind", ["twice", "norm", "reshaped", "direct", "tied", "hooked", "width", "written", "attention"]
-)
+NAMED = {
+    "twice": "'a': this Linear or its weight is used more than once",
+    "norm": "'norm': this LayerNorm is not followed",
+    "reshaped": "'reshape': this reshape is not followed",
+    "direct": "'linear': this linear is not followed",
+    "tied": "'a': this Linear or its weight is used more than once",
+    "hooked": "'b': this Linear has hooks",
+    "width": "'size': this size is not followed",
+    "written": "'gt': this gt is not followed",
+    "attention": "'attention': this MultiheadAttention is not followed",
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
 def test_what_is_not_understood_keeps_its_width(kind):
     net, x = Reused(kind), torch.randn(5, 4)
     mask = masked_first_channel(net, "a.weight")
     mask = Mask({**mask.weights, "b.weight": mask.weights["a.weight"]} if kind != "tied" else mask.weights)
-    small = compact(net, mask)
+    with pytest.warns(UserWarning, match="constant units of this Reused stay in place") as seen:
+        small = compact(net, mask)
+    (warning,) = seen
+    assert NAMED[kind] in str(warning.message)
     assert small.a.out_features == 4
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
@@ -419,7 +680,8 @@ def test_an_example_reveals_sequences():
     # (rows, steps, features): batch norm would act on the steps, so with an example its width stays
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     mask, x = masked_first_channel(net, "0.weight"), torch.randn(5, 4, 3)
-    small = compact(net, mask, x)
+    with pytest.warns(UserWarning, match=r"'0': its tensors are not \(rows, features\)"):
+        small = compact(net, mask, x)
     assert small[0].out_features == 4
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
@@ -449,10 +711,25 @@ def test_bad_input_is_one_sentence(net, mask, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_wrong_example_prints_no_traceback(capfd):
+    with pytest.raises(NatalError, match="cannot be run on the example"):
+        compact(mlp(2, 3, 1), dense(prunable(mlp(2, 3, 1))), torch.ones(1, 5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_networks_of_other_layers_can_be_compared():
+    saved = savings(mlp(5, 8, 3), mlp(5, 3), torch.ones(2, 5), repeats=1)
+    assert saved.layers == {"0": ((48, 18), (40, 15)), "2": ((27, 0), (24, 0))}
+
+
 def test_a_wrong_example_and_a_foreign_optimizer_are_refused():
     net = mlp(2, 3, 1)
     with pytest.raises(NatalError, match="cannot be run on the example"):
         compact(net, dense(prunable(net)), torch.ones(1, 5))
+    with pytest.raises(NatalError, match="cannot be run on the example"):
+        savings(net, mlp(5, 1), torch.ones(1, 2))
+    with pytest.raises(NatalError, match=r"must be a torch\.optim\.Optimizer, got str"):
+        compact_training(net, dense(prunable(net)), "adam")
     with pytest.raises(NatalError, match="no parameter of this Sequential"):
         compact_training(net, dense(prunable(net)), torch.optim.SGD(mlp(2, 3).parameters()))
 
@@ -529,3 +806,42 @@ def test_savings_are_counted_from_shapes():
     assert "times as fast" in str(saved)
     with pytest.raises(NatalError, match="repeats must be at least 1, got 0"):
         savings(net, small, torch.randn(7, 2, 5, 5), repeats=0)
+
+
+def test_the_readmes_lines_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (text,) = (t for t in re.findall(r"```python\n(.*?)```", readme, re.S) if "natal.compact(" in t)
+    torch.manual_seed(0)
+    names = {
+        "natal": natal,
+        "F": F,
+        "model": mlp(20, 30, 30, 4),
+        "x": torch.randn(8, 20),
+        "y": torch.arange(8) % 4,
+    }
+    exec(text, names)
+    torch.testing.assert_close(names["small"](names["x"]), names["ticket"](names["x"]))
+    said = capsys.readouterr().out
+    assert "sparsity: realised 0.9" in said
+    assert "times as fast" in said
+    assert natal.load_ticket("ticket.safetensors").mask.kept == names["mask"].kept
+
+
+def test_the_example_runs_as_it_stands(capsys):
+    runpy.run_path(str(ROOT / "examples" / "smaller_network.py"))
+    said = capsys.readouterr().out
+    assert "empties hidden.weight from sparsity 0.9385 on" in said
+    assert "total   37,473 -> 21,705  42.1 % less" in said
+
+
+def test_the_benchmark_says_what_it_beat(capsys, monkeypatch):
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "compact.py"))
+    monkeypatch.setitem(benchmark["main"].__globals__, "REPEATS", 1)
+    benchmark["main"]()
+    said = capsys.readouterr().out
+    assert "baseline: the masked network" in said
+    assert len(re.findall(r"^.* times as fast, +[\d.]+ times fewer multiply-adds$", said, re.M)) == 5
+    differences = re.findall(r"differ by at most ([\d.e+-]+)", said)
+    assert len(differences) == 5
+    assert all(float(d) < 1e-5 for d in differences)

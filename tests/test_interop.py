@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn.utils import prune
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 from natal.errors import NatalError
 from natal.interop import (
@@ -22,6 +25,7 @@ from natal.interop import (
 )
 from natal.masks import Mask, prunable, remove_neurons
 from natal.nets import mlp
+from natal.pruning import apply, prune
 from natal.spec import STRATEGIES
 
 
@@ -36,18 +40,21 @@ def mask(net) -> Mask:
 
 
 def same(a: Mask, b: Mask) -> bool:
-    return (
-        list(a.weights) == list(b.weights)
-        and list(a.biases) == list(b.biases)
-        and all(torch.equal(m, b.items()[name]) for name, m in a.items().items())
+    return all(
+        list(ours) == list(theirs) and all(torch.equal(t, theirs[name]) for name, t in ours.items())
+        for ours, theirs in zip(parts(a), parts(b), strict=True)
     )
+
+
+def parts(mask: Mask) -> list[Mapping[str, Tensor]]:
+    return [mask.weights, mask.biases, mask.units, mask.redrawn]
 
 
 def test_torch_prune_gives_the_masked_network(net, mask):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     pruned = to_torch_prune(net, mask)
-    assert prune.is_pruned(pruned)
-    assert not prune.is_pruned(net)
+    assert torch_prune.is_pruned(pruned)
+    assert not torch_prune.is_pruned(net)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(pruned.hidden.weight_orig, net.hidden.weight)
     assert torch.equal(pruned.hidden.weight_mask.bool(), mask.weights["hidden.weight"])
@@ -57,7 +64,7 @@ def test_torch_prune_gives_the_masked_network(net, mask):
     assert same(from_torch_prune(pruned), Mask(mask.weights, mask.biases))
     mask.apply_(dict(net.named_parameters()))
     torch.testing.assert_close(expected, net(x))
-    prune.remove(pruned.hidden, "weight")
+    torch_prune.remove(pruned.hidden, "weight")
     torch.testing.assert_close(pruned(x), expected)
 
 
@@ -80,6 +87,73 @@ def test_a_mask_survives_the_file(tmp_path, mask):
     save_mask(str(again), load_mask(str(path)), {"note": "Größe", "criterion": "magnitude", "seed": 42})
     assert again.read_bytes() == path.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors", "mask.safetensors"]
+
+
+@pytest.mark.parametrize("control", [None, "reinit", "fresh-narrow", "shuffle"])
+def test_all_of_a_mask_survives_the_file(tmp_path, net, control):
+    mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", control=control)
+    save_mask(tmp_path / "m", mask)
+    loaded = load_mask(tmp_path / "m")
+    assert same(loaded, mask)
+    x = torch.randn(6, 5)
+    assert torch.equal(apply(net, loaded)(x), apply(net, mask)(x))
+    assert torch.equal(to_torch_prune(net, loaded)(x), apply(net, mask)(x))
+
+
+DTYPES = [
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.complex64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_number_survives_to_the_last_bit(tmp_path, mask, dtype):
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(2 if dtype == torch.bool else 256, (3, 16), generator=generator, dtype=torch.uint8)
+    raw = raw.view(dtype)  # any bits at all: NaN, infinities and -0 among them
+    weights = {"w": raw, "scalar": torch.ones((), dtype=dtype), "empty": torch.zeros(0, 3, dtype=dtype)}
+    save_ticket(tmp_path / "t", Ticket(mask, weights))
+    loaded = load_ticket(tmp_path / "t").weights
+    assert list(loaded) == list(weights)
+    for name, t in weights.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (t.dtype, t.shape)
+        assert torch.equal(loaded[name].flatten().view(torch.uint8), t.flatten().view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [3.0, torch.ones(2, device="meta"), torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex128)],
+)
+def test_what_safetensors_cannot_hold_is_refused_by_name(tmp_path, mask, tensor):
+    with pytest.raises(NatalError, match=r"cannot hold 'initial/w' \("):
+        save_ticket(tmp_path / "t", Ticket(mask, {"w": tensor}))
+    assert not list(tmp_path.iterdir())
+
+
+def refusal(read: Callable[[Path], object], path: Path) -> str:
+    try:
+        read(path)
+    except NatalError as error:
+        return str(error)
+    return ""
+
+
+def test_a_file_damaged_anywhere_is_read_right_or_refused_in_one_line(tmp_path, net, mask):
+    path, damaged = tmp_path / "t", tmp_path / "damaged"
+    save_ticket(path, Ticket(mask, net.state_dict(), STRATEGIES["structured"], {"seed": 0}))
+    content = path.read_bytes()
+    random = numpy.random.RandomState(0)
+    for turn in range(300):
+        broken = bytearray(content)
+        if turn % 2:
+            broken[random.randint(len(broken))] = random.randint(256)
+        else:
+            del broken[random.randint(len(broken)) :]
+        damaged.write_bytes(broken)
+        for read in (load_ticket, load_mask, read_provenance):
+            said = refusal(read, damaged)
+            assert "\n" not in said
+            assert said or turn % 2  # a truncated file is never accepted
 
 
 def test_names_and_order_survive(tmp_path):

@@ -16,7 +16,7 @@ from natal.errors import NatalError
 from natal.registry import did_you_mean
 from natal.results import Results, load, percent
 
-WIDTH = 110
+WIDTH = 100
 
 
 def lines(
@@ -67,23 +67,27 @@ def _head(cells: Sequence[stats.Diagnosed]) -> str:
 
 def _cell(c: stats.Diagnosed, brief: bool) -> Iterator[str]:
     yield ""
-    yield f"{c.task} / {c.strategy} at {percent(c.sparsity)}: {', '.join(_facts(c))}"
+    yield from _wrapped(f"{c.task} / {c.strategy} at {percent(c.sparsity)}: {', '.join(_facts(c))}", "")
     for f in c.findings:
         if brief and f.severity == "note":
             continue
         share = "" if f.runs == c.n else f" ({f.runs} of {c.n} runs)"
         words = f"{f.severity.upper() if f.severity == 'fatal' else f.severity}{share}"
-        yield from textwrap.wrap(
-            f"{words}{', such as' * f.varies}: {f.text}",
-            WIDTH,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
+        yield from _wrapped(f"{words}{', such as' * f.varies}: {f.text}", "  ")
     if not brief:
         yield _LAYER.format(*_TITLES)
         yield from (_layer(layer) for layer in c.layers)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _facts(c: stats.Diagnosed) -> Iterator[str]:
@@ -91,7 +95,7 @@ def _facts(c: stats.Diagnosed) -> Iterator[str]:
     yield f"signal {_number(c.scale, '.2g')} of dense"
     if c.collapses_at is not None:
         yield f"collapses at {c.collapses_at:.2%}"
-    yield f"n = {c.n}"
+    yield f"n={c.n}"
 
 
 _TITLES = ("layer", "density", "on a path", "units", "no input", "no output", "scale", "on", "off", "r(|w|)")

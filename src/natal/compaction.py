@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +23,18 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
-from natal.flow import Example, Flow, Layer, arguments, masked, trace
+from natal.flow import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    Convolution,
+    Example,
+    Flow,
+    Layer,
+    arguments,
+    first_line,
+    masked,
+    trace,
+)
 from natal.masks import Mask
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,13 +50,15 @@ def compact(model: M, mask: Mask, example: Example | None = None) -> M:
     before batch norm are folded only in evaluation mode. Call ``model.eval()`` first to deploy; to train on,
     use `compact_training`.
 
-    ``model`` is read with ``torch.fx``, never changed. Understood: Linear, Conv2d (ungrouped or depthwise),
-    batch norm, pointwise activations, pooling, dropout, flatten, concatenation, additions (units tied by an
-    addition go together or not at all). Every other operation keeps the full width of what it touches. If
-    nothing can go, the result is an equal copy. Inputs are taken to be (rows, features) or (rows, channels,
-    height, width); give an ``example`` input (a tensor, or a tuple of arguments) if they are not, and the two
-    networks are also compared on it. Raises NatalError if the mask does not fit the model or ``torch.fx``
-    cannot follow its forward pass.
+    ``model`` may be the network as initialised, what `natal.apply` made of it, trained or not, or one pruned
+    by ``torch.nn.utils.prune``; see `natal.flow.unmasked`. It is read with ``torch.fx``, never changed.
+    Understood: linear layers, convolutions (ungrouped or depthwise), batch norm, pointwise activations,
+    pooling, dropout, flatten, concatenation, additions (units tied by an addition go together or not at all).
+    Every other operation keeps the full width of what it touches; where that keeps a constant unit in place,
+    one UserWarning names each operation. If nothing can go, the result is an equal copy. Inputs are taken to
+    be (rows, features) or (rows, channels, positions...); give an ``example`` input (a tensor, or a tuple of
+    arguments) if they are not, and the two networks are also compared on it. Raises NatalError if the mask
+    does not fit the model or ``torch.fx`` cannot follow its forward pass.
     """
     small, _ = _shrink(model, mask, example, training=False)
     return small
@@ -98,8 +112,13 @@ class _Cuts:
 def _shrink(model: M, mask: Mask, example: Example | None, training: bool) -> tuple[M, _Cuts]:
     small = masked(model, mask)
     flow = trace(small, mask, example, training)
+    if flow.obstacles:
+        warnings.warn(
+            f"constant units of this {type(model).__name__} stay in place, because of "
+            + "; ".join(f"{name}: {why}" for name, why in flow.obstacles.items()),
+            stacklevel=3,
+        )
     whole = copy.deepcopy(small) if example is not None else None
-    small.zero_grad(set_to_none=True)
     needed = flow.needed()
     cuts = _plan(flow, needed)
     modules = dict(small.named_modules())
@@ -130,7 +149,7 @@ def _plan(flow: Flow, needed: Tensor) -> _Cuts:
 
 def _fold(module: nn.Module, layer: Layer, needed: Tensor) -> None:
     """Add to the bias what the inputs about to go contribute: gain @ value, zero for those nobody reads."""
-    assert isinstance(module, nn.Linear | nn.Conv2d)
+    assert isinstance(module, nn.Linear | Convolution)
     if layer.incoming is None:
         return
     going = ~needed[layer.incoming.units] & layer.foldable()
@@ -157,13 +176,13 @@ def _declare(module: nn.Module) -> None:
     """Make the sizes a module states agree with its parameters."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
+    elif isinstance(module, CONVOLUTIONS):
         if module.groups > 1:  # depthwise
             module.groups = len(module.weight)
         module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif isinstance(module, BATCH_NORMS):
         for entry in (module.weight, module.running_mean):
             module.num_features = module.num_features if entry is None else len(entry)
 
@@ -189,7 +208,13 @@ def _compare(whole: nn.Module, small: nn.Module, example: Example) -> None:
 
 
 def _shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, cuts: _Cuts) -> Optimizer:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if not isinstance(optimizer, Optimizer):
+        raise NatalError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    own = dict(small.named_parameters())
+    names = {
+        id(parameter): name if name in own else name.removesuffix("_orig")  # torch.nn.utils.prune's name
+        for name, parameter in model.named_parameters()
+    }
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if any(id(parameter) not in names for parameter in held):
         raise NatalError(
@@ -250,7 +275,7 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
 
     Multiply-adds are counted from the shapes that linear and convolution modules see. Latency is the median
     of ``repeats`` runs each, taken in turn so that a busy machine slows both alike. Raises NatalError if
-    ``repeats`` is below 1.
+    ``repeats`` is below 1 or a network cannot be run on the example.
     """
     if repeats < 1:
         raise NatalError(f"repeats must be at least 1, got {repeats}")
@@ -259,8 +284,8 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
     rows = len(next(a for a in inputs if isinstance(a, Tensor)))
     work = [_multiply_adds(net, inputs) for net in nets]
     sizes = [
-        {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in work[0]}
-        for net in nets
+        {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in w}
+        for net, w in zip(nets, work, strict=True)
     ]
     times: list[list[float]] = [[], []]
     with torch.inference_mode():
@@ -276,8 +301,8 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
         multiply_adds=_both(sum(w.values()) // rows for w in work),
         seconds=_both(statistics.median(taken[1:]) for taken in times),  # the first run warms up
         layers={
-            name: (_both(size[name] for size in sizes), _both(w.get(name, 0) // rows for w in work))
-            for name in work[0]
+            name: (_both(size.get(name, 0) for size in sizes), _both(w.get(name, 0) // rows for w in work))
+            for name in {**work[0], **work[1]}
         },
         rows=rows,
     )
@@ -293,14 +318,15 @@ def _multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
 
         return hook
 
-    named = [
-        (name, m)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    ]
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Convolution)]
     hooks = [module.register_forward_hook(count(name)) for name, module in named]
-    with torch.no_grad():
-        model(*inputs)
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        raise NatalError(
+            f"{type(model).__name__} cannot be run on the example: {first_line(error)}"
+        ) from error
     for hook in hooks:
         hook.remove()
     return counted

@@ -7,24 +7,27 @@ layer. Nothing here changes the model or draws a random number.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.flow import POINTWISE, Example, check, masked, trace
+from natal.flow import POINTWISE, Example, check, first_line, masked, trace, unmasked
 from natal.masks import Mask
 
 Severity = Literal["fatal", "warning", "note"]
 SIGNIFICANT = 1e-3
 """A correlation is reported below this p-value, divided by the number of tests made (Bonferroni)."""
+WIDTH = 100
+"""Columns a printed diagnosis fits into; a layer's name gives way to numbers, its beginning first."""
 FADED = 0.1
 """A layer whose output varies less than this share of the dense network's is warned about."""
 
@@ -51,11 +54,13 @@ class LayerDiagnosis:
     """One masked layer; what was not or could not be examined is None.
 
     ``weights``, ``kept``: numbers of weights. ``effective``: kept weights on a path from input to output.
-    ``units``: neurons or channels. ``no_input``, ``no_output``: those that no path reaches from the input, or
-    that reach no output. ``unread``: features of the layer's input without a kept weight. ``with_weight``,
-    ``with_size``: correlation of the mask with w and with |w|. ``scale``: standard deviation of the layer's
-    output over the batch, root mean square over units. ``always_on``, ``always_off``: share of units whose
-    ReLU never, or always, cuts.
+    ``units``: neurons or channels. ``removed``: those gone whole, as a mask of neurons says or because no path
+    reaches them and none leads on. ``no_input``, ``no_output``: dead ones among the others, which no path
+    reaches from the input, or which reach no output. ``unread``: features of the layer's input without a kept
+    weight. ``with_weight``, ``with_size``: correlation of the mask with w and with |w|. ``scale``: standard
+    deviation of the layer's output over the batch, root mean square over units. ``always_on``,
+    ``always_off``: share of units whose ReLU never, or always, cuts. The last three are over the units that
+    keep a weight.
     """
 
     name: str
@@ -64,6 +69,7 @@ class LayerDiagnosis:
     units: int
     unread: int
     effective: int | None = None
+    removed: int | None = None
     no_input: int | None = None
     no_output: int | None = None
     with_weight: Correlation | None = None
@@ -93,15 +99,19 @@ class Finding:
 class Diagnosis:
     """What `diagnose` found; ``str()`` prints findings and an aligned table.
 
-    ``layers``: one entry per masked layer. ``sparsity``: realised. ``effective_sparsity``: share of weights
-    not kept or on no path from input to output, None if paths are unknown. ``requested``: the sparsity asked
-    for, if told. ``findings``: gravest first.
+    ``layers``: one entry per masked layer. ``sparsity``: realised, of weights. ``unit_sparsity``: realised, of
+    neurons, None unless the mask removes whole ones. ``effective_sparsity``: share of weights not kept or on
+    no path from input to output, None if paths are unknown. ``requested``: the sparsity asked for, if told.
+    ``collapses_at``: the sparsity from which global selection by the scores empties a layer, if given scores.
+    ``findings``: gravest first.
     """
 
     layers: tuple[LayerDiagnosis, ...]
     sparsity: float
+    unit_sparsity: float | None
     effective_sparsity: float | None
     requested: float | None
+    collapses_at: float | None
     findings: tuple[Finding, ...]
 
     @property
@@ -115,13 +125,21 @@ class Diagnosis:
         return any(finding.severity == "fatal" for finding in self.findings)
 
     def __str__(self) -> str:
-        shown = [
-            ("requested", self.requested),
-            ("realised", self.sparsity),
-            ("effective", self.effective_sparsity),
+        realised = f"realised {self.sparsity:.4f}"
+        if self.unit_sparsity is not None:
+            realised = f"realised {self.unit_sparsity:.4f} of neurons, {self.sparsity:.4f} of weights"
+        head = [
+            *([f"requested {self.requested:.4f}"] if self.requested is not None else []),
+            realised,
+            *([f"effective {self.effective_sparsity:.4f}"] if self.effective_sparsity is not None else []),
         ]
-        head = "sparsity: " + ", ".join(f"{word} {value:.4f}" for word, value in shown if value is not None)
-        return "\n".join([head, *map(str, self.findings), "", _table(self.layers)])
+        findings = (
+            textwrap.fill(
+                str(f), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            for f in self.findings
+        )
+        return "\n".join([f"sparsity: {', '.join(head)}", *findings, *_tables(self.layers)])
 
 
 def diagnose(
@@ -131,27 +149,39 @@ def diagnose(
     *,
     requested: float | None = None,
     random: bool = False,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> Diagnosis:
-    """Examine ``model``, as initialised and unmasked, under ``mask``.
+    """Examine ``model``, as initialised, under ``mask``; a control's redrawn weights replace its own.
 
     ``batch``: inputs, or (inputs, targets), of which the inputs are run through the dense and the pruned
-    network in evaluation mode; two rows at least. ``requested``: the sparsity that was asked for. ``random``:
-    the mask claims to know nothing of the weights, so that a correlation is a warning rather than a note.
-    Paths are followed as in `effective`; where they cannot be, those fields are None and a note says so.
-    Raises NatalError if mask or batch do not fit the model.
+    network in evaluation mode; two rows at least. ``requested``: the sparsity that was asked for, of neurons if
+    the mask removes whole ones. ``random``: the mask claims to know nothing of the weights, so that a
+    correlation is a warning rather than a note. ``scores``: what the mask was selected by, globally, from
+    `natal.criteria.score`; they tell when a layer collapses. Paths are followed as in `effective`; where they
+    cannot be, those fields are None and a note says so. Raises NatalError if mask or batch do not fit the
+    model.
     """
-    check(model, mask)
-    inputs = batch[0] if isinstance(batch, tuple) else batch
+    model = unmasked(model, mask)
+    if not mask.weights:
+        raise NatalError("the mask names no weight, so there is nothing to diagnose")
+    if requested is not None and not 0 <= requested < 1:
+        raise NatalError(f"requested must lie in [0, 1), got {requested}")
+    if scores is not None and set(scores) != set(mask.weights):
+        raise NatalError(f"scores must be of {sorted(mask.weights)}, as the mask is, got {sorted(scores)}")
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
     findings: list[Finding] = []
+    constant: bool | None = None
     paths: Mapping[str, _Path] = {}
     try:
         paths = _paths(model, mask, inputs)
     except NatalError as error:
         findings.append(Finding("note", f"dead units and effective sparsity are unknown: {error}"))
-    layers = tuple(_examine(name, kept, paths.get(name)) for name, kept in mask.weights.items())
+    layers = tuple(
+        _examine(name, kept, paths.get(name), mask.units.get(name)) for name, kept in mask.weights.items()
+    )
     layers = _correlate(layers, model, mask, random, findings)
     if inputs is not None:
-        layers = _measure(layers, model, mask, inputs)
+        layers, constant = _measure(layers, model, mask, inputs)
     effective = None
     if layers and all(layer.effective is not None for layer in layers):
         effective = 1 - sum(layer.effective or 0 for layer in layers) / mask.total
@@ -160,9 +190,26 @@ def diagnose(
         findings.append(
             Finding("note", f"paths were not followed through {unseen}, so effective sparsity is unknown")
         )
-    findings += _judge(layers, mask, effective, requested)
+    outputs = {name for name, path in paths.items() if path.outputs}
+    findings += _judge(layers, mask, effective, constant, requested, outputs)
+    collapses_at = None
+    if scores is not None:
+        emptied = emptied_at(scores)
+        first = min(emptied, key=emptied.__getitem__)
+        collapses_at = emptied[first]
+        text = f"global selection by these scores empties {first} from sparsity {collapses_at:.4f} on"
+        findings.append(Finding("note", text))
     findings.sort(key=lambda finding: get_args(Severity).index(finding.severity))
-    return Diagnosis(layers, mask.sparsity, effective, requested, tuple(findings))
+    units = list(mask.units.values())
+    return Diagnosis(
+        layers,
+        mask.sparsity,
+        1 - sum(int(u.sum()) for u in units) / sum(map(len, units)) if units else None,
+        effective,
+        requested,
+        collapses_at,
+        tuple(findings),
+    )
 
 
 def effective(mask: Mask, model: nn.Module | None = None, example: Example | None = None) -> Mask:
@@ -221,11 +268,15 @@ def _sparsity_removing(k: int, n: int) -> float:
 
 
 class _Path(NamedTuple):
-    """Where paths meet a layer: (in,) reached from the input; (out,) reached; (out,) leading to an output."""
+    """Where paths meet a layer: (in,) reached from the input; (out,) reached; (out,) leading to an output.
+
+    ``outputs``: whether the layer's units are the model's outputs.
+    """
 
     into: Tensor
     reached: Tensor
     leads: Tensor
+    outputs: bool = False
     depthwise: bool = False
 
     def through(self, kept: Tensor) -> Tensor:
@@ -253,8 +304,9 @@ def _chain(weights: Mapping[str, Tensor]) -> dict[str, _Path]:
     leads = [torch.ones_like(reached[-1])]
     for kept in reversed(masks[1:]):
         leads.append((kept & leads[-1][:, None]).any(0))
+    last = list(weights)[-1]
     return {
-        n: _Path(*p)
+        n: _Path(*p, outputs=n == last)
         for n, p in zip(weights, zip(reached, reached[1:], reversed(leads), strict=False), strict=True)
     }
 
@@ -278,7 +330,9 @@ def _paths(model: nn.Module, mask: Mask, example: Example | None) -> dict[str, _
                 {n: mask.weights.get(n, torch.ones_like(w, dtype=torch.bool)) for n, w in linear.items()}
             )
     flow = trace(masked(model, mask), mask, example)
-    leads = flow.reaching()
+    leads, outputs = flow.reaching(), torch.zeros(flow.count, dtype=torch.bool)
+    for units in flow.outputs:
+        outputs[units] = True
     paths = {}
     for layer in flow.layers:
         into = (
@@ -286,7 +340,8 @@ def _paths(model: nn.Module, mask: Mask, example: Example | None) -> dict[str, _
             if layer.incoming is None
             else layer.incoming.reached
         )
-        paths[f"{layer.name}.weight"] = _Path(into, layer.reached, leads[layer.units])
+        ends = bool(outputs[layer.units].any())
+        paths[f"{layer.name}.weight"] = _Path(into, layer.reached, leads[layer.units], ends)
     for name, signal, units in flow.channelwise:
         kept = mask.weights.get(f"{name}.weight")
         if kept is not None:
@@ -295,16 +350,19 @@ def _paths(model: nn.Module, mask: Mask, example: Example | None) -> dict[str, _
     return paths
 
 
-def _examine(name: str, kept: Tensor, path: _Path | None) -> LayerDiagnosis:
+def _examine(name: str, kept: Tensor, path: _Path | None, stay: Tensor | None) -> LayerDiagnosis:
     read = kept.transpose(0, 1).flatten(1).any(1)
     layer = LayerDiagnosis(name, kept.numel(), int(kept.sum()), units=len(kept), unread=int((~read).sum()))
     if path is None:
         return layer
+    reached, leads = path.reached.to(kept.device), path.leads.to(kept.device)
+    removed = ~reached & ~leads if stay is None else ~stay
     return replace(
         layer,
         effective=int(path.through(kept).sum()),
-        no_input=int((~path.reached).sum()),
-        no_output=int((~path.leads).sum()),
+        removed=int(removed.sum()),
+        no_input=int((~reached & ~removed).sum()),
+        no_output=int((~leads & ~removed).sum()),
     )
 
 
@@ -326,7 +384,11 @@ def _correlate(
         signed, size = _correlation(kept, w, layer.kept), _correlation(kept, w.abs(), layer.kept)
         found.append(replace(layer, with_weight=signed, with_size=size))
         tests += [(f"{what} in {layer.name}", c) for what, c in (("w", signed), ("|w|", size)) if c]
-    real = [f"{where} ({c})" for where, c in tests if c.p < SIGNIFICANT / len(tests)]
+    significant = [test for test in tests if test[1].p < SIGNIFICANT / len(tests)]
+    strongest = sorted(significant, key=lambda test: -abs(test[1].r))[:3]
+    real = [f"{where} ({c})" for where, c in strongest]
+    if len(significant) > len(real):
+        real.append(f"and {len(significant) - len(real)} more")
     if real and random:
         text = f"the mask is said to be random but knows the weights: it correlates with {', '.join(real)}"
         findings.append(Finding("warning", text))
@@ -362,25 +424,33 @@ def _correlation(kept: Tensor, values: Tensor, k: int) -> Correlation | None:
 
 @dataclass
 class _Activity:
-    """What one forward pass showed, by layer name."""
+    """What one forward pass showed, by layer name; and whether the network's output varied at all."""
 
     scale: dict[str, float]
     on: dict[str, float]
     off: dict[str, float]
+    constant: bool = False
 
 
 def _measure(
     layers: tuple[LayerDiagnosis, ...], model: nn.Module, mask: Mask, inputs: Tensor
-) -> tuple[LayerDiagnosis, ...]:
+) -> tuple[tuple[LayerDiagnosis, ...], bool]:
+    """Return the layers with what a forward pass shows, and whether it is the mask that made it constant."""
     if inputs.ndim < 2 or len(inputs) < 2:
         raise NatalError(f"the batch must hold at least two rows, got shape {tuple(inputs.shape)}")
-    dense, pruned = (_observe(net, inputs) for net in (copy.deepcopy(model), masked(model, mask)))
+    alive = {
+        name.removesuffix(".weight"): kept.flatten(1).any(1)
+        for name, kept in mask.weights.items()
+        if kept.any()  # of a collapsed layer, all units are looked at
+    }
+    # the masked copy first: looking at the model itself, a private copy already, leaves hooks in it
+    pruned, dense = _observe(masked(model, mask), inputs, alive), _observe(model, inputs, {})
 
     def pair(what: str, name: str) -> Pair | None:
         a, b = (getattr(activity, what).get(name.rpartition(".")[0]) for activity in (dense, pruned))
         return None if a is None or b is None else Pair(a, b)
 
-    return tuple(
+    measured = tuple(
         replace(
             layer,
             scale=pair("scale", layer.name),
@@ -389,14 +459,15 @@ def _measure(
         )
         for layer in layers
     )
+    return measured, pruned.constant and not dense.constant
 
 
 class _Relus(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ReLU, whether module, function or method, and files it under the layer that ran last."""
 
-    def __init__(self, seen: _Activity, latest: list[tuple[str, int]]) -> None:
+    def __init__(self, seen: _Activity, latest: list[tuple[str, int]], alive: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen, self.latest = seen, latest
+        self.seen, self.latest, self.alive = seen, latest, alive
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -405,20 +476,21 @@ class _Relus(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default) and self.latest:
             name, axis = self.latest[0]
-            passes = _by_unit(args[0], axis) > 0
+            passes = _by_unit(args[0], axis, self.alive.get(name)) > 0
             self.seen.on.setdefault(name, passes.all(1).double().mean().item())
             self.seen.off.setdefault(name, (~passes).all(1).double().mean().item())
         return func(*args, **(kwargs or {}))
 
 
-def _observe(net: nn.Module, inputs: Tensor) -> _Activity:
-    """Run a private network once, in evaluation mode."""
+def _observe(net: nn.Module, inputs: Tensor, alive: Mapping[str, Tensor]) -> _Activity:
+    """Run a private network once, in evaluation mode, and look at each layer's units that are ``alive``."""
     seen = _Activity({}, {}, {})
     latest: list[tuple[str, int]] = []  # the layer that ran last, and the axis of its units
 
     def watch(name: str, axis: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            seen.scale.setdefault(name, _by_unit(output, axis).var(1, correction=0).mean().sqrt().item())
+            varies = _by_unit(output, axis, alive.get(name)).var(1, correction=0)
+            seen.scale.setdefault(name, varies.mean().sqrt().item())
             latest[:] = [(name, axis)]
 
         return hook
@@ -428,20 +500,33 @@ def _observe(net: nn.Module, inputs: Tensor) -> _Activity:
             module.register_forward_hook(watch(name, -1 if isinstance(module, nn.Linear) else 1))
 
     try:
-        with torch.no_grad(), torch.random.fork_rng(), _Relus(seen, latest):
-            net.eval()(inputs)
+        with torch.no_grad(), torch.random.fork_rng(), _Relus(seen, latest, alive):
+            outputs = net.eval()(inputs)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NatalError(f"{type(net).__name__} cannot be run on the batch: {reason}") from error
+        raise NatalError(f"{type(net).__name__} cannot be run on the batch: {first_line(error)}") from error
+    seen.constant = all(map(_constant, pytree.tree_leaves(outputs)))
     return seen
 
 
-def _by_unit(tensor: Tensor, axis: int) -> Tensor:
-    return tensor.detach().double().movedim(axis, 0).flatten(1)
+def _constant(output: Any) -> bool:
+    """Whether an output is the same for every row, up to the rounding of a float32 sum."""
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
+        return True
+    return bool((output - output[:1]).abs().max() <= 1e-6 * (1 + output.abs().max()))
+
+
+def _by_unit(tensor: Tensor, axis: int, alive: Tensor | None) -> Tensor:
+    units = tensor.detach().double().movedim(axis, 0).flatten(1)
+    return units if alive is None or len(alive) != len(units) else units[alive.to(units.device)]
 
 
 def _judge(
-    layers: tuple[LayerDiagnosis, ...], mask: Mask, effective: float | None, requested: float | None
+    layers: tuple[LayerDiagnosis, ...],
+    mask: Mask,
+    effective: float | None,
+    constant: bool | None,
+    requested: float | None,
+    outputs: Set[str],
 ) -> list[Finding]:
     found: list[Finding] = []
 
@@ -451,19 +536,29 @@ def _judge(
     severed = effective == 1 if effective is not None else not mask.kept
     if severed:
         say("fatal", "no path of kept weights leads from the input to the output: the network is constant")
+    elif constant:
+        say(
+            "fatal", "the pruned network gives every row of the batch the same output; the dense one does not"
+        )
+    # beside a shortcut a network can live on without a layer; where paths are unknown, its output tells
+    alive = effective is not None or constant is False
     for layer in layers:
         if not layer.kept:
-            # beside a shortcut a network can live on without a layer
-            say(
-                "fatal" if severed or effective is None else "warning",
-                f"{layer.name} has collapsed: no weight is left",
-            )
-    if requested is not None and (wanted := mask.total - int(requested * mask.total)) != mask.kept:
-        say("warning", f"sparsity {requested} asks for {wanted} kept weights, the mask keeps {mask.kept}")
+            lives = alive and not severed and not constant
+            say("warning" if lives else "fatal", f"{layer.name} has collapsed: no weight is left")
+    if requested is not None:
+        what, masks = ("neurons", mask.units) if mask.units else ("weights", mask.weights)
+        sizes = [kept.numel() for kept in masks.values()]
+        kept = sum(int(k.sum()) for k in masks.values())
+        # rounded once over the whole network, or layer by layer
+        most, least = int(requested * sum(sizes)), sum(int(requested * size) for size in sizes)
+        if not least <= sum(sizes) - kept <= most:
+            wanted = sum(sizes) - most
+            say("warning", f"sparsity {requested} asks for {wanted} kept {what}, the mask keeps {kept}")
     for layer in layers:
         if layer.no_input is None or layer.no_output is None or not layer.kept:
             continue
-        if layer.no_input and layer is layers[-1]:
+        if layer.no_input and layer.name in outputs:
             say(
                 "warning",
                 f"{layer.no_input} of {layer.units} outputs of {layer.name}, the last layer, are constant",
@@ -477,7 +572,7 @@ def _judge(
         text = f"{share:.1%} of the kept weights lie on no path: effective sparsity is {effective:.4f}"
         say("warning" if share > 0.1 else "note", text)
     if layers and layers[0].unread and not severed:
-        say("note", f"{layers[0].unread} inputs of {layers[0].name} are read by no kept weight")
+        say("note", f"no kept weight reads {layers[0].unread} of the inputs of {layers[0].name}")
     for layer in layers:
         if layer.scale is not None and layer.kept and layer.scale.pruned < FADED * layer.scale.dense:
             say(
@@ -485,7 +580,8 @@ def _judge(
                 f"the signal fades at {layer.name}: its output varies by {layer.scale.pruned:.3g}, "
                 f"{layer.scale.dense:.3g} in the dense network",
             )
-        if layer.always_off is not None and layer.always_off.pruned > max(0.5, layer.always_off.dense):
+        # of the units that live in the dense network, more than half have died
+        if layer.always_off is not None and layer.always_off.pruned > (1 + layer.always_off.dense) / 2:
             say(
                 "warning",
                 f"{layer.always_off.pruned:.0%} of the ReLUs after {layer.name} are off for the whole "
@@ -496,29 +592,40 @@ def _judge(
     return found
 
 
-def _table(layers: tuple[LayerDiagnosis, ...]) -> str:
-    """Return one line a layer; columns that nothing is known of are left out."""
-    columns: list[tuple[str, list[str]]] = [
-        ("layer", [layer.name for layer in layers]),
+def _tables(layers: tuple[LayerDiagnosis, ...]) -> list[str]:
+    """Return one line a layer, twice: what is kept, and how it behaves; unknown columns are left out."""
+    structure = [
         ("weights", [f"{layer.weights:,}" for layer in layers]),
         ("kept", [f"{layer.kept:,}" for layer in layers]),
         ("density", [f"{layer.density:.4f}" for layer in layers]),
         ("on a path", [_cell(layer.effective, ",") for layer in layers]),
         ("units", [f"{layer.units:,}" for layer in layers]),
+        ("removed", [_cell(layer.removed, ",") for layer in layers]),
         ("no input", [_cell(layer.no_input, ",") for layer in layers]),
         ("no output", [_cell(layer.no_output, ",") for layer in layers]),
+    ]
+    behaviour = [
         ("r(w)", [_cell(layer.with_weight and layer.with_weight.r, "+.3f") for layer in layers]),
         ("r(|w|)", [_cell(layer.with_size and layer.with_size.r, "+.3f") for layer in layers]),
         ("scale dense -> pruned", [_cells(layer.scale, ".3g") for layer in layers]),
         ("always on", [_cells(layer.always_on, ".0%") for layer in layers]),
         ("always off", [_cells(layer.always_off, ".0%") for layer in layers]),
     ]
-    shown = [(title, cells) for title, cells in columns if any(cell != "-" for cell in cells)]
+    return [*_table(layers, structure), *_table(layers, behaviour)]
+
+
+def _table(layers: tuple[LayerDiagnosis, ...], columns: list[tuple[str, list[str]]]) -> list[str]:
     aligned = []
-    for number, (title, cells) in enumerate(shown):
-        width = max(map(len, [title, *cells]))
-        aligned.append([cell.ljust(width) if number == 0 else cell.rjust(width) for cell in [title, *cells]])
-    return "\n".join("  ".join(line) for line in zip(*aligned, strict=True))
+    for title, cells in columns:
+        if any(cell != "-" for cell in cells):
+            width = max(map(len, [title, *cells]))
+            aligned.append([f"  {cell:>{width}}" for cell in [title, *cells]])
+    if not aligned:
+        return []
+    room = max(WIDTH - sum(len(cells[0]) for cells in aligned), 12)
+    names = [n if len(n) <= room else f"..{n[2 - room :]}" for n in ["layer", *(x.name for x in layers)]]
+    width = max(map(len, names))
+    return ["", *(name.ljust(width) + "".join(cells) for name, *cells in zip(names, *aligned, strict=True))]
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -6,7 +6,7 @@ once. Two questions are then answered by walking the graph: which units lie on a
 (`Flow.reaching`, `Flow.needed`), and which features can be reached from the input or else are constant
 (`Signal`).
 
-Tensors are taken to be batches, (rows, features) or (rows, channels, height, width). Whatever is not
+Tensors are taken to be batches, (rows, features) or (rows, channels, positions...). Whatever is not
 understood (an unknown operation, a reused layer, another shape) keeps its full width: it is `Flow.pinned`,
 never guessed at.
 """
@@ -18,12 +18,13 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
@@ -32,30 +33,31 @@ from natal.registry import did_you_mean
 
 Example = Tensor | tuple[Any, ...]
 """What a model is called with: one tensor, or the tuple of its arguments."""
-Form = Literal["rows", "maps", "flat"]
-"""(rows, features); (rows, channels, height, width); the latter flattened, its positions not yet counted."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A tensor between two operations, feature by feature; every field but ``form`` has shape (features,).
+    """A tensor between two operations, feature by feature.
 
-    ``units``: the unit each feature carries. ``value``: the constant each feature always equals, in float64;
-    NaN where it varies. ``reached``: whether a path of kept weights leads here from the input.
+    ``units``: (features,), the unit each feature carries. ``value``: (features,), the constant each feature
+    always equals, in float64; NaN where it varies. ``reached``: (features,), whether a path of kept weights
+    leads here from the input. ``axes``: the number of axes of positions: 0 for (rows, features), 2 for (rows,
+    channels, height, width). ``flat``: positions and channels are flattened, and not yet counted.
     """
 
     units: Tensor
     value: Tensor
     reached: Tensor
-    form: Form
+    axes: int = 0
+    flat: bool = False
 
     def spread(self, features: int) -> Signal | None:
         """Return the signal with every channel repeated for each of its positions; None if uneven."""
         times, rest = divmod(features, len(self.units))
-        if rest or (times != 1 and self.form != "flat"):
+        if rest or (times != 1 and not self.flat):
             return None
         units, value, reached = (t.repeat_interleave(times) for t in (self.units, self.value, self.reached))
-        return Signal(units, value, reached, "rows")
+        return Signal(units, value, reached)
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ class Flow:
 
     ``steps``: layers and links in the order of the forward pass. ``channelwise``: names of modules holding
     one entry per unit (batch norm, PReLU, depthwise convolution) with the signal they act on. ``pinned``:
-    units that must stay. ``count``: number of units.
+    units that must stay. ``outputs``: those of them that are the model's outputs. ``obstacles``: which
+    operations keep a constant unit from being removed, by name, and why. ``count``: number of units.
     """
 
     steps: list[Layer | Link] = field(default_factory=list)
     channelwise: list[tuple[str, Signal, Tensor]] = field(default_factory=list)
     pinned: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    obstacles: dict[str, str] = field(default_factory=dict)
     count: int = 0
 
     @property
@@ -156,31 +161,74 @@ M = TypeVar("M", bound=nn.Module)
 
 def check(model: nn.Module, mask: Mask) -> None:
     """Raise NatalError if the mask names a parameter ``model`` does not have, or in another shape."""
-    parameters = dict(model.named_parameters())
-    for name, kept in mask.items().items():
+    if not isinstance(mask, Mask):
+        raise NatalError(f"mask must be a natal.Mask, got {type(mask).__name__}; natal.prune makes one")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    masks = [(name, kept, True) for name, kept in mask.items().items()]
+    for name, values, boolean in [*masks, *((name, drawn, False) for name, drawn in mask.redrawn.items())]:
         if name not in parameters:
             raise NatalError(
                 f"the mask names {name!r}, which is no parameter of this {type(model).__name__}"
                 f"{did_you_mean(name, parameters)}"
             )
         shape = tuple(parameters[name].shape)
-        if kept.shape != shape or kept.dtype != torch.bool:
+        if values.shape != shape or (boolean and values.dtype != torch.bool):
+            what = f"the mask{'' if boolean else chr(39) + 's redrawn value'}"
             raise NatalError(
-                f"the mask of {name!r} is {kept.dtype} of shape {tuple(kept.shape)}; "
-                f"it must be torch.bool of shape {shape}"
+                f"{what} of {name!r} is {values.dtype} of shape {tuple(values.shape)}; "
+                f"it must be {'torch.bool ' * boolean}of shape {shape}"
             )
 
 
-def masked(model: M, mask: Mask) -> M:
-    """Return a copy of ``model`` whose removed parameters are zero; raise NatalError as `check` does."""
-    check(model, mask)
-    twin = copy.deepcopy(model)
+def unmasked(model: M, mask: Mask) -> M:
+    """Return a copy of ``model`` as it was before it was pruned, made of plain modules, nothing removed.
+
+    What `natal.apply` or ``torch.nn.utils.prune`` made of its layers is undone, except that what they removed
+    is zero. Otherwise the model has yet to start, so a control's redrawn weights replace its own. Raises
+    NatalError as `check` does.
+    """
+    # between its hooks torch.nn.utils.prune leaves a product in the module, which deepcopy refuses
+    products = [
+        t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf
+    ]
+    twin = copy.deepcopy(model, {id(t): t.detach() for t in products})
+    started = False
+    for module in twin.modules():
+        base, leaves = getattr(type(module), "_natal_masked", (type(module), ()))
+        for leaf in leaves:
+            _clear(module._parameters[leaf], module._buffers.pop(f"{leaf}_kept"))
+        module.__class__ = base
+        by_torch = [
+            hook._tensor_name
+            for hook in module._forward_pre_hooks.values()
+            if isinstance(hook, prune.BasePruningMethod)
+        ]
+        for leaf in by_torch:
+            prune.remove(module, leaf)  # type: ignore[no-untyped-call]
+        started |= bool(leaves or by_torch)
+    check(twin, mask)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, kept in mask.items().items():
-            # masked_fill, not multiplication: 0 * inf is NaN and 0 * -1 is -0
-            parameter = twin.get_parameter(name)
-            parameter.masked_fill_(~kept.to(parameter.device), 0)
+        for name, values in mask.redrawn.items() if not started else ():
+            parameters[name].copy_(values)
     return twin
+
+
+def masked(model: M, mask: Mask) -> M:
+    """Return `unmasked` with the removed parameters set to zero: a plain copy of what ``model`` computes."""
+    twin = unmasked(model, mask)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    for name, kept in mask.items().items():
+        _clear(parameters[name], kept)
+    return twin
+
+
+@torch.no_grad()
+def _clear(parameter: Tensor | None, kept: Tensor | None) -> None:
+    assert parameter is not None
+    assert kept is not None
+    # masked_fill, not multiplication: 0 * inf is NaN and 0 * -1 is -0
+    parameter.masked_fill_(~kept.to(parameter.device), 0)
 
 
 def trace(model: nn.Module, mask: Mask, example: Example | None = None, training: bool = False) -> Flow:
@@ -195,7 +243,7 @@ def trace(model: nn.Module, mask: Mask, example: Example | None = None, training
         graph = fx.Tracer().trace(model)
     except Exception as error:
         raise NatalError(
-            f"cannot follow the forward pass of {type(model).__name__}: {_first_line(error)}; "
+            f"cannot follow the forward pass of {type(model).__name__}: {first_line(error)}; "
             "it must be one torch.fx can trace, without branches on values"
         ) from error
     if example is not None:
@@ -212,14 +260,16 @@ def _propagate_shapes(model: nn.Module, graph: fx.Graph, example: Example) -> No
     twin = copy.deepcopy(model).eval()  # in training mode running it would move batch norm's buffers
     try:
         with torch.no_grad(), torch.random.fork_rng():
+            twin(*arguments(example))  # ShapeProp prints a traceback before it raises
             ShapeProp(fx.GraphModule(twin, graph)).propagate(*arguments(example))
     except Exception as error:
         raise NatalError(
-            f"{type(model).__name__} cannot be run on the example: {_first_line(error)}"
+            f"{type(model).__name__} cannot be run on the example: {first_line(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an exception says first, or its type if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -235,7 +285,16 @@ POINTWISE_NAMES = {
     "clone",
 }  # fmt: skip
 """Functions that act on each number alone, in ``torch``, ``torch.nn.functional`` or as methods."""
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+POOLINGS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 ARITHMETIC = {"add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv"}
 
 
@@ -251,6 +310,7 @@ class _Reader:
         self.training = training
         self.flow = Flow()
         self.signals: dict[fx.Node, Signal] = {}
+        self.memory: dict[fx.Node, fx.Node] = {}  # of a tensor that may share another's memory, that other
         self.batch_sizes: set[fx.Node] = set()
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
         self.shared = {
@@ -261,29 +321,74 @@ class _Reader:
 
     def read(self, graph: fx.Graph) -> Flow:
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-        # a layer called twice, or whose parameters are also read directly, cannot be cut to one place's width
-        self.shared |= {name for name, times in calls.items() if times > 1 and isinstance(name, str)}
+        # what is called twice, or also read directly, cannot be cut to one place's width, if it has a width
+        self.shared |= {
+            name
+            for name, times in calls.items()
+            if times > 1 and isinstance(name, str) and self.modules[name].state_dict()
+        }
         self.shared |= {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
         for node in graph.nodes:
             signal = self.apply(node)
             if signal is not None and not self.well_formed(node, signal):
                 self.flow.pinned.append(signal.units)
+                if any(user.op == "output" for user in node.users):
+                    self.flow.outputs.append(signal.units)
+                self.obstruct(
+                    node, signal, "its tensors are not (rows, features) or (rows, channels, positions)"
+                )
                 signal = None
             if signal is not None:
                 self.signals[node] = signal
-                if _in_place(node, self.modules):
-                    self.signals[node.all_input_nodes[0]] = signal  # later readers see the changed tensor
+                changed = _in_place(node, self.modules)
+                if changed or _same_memory(node, self.modules):
+                    source = node.all_input_nodes[0]
+                    self.memory[node] = self.memory.get(source, source)
+                if changed:  # later readers see the changed tensor
+                    self.forget(node)
+                    self.signals[node] = self.signals[source] = signal
             elif not self.harmless(node):
                 for argument in node.all_input_nodes:
-                    self.pin(argument)
+                    self.pin(argument, node)
+                own = self.masks.get(f"{node.target}.weight") if node.op == "call_module" else None
+                if own is not None and not own.flatten(1).any(1).all():
+                    self.flow.obstacles.setdefault(repr(str(node.target)), self.reason(node))
         return self.flow
 
-    def pin(self, node: fx.Node) -> None:
+    def pin(self, node: fx.Node, reader: fx.Node) -> None:
         """Keep all units of a tensor that something unknown reads, and perhaps writes."""
         signal = self.signals.get(node)
         if signal is not None:
             self.flow.pinned.append(signal.units)
-            self.signals[node] = replace(signal, value=torch.full_like(signal.value, torch.nan))
+            if reader.op == "output":
+                self.flow.outputs.append(signal.units)
+            else:
+                self.obstruct(reader, signal, self.reason(reader))
+            self.forget(node)
+
+    def forget(self, node: fx.Node) -> None:
+        """Take nothing for constant in a tensor that may have been written to, and in others on its memory."""
+        memory = self.memory.get(node, node)
+        for other, signal in self.signals.items():
+            if self.memory.get(other, other) is memory:
+                self.signals[other] = replace(signal, value=torch.full_like(signal.value, torch.nan))
+
+    def obstruct(self, node: fx.Node, signal: Signal, why: str) -> None:
+        """Remember why ``node`` keeps constant units in place, if there are any."""
+        if signal.value.isfinite().any():
+            self.flow.obstacles.setdefault(repr(str(node.target if node.op == "call_module" else node)), why)
+
+    def reason(self, node: fx.Node) -> str:
+        target = str(node.target)
+        if node.op != "call_module":
+            return f"this {_function_name(node) or target} is not followed"
+        module = self.modules[target]
+        kind = type(module).__name__
+        if target in self.shared:
+            return f"this {kind} or its weight is used more than once"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return f"this {kind} has hooks"
+        return f"this {'grouped ' * (getattr(module, 'groups', 1) > 1)}{kind} is not followed"
 
     def apply(self, node: fx.Node) -> Signal | None:
         source = self.signals.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -303,7 +408,7 @@ class _Reader:
             or "forward" in vars(module)
         ):
             return None
-        if kind is nn.Linear or (kind is nn.Conv2d and module.groups == 1):
+        if kind is nn.Linear or (kind in CONVOLUTIONS and module.groups == 1):
             return self.layer(name, module, source)
         if source is None:
             return None
@@ -311,17 +416,18 @@ class _Reader:
             return self.pointwise(source, module)
         if kind in DROPOUTS:
             return self.keep_zeros(source) if module.training and module.p else source
-        if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+        if kind in BATCH_NORMS:
             return self.batch_norm(name, module, source)
         if kind is nn.PReLU:
             return self.prelu(name, module, source)
-        if kind is nn.Conv2d and module.groups == module.in_channels == module.out_channels:
+        if kind in CONVOLUTIONS and module.groups == module.in_channels == module.out_channels:
             return self.depthwise(name, module, source)
-        if kind in (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
-            return source if source.form == "maps" and not getattr(module, "return_indices", False) else None
-        if kind is nn.AvgPool2d:
-            plain = not _any(module.padding) and not module.ceil_mode and module.divisor_override is None
-            return None if source.form != "maps" else source if plain else self.keep_zeros(source)
+        if kind in POOLINGS:
+            return source if source.axes and not getattr(module, "return_indices", False) else None
+        if kind in AVERAGES:
+            divided = getattr(module, "divisor_override", None) is not None
+            plain = not _any(module.padding) and not module.ceil_mode and not divided
+            return None if not source.axes else source if plain else self.keep_zeros(source)
         if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             return _flatten(source)
         return None
@@ -338,7 +444,7 @@ class _Reader:
             isinstance(a, fx.Node) for a in (*rest, *node.kwargs.values())
         ):
             return self.pointwise(source, lambda value: _call(node, value))
-        if name in ("dropout", "dropout2d"):
+        if name in ("dropout", "dropout1d", "dropout2d", "dropout3d"):
             return (
                 source if _bound(node, p=0.5, training=True)["training"] is False else self.keep_zeros(source)
             )
@@ -348,15 +454,19 @@ class _Reader:
             shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
             rows_first = len(shape) == 2 and shape[0] in self.batch_sizes and shape[1] == -1
             return _flatten(source) if rows_first else None
-        if name == "mean" and source.form == "maps":
+        if name == "mean" and source.axes:
             given = _bound(node, dim=None, keepdim=False)
-            axes = given["dim"] if isinstance(given["dim"], tuple | list) else ()
-            if sorted(axis % 4 for axis in axes if isinstance(axis, int)) == [2, 3] and len(axes) == 2:
-                return source if given["keepdim"] else replace(source, form="rows")
-        if source.form == "maps":
-            if name in ("max_pool2d", "adaptive_avg_pool2d"):
+            axes = given["dim"] if isinstance(given["dim"], tuple | list) else (given["dim"],)
+            ndim = source.axes + 2
+            if all(isinstance(axis, int) for axis in axes) and (
+                sorted(axis % ndim for axis in axes) == list(range(2, ndim))
+            ):
+                return source if given["keepdim"] else replace(source, axes=0)
+        if source.axes:
+            kind = name.rstrip("123d")
+            if kind in ("max_pool", "adaptive_avg_pool", "adaptive_max_pool"):
                 return source if len(rest) < 6 and not node.kwargs.get("return_indices") else None
-            if name == "avg_pool2d":  # kernel and stride alone; padding would let zeros in at the border
+            if kind == "avg_pool":  # kernel and stride alone; padding would let zeros in at the border
                 return (
                     source
                     if len(rest) < 3 and not node.kwargs.keys() - {"stride"}
@@ -364,12 +474,12 @@ class _Reader:
                 )
         return None
 
-    def layer(self, name: str, module: nn.Linear | nn.Conv2d, source: Signal | None) -> Signal | None:
+    def layer(self, name: str, module: nn.Linear | Convolution, source: Signal | None) -> Signal | None:
         weight, kept = self.parameter(name, "weight", module.weight)
         outputs, inputs = weight.shape[:2]
         gain, kept = weight.reshape(outputs, inputs, -1).sum(2), kept.reshape(outputs, inputs, -1).any(2)
-        maps = isinstance(module, nn.Conv2d)
-        incoming = source.spread(inputs) if source is not None and maps == (source.form == "maps") else None
+        axes = weight.ndim - 2
+        incoming = source.spread(inputs) if source is not None and axes == source.axes else None
         if source is not None and incoming is None:
             self.flow.pinned.append(source.units)
         seen = incoming or _unknown(inputs)
@@ -379,10 +489,10 @@ class _Reader:
         reached = (kept & seen.reached).any(1)
         units = self.new_units(outputs)
         self.flow.steps.append(Layer(name, incoming, units, kept, gain, reached, zero_padded))
-        return Signal(units, value, reached, "maps" if maps else "rows")
+        return Signal(units, value, reached, axes)
 
-    def depthwise(self, name: str, module: nn.Conv2d, source: Signal) -> Signal | None:
-        if source.form != "maps":
+    def depthwise(self, name: str, module: Convolution, source: Signal) -> Signal | None:
+        if source.axes != module.weight.ndim - 2:
             return None
         weight, kept = self.parameter(name, "weight", module.weight)
         gain, carries = weight.flatten(1).sum(1), kept.flatten(1).any(1)
@@ -391,12 +501,10 @@ class _Reader:
         units = self.new_units(len(gain))
         self.flow.channelwise.append((name, source, units))
         self.flow.steps.append(Link(source.units, units, carries))
-        return Signal(units, self.settled(value), source.reached & carries, "maps")
+        return Signal(units, self.settled(value), source.reached & carries, source.axes)
 
-    def batch_norm(self, name: str, module: nn.BatchNorm1d | nn.BatchNorm2d, source: Signal) -> Signal | None:
-        if isinstance(module, nn.BatchNorm2d) != (source.form == "maps"):
-            return None
-        spread = source.spread(module.num_features) if source.form != "maps" else source
+    def batch_norm(self, name: str, module: BatchNorm, source: Signal) -> Signal | None:
+        spread = source if source.axes else source.spread(module.num_features)
         if spread is None:
             return None
         value = torch.full_like(spread.value, torch.nan)
@@ -407,12 +515,12 @@ class _Reader:
             )
             value = F.batch_norm(spread.value[None], mean, var, weight, bias, eps=module.eps)[0]
         self.flow.channelwise.append((name, spread, spread.units))
-        return replace(spread, value=self.settled(torch.where(spread.value.isnan(), torch.nan, value)))
+        return replace(spread, value=self.settled(value))
 
     def prelu(self, name: str, module: nn.PReLU, source: Signal) -> Signal | None:
         value = self.settled(F.prelu(source.value[None], module.weight.detach().cpu().double())[0])
         if module.num_parameters > 1:
-            if source.form == "flat" or module.num_parameters != len(source.units):
+            if source.flat or module.num_parameters != len(source.units):
                 return None
             self.flow.channelwise.append((name, source, source.units))
         return replace(source, value=torch.where(source.value.isnan(), torch.nan, value))
@@ -423,14 +531,13 @@ class _Reader:
             return None
         a, b = operands
         if isinstance(a, Signal) and isinstance(b, Signal):
-            if a.form != b.form or len(a.units) != len(b.units):
+            if (a.axes, a.flat, len(a.units)) != (b.axes, b.flat, len(b.units)):
                 return None
             units = self.new_units(len(a.units))
             for operand in (a, b):
                 self.flow.steps.append(Link(operand.units, units, torch.ones(len(units), dtype=torch.bool)))
-            return Signal(
-                units, self.settled(operation(a.value.clone(), b.value)), a.reached | b.reached, a.form
-            )
+            value = self.settled(operation(a.value.clone(), b.value))
+            return Signal(units, value, a.reached | b.reached, a.axes, a.flat)
         if isinstance(a, Signal) and isinstance(b, int | float):
             return self.pointwise(a, lambda value: operation(value, b))
         if isinstance(b, Signal) and isinstance(a, int | float):
@@ -444,15 +551,15 @@ class _Reader:
         ]
         known = [part for part in parts if part is not None]
         axis = _bound(node, dim=0)["dim"]
-        if not known or len(known) != len(parts) or len({part.form for part in known}) != 1:
+        if not known or len(known) != len(parts) or len({(part.axes, part.flat) for part in known}) != 1:
             return None
-        form = known[0].form
-        if form == "flat" or axis not in (1, -1 if form == "rows" else -3):
+        axes = known[0].axes
+        if known[0].flat or axis not in (1, -1 - axes):
             return None
         units, value, reached = (
             torch.cat([getattr(p, f) for p in known]) for f in ("units", "value", "reached")
         )
-        return Signal(units, value, reached, form)
+        return Signal(units, value, reached, axes)
 
     def pointwise(self, source: Signal, function: Callable[[Tensor], Tensor]) -> Signal:
         value = function(source.value.clone())
@@ -466,7 +573,7 @@ class _Reader:
         trustworthy = value == 0 if self.training else value.isfinite()
         return torch.where(trustworthy, value, torch.nan)
 
-    def bias(self, name: str, module: nn.Linear | nn.Conv2d) -> Tensor:
+    def bias(self, name: str, module: nn.Linear | Convolution) -> Tensor:
         if module.bias is None:
             return torch.zeros(len(module.weight), dtype=torch.float64)
         value, kept = self.parameter(name, "bias", module.bias)
@@ -484,7 +591,7 @@ class _Reader:
 
     def well_formed(self, node: fx.Node, signal: Signal) -> bool:
         shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-        return shape is None or len(shape) == (4 if signal.form == "maps" else 2)
+        return shape is None or len(shape) == signal.axes + 2
 
     def harmless(self, node: fx.Node) -> bool:
         """Return whether ``node`` only asks for the number of rows."""
@@ -527,26 +634,33 @@ def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv") or bool(flagged)
 
 
+def _same_memory(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Return whether an operation that is followed may return its input, or a view of it."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], (nn.Identity, nn.Flatten, *DROPOUTS))
+    return _function_name(node).startswith(("flatten", "view", "reshape", "contiguous", "dropout"))
+
+
 def _bound(node: fx.Node, **defaults: Any) -> dict[str, Any]:
     given = dict(zip(defaults, node.args[1:], strict=False))
     return {**defaults, **given, **{k: v for k, v in node.kwargs.items() if k in defaults}}
 
 
 def _flatten(source: Signal) -> Signal:
-    return replace(source, form="flat") if source.form == "maps" else source
+    return replace(source, axes=0, flat=True) if source.axes else source
 
 
 def _unknown(features: int) -> Signal:
     varies = torch.full((features,), torch.nan, dtype=torch.float64)
-    return Signal(torch.empty(0, dtype=torch.long), varies, torch.ones(features, dtype=torch.bool), "rows")
+    return Signal(torch.empty(0, dtype=torch.long), varies, torch.ones(features, dtype=torch.bool))
 
 
 def _foldable(signal: Signal, zero_padded: bool) -> Tensor:
     return signal.value.isfinite() & ((signal.value == 0) | (not zero_padded))
 
 
-def _pads_zeros(module: nn.Linear | nn.Conv2d) -> bool:
-    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and _any(module.padding)
+def _pads_zeros(module: nn.Linear | Convolution) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.padding_mode == "zeros" and _any(module.padding)
 
 
 def _any(padding: int | str | tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ same bytes.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from natal.errors import NatalError
-from natal.flow import check
+from natal.flow import unmasked
 from natal.masks import Mask
 from natal.spec import Recipe
 
@@ -33,6 +33,8 @@ FORMAT = 1
 """Version of the file layout; a reader refuses a higher one."""
 HEADER = {"kind": str, "format": int, "natal": str, "torch": str, "provenance": dict, "order": list}
 """What the JSON of every file holds, by type; a ticket's also holds its ``recipe``."""
+PARTS = [part.name for part in dataclasses.fields(Mask)]
+"""The parts of a mask, each a folder of tensors in the file; initial weights are a ticket's ``initial``."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,10 @@ class Ticket:
 def to_torch_prune(model: M, mask: Mask) -> M:
     """Return a copy of ``model`` pruned with ``torch.nn.utils.prune``: ``weight_orig`` and ``weight_mask``.
 
-    Every masked parameter, bias too, goes through ``custom_from_mask``. Raises NatalError if the mask does
-    not fit.
+    Every masked parameter, bias too, goes through ``custom_from_mask``; a control's redrawn weights replace
+    the model's. Raises NatalError if the mask does not fit.
     """
-    check(model, mask)
-    twin = copy.deepcopy(model)
+    twin = unmasked(model, mask)
     for name, kept in mask.items().items():
         owner, _, entry = name.rpartition(".")
         kept = kept.to(twin.get_parameter(name).device)
@@ -121,8 +122,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _tensors(mask: Mask) -> dict[str, Tensor]:
-    parts = (("weights", mask.weights), ("biases", mask.biases))
-    return {f"{part}/{name}": kept.bool() for part, masks in parts for name, kept in masks.items()}
+    return {f"{part}/{name}": t for part in PARTS for name, t in getattr(mask, part).items()}
 
 
 def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -130,8 +130,8 @@ def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _mask(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Mask:
-    mask = Mask(_group(tensors, "weights/"), _group(tensors, "biases/"))
-    for name, kept in mask.items().items():
+    mask = Mask(*(_group(tensors, f"{part}/") for part in PARTS))
+    for name, kept in [*mask.items().items(), *mask.units.items()]:
         if kept.dtype != torch.bool:
             raise NatalError(f"{path}: the mask of {name!r} is {kept.dtype}, not torch.bool")
     return mask
@@ -153,8 +153,7 @@ def _write(
         metadata = {"natal": json.dumps(about, sort_keys=True, allow_nan=False)}
     except (TypeError, ValueError) as error:
         raise NatalError(f"provenance must be what JSON can hold: {error}") from error
-    # clones, because safetensors refuses tensors that share memory, as tied weights do
-    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, metadata)
+    content = save({name: _storable(name, t) for name, t in tensors.items()}, metadata)
     partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
@@ -162,6 +161,15 @@ def _write(
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise NatalError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _storable(name: str, tensor: Tensor) -> Tensor:
+    strided = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+    if not strided or tensor.dtype == torch.complex128:
+        what = f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise NatalError(f"safetensors cannot hold {name!r} ({what}); give it dense tensors with data")
+    # a clone, because safetensors refuses tensors that share memory, as tied weights do
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def _read(path: str | os.PathLike[str], kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:

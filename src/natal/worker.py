@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from natal.criteria import Problem, criteria, mask, problem_of, score, traits
 from natal.determinism import deterministic, one_thread
-from natal.doctor import collapse_sparsity, diagnose
+from natal.doctor import diagnose
 from natal.engine import ENGINES, Ticket
 from natal.errors import NatalError
 from natal.masks import Mask
@@ -108,29 +107,19 @@ def _diagnosis(
     if sparsity == 0:
         return {}
     assert problem.inputs is not None
-    newborn = deepcopy(net)
-    with torch.no_grad():
-        for name, values in chosen.redrawn.items():
-            newborn.get_parameter(name).copy_(values)
-    by_weight = recipe.granularity == "weight"
+    one_shot = traits[recipe.criterion].rounds == 1 and recipe.control is None
+    selected = recipe.granularity == "weight" and recipe.scope == "global" and one_shot
     found = diagnose(
-        newborn,
+        net,
         chosen,
         problem.inputs[:DIAGNOSED_ROWS],
-        requested=sparsity if by_weight else None,
+        requested=sparsity,
         random=recipe.criterion == "random" and recipe.control is None,
+        scores=score(recipe.criterion, replace(problem, sparsity=sparsity)) if selected else None,
     )
-    collapses_at = None
-    if (
-        by_weight
-        and recipe.scope == "global"
-        and recipe.control is None
-        and traits[recipe.criterion].rounds == 1
-    ):
-        collapses_at = collapse_sparsity(score(recipe.criterion, replace(problem, sparsity=sparsity)))
     return {
         "effective_sparsity": found.effective_sparsity,
-        "collapses_at": collapses_at,
+        "collapses_at": found.collapses_at,
         "findings": [[finding.severity, finding.text] for finding in found.findings],
         "layers": [asdict(layer) for layer in found.layers],
     }
