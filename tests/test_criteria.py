@@ -758,12 +758,15 @@ def test_controls_draw_from_streams_of_their_own():
     assert any(not torch.equal(kept, plain.units[n]) for n, kept in moved.units.items())
 
 
-def test_quota_random_ranks_by_the_strategy_random():
+def test_quota_random_draws_for_itself_so_that_the_control_of_random_is_no_copy():
     problem = problem_for("deep")
-    draws = score("random", problem)
-    found = controlled("quota-random")
+    plain, found = controlled(None, name="random"), controlled("quota-random", name="random")
+    generator = problem.stream("quota-random")
     for name, kept in found.weights.items():
-        assert draws[name][kept].min() >= draws[name][~kept].max() if kept.any() and not kept.all() else True
+        draws = torch.rand(kept.shape, generator=generator)
+        count = int(plain.weights[name].sum())
+        assert torch.equal(kept, draws >= draws.flatten().sort().values[draws.numel() - count])
+        assert not torch.equal(kept, plain.weights[name])
 
 
 def test_invert_keeps_what_the_criterion_removes():

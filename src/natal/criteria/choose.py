@@ -45,9 +45,8 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
     n prunable weights go. With neuron granularity ``sparsity`` is the share of neurons removed, the output
     layer's stay, and a neuron's score aggregates its weights' (by default the L2 norm of the incoming ones).
 
-    Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` keeps as many weights of each
-    layer, chosen by the criterion `random`: the same law, paired with that strategy. ``invert`` negates the
-    scores. ``reinit`` keeps the mask and redraws the weights, see `natal.criteria.redraw`. For neurons:
+    Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` draws a random mask that keeps
+    as many weights of each layer: the same law, in draws of its own. ``invert`` negates the scores. ``reinit`` keeps the mask and redraws the weights, see `natal.criteria.redraw`. For neurons:
     ``random-neurons`` removes as many of each layer at random, ``highest-norm`` those with the largest
     incoming L2 norm of weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from
     PyTorch's initialisation. New weights are in the mask's ``redrawn``.
@@ -159,7 +158,8 @@ def _shuffle(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask
 
 
 def _quota_random(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
-    draws = criteria["random"](problem)
+    generator = problem.stream("quota-random")  # not the stream of `random`: its control would be a copy
+    draws = {n: torch.rand(k.shape, generator=generator).to(k.device) for n, k in chosen.weights.items()}
     return Mask({name: _best(draws[name], int(kept.sum())) for name, kept in chosen.weights.items()})
 
 
