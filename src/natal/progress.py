@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -34,34 +34,38 @@ def _left(seconds: float) -> str:
     return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"
 
 
+def _before(plan: Plan) -> Iterator[str]:
+    """Yield what to say before training begins: what is there already, and what is not used."""
+    if plan.done:
+        rest = "training the rest" if plan.pending else "nothing to train"
+        yield f"{len(plan.done)} of {len(plan.grid)} runs are stored already; {rest}."
+    if plan.outdated:
+        yield f"{outdated(plan)}."
+
+
+def outdated(plan: Plan) -> str:
+    """Say what becomes of trainings that other versions left behind."""
+    return (
+        f"{plan.outdated} stored trainings were made by another version of natal, torch or NumPy; "
+        "they are kept, but not used"
+    )
+
+
 class Lines:
     """One line a finished run, for logs and pipes."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.total = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def started(self, plan: Plan) -> None:
         """Say what is done already."""
         self.total = len(plan.grid)
-        if plan.done:
-            self._print(f"{len(plan.done)} of {self.total} runs are stored already; training the rest.")
+        for text in _before(plan):
+            print(text, flush=True)
 
     def training(self, runs: Sequence[Run]) -> None:
         """Say nothing: a line follows when they are finished."""
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
         """Print the run's line."""
-        self._print(line(position, self.total, run, outcome, field))
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print(line(position, self.total, run, outcome, field), flush=True)
 
 
 class View:
@@ -94,6 +98,8 @@ class View:
 
     def started(self, plan: Plan) -> None:
         """Show the empty bar."""
+        for text in _before(plan):
+            self.live.console.print(text, highlight=False, markup=False)
         self.total, self.before, self.began = len(plan.grid), len(plan.done), time.monotonic()
         self.bar.update(
             self.task, description=plan.study.name, total=self.total, completed=self.before, visible=True
