@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -234,8 +236,10 @@ def list_() -> None:
 
 def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
     print(title)
+    margin = f"  {'':<16} "
+    room = shutil.get_terminal_size().columns - len(margin) if sys.stdout.isatty() else sys.maxsize
     for name, summary in entries:
-        print(f"  {name:<16} {summary}")
+        print(f"  {name:<16} " + f"\n{margin}".join(textwrap.wrap(summary, max(room, 20))))
 
 
 @app.command()

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> str:
     """Return a finished run in the paper's form: ``[1/144] task=modular, ... seed=42 ... test_acc=0.2784``."""
+    return f"[{position}/{total}] {describe(run)} ... {_result(outcome, field)}"
+
+
+def _result(outcome: Outcome, field: str) -> str:
     if outcome.test_metric is None:
-        result = f"diverged at epoch {outcome.epochs_trained}"
-    else:
-        result = f"test_{field}={outcome.test_metric:.4f}"
-    return f"[{position}/{total}] {describe(run)} ... {result}"
+        return f"diverged at epoch {outcome.epochs_trained}"
+    return f"test_{field}={outcome.test_metric:.4f}"
 
 
 def _left(seconds: float) -> str:
@@ -119,7 +121,7 @@ class View:
         self._show()
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
-        """Move the bar on and show the run's line."""
+        """Move the bar on and show the run's result."""
         self.diverged += outcome.status == "diverged"
         spent = time.monotonic() - self.began
         rate = (position - self.before) / max(spent, 1e-9)
@@ -132,7 +134,9 @@ class View:
         )
         if position == self.total:
             self._written_up()
-        self.recent = [*self.recent, line(position, self.total, run, outcome, field)][-self.RECENT :]
+        # results first: names may be longer than the terminal is wide
+        words = f"{run.task} {run.strategy} {percent(run.sparsity)} seed {run.seed}"
+        self.recent = [*self.recent, f"{_result(outcome, field):<16} {words}"][-self.RECENT :]
         self._show()
 
     def _written_up(self) -> None:
