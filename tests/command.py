@@ -63,9 +63,9 @@ class Command:
         )
 
     def end(self, sent: signal.Signals) -> subprocess.CompletedProcess[str]:
-        """Send it a signal, all its process group if it is Ctrl-C, and see every process of it go."""
+        """Send it a signal, all its process group if a terminal would, and see every process of it go."""
         family = self.process.children(recursive=True)
-        if sent is signal.SIGINT:
+        if sent in (signal.SIGINT, signal.SIGHUP):
             os.killpg(self.process.pid, sent)
         else:
             self.process.send_signal(sent)
@@ -82,6 +82,9 @@ def _be_natal(words: list[str], folder: str, output: str, errors: str, largest: 
     os.chdir(folder)
     os.environ.update(PLAIN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, [signal.SIGINT]
+    )  # natal's workers never get it, a command does
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.argv = ["natal", *words]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 import natal
-from command import Command
+from command import PLAIN, Command
 from conftest import Natal, tiny, toml, trainings
 from natal import Run
 from natal.results import Results
@@ -122,6 +124,13 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, uninterrupted: Trainings) -
     assert trainings(tmp_path) == uninterrupted
 
 
+def stopped(result: subprocess.CompletedProcess[str], sent: signal.Signals, kept: int) -> None:
+    """Check for the exit status of that signal and one line that says what is kept and how to go on."""
+    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
+    words = f"natal: stopped. {trainings} stored in results; the same command goes on from there.\n"
+    assert (result.returncode, result.stderr) == (128 + sent, words)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
     started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings, workers: int
@@ -131,20 +140,35 @@ def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
     result = command.end(signal.SIGINT)
     kept = len(trainings(tmp_path / "results"))
     assert 0 < kept < TRAININGS
-    words = f"natal: stopped. {kept} trainings are stored in results; the same command goes on from there."
-    assert (result.returncode, result.stderr) == (130, f"\n{words}\n")
+    stopped(result, signal.SIGINT, kept)
     finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)
 
 
-def test_ctrl_c_while_workers_start_is_one_line_too(started: Start, tmp_path: Path, study: list[str]) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_moment_is_one_line(
+    started: Start, tmp_path: Path, study: list[str], sent: signal.Signals
+) -> None:
+    for processes in (1, 2, 3):  # the fork server, then its workers
+        command = started(*study, 2)
+        while command.running and len(command.process.children(recursive=True)) < processes:
+            time.sleep(0.001)
+        result = command.end(sent)
+        stopped(result, sent, len(trainings(tmp_path / "results")) if stored(tmp_path) else 0)
+
+
+def test_a_reader_that_leaves_is_one_line_too(tmp_path: Path, study: list[str]) -> None:
     (tmp_path / "results").mkdir()
-    command = started(*study, 2)
-    while not command.process.children():  # the fork server, importing torch
-        time.sleep(0.005)
-    time.sleep(0.1)
-    result = command.end(signal.SIGINT)
-    words = "natal: stopped. 0 trainings are stored in results; the same command goes on from there."
-    assert (result.returncode, result.stderr) == (130, f"\n{words}\n")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "natal.cli", *study, "1"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **PLAIN},
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert command.stdout.readline().startswith("[1/36] ")  # `natal run | head -1`
+    command.stdout.close()
+    assert command.stderr is not None
+    said = command.stderr.read()
+    result = subprocess.CompletedProcess(study, command.wait(30), "", said)
+    stopped(result, signal.SIGPIPE, len(trainings(tmp_path / "results")))
 
 
 # -- places that cannot be written, files that are not ours ----------------------------------------------

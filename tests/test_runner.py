@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from filelock import FileLock
 import natal
 from conftest import tiny, toml, trainings
 from natal import NatalError, Problem, Run, criterion, report, runner, worker
-from natal.engine import batched
+from natal.engine import batched, ticket
 from natal.executors import InProcess
+from natal.progress import Lines
 from natal.results import Results
 from natal.runner import Plan, Silent
 from natal.store import FILE, Outcome, Store
@@ -97,6 +99,50 @@ def test_nothing_is_trained_twice(tmp_path: Path, trained: list[Run]) -> None:
     after = trainings(tmp_path)
     assert {key: after[key] for key in before} == before
     assert len(natal.load(tmp_path).runs) == 12
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_command_with_nothing_to_do_changes_nothing(tmp_path: Path) -> None:
+    natal.run(tiny(seeds=[1]), tmp_path)
+    with Store.read(tmp_path) as store:
+        before = store.manifest()
+    natal.run(tiny(seeds=[1]), tmp_path, workers=2)
+    with Store.read(tmp_path) as store:
+        assert store.manifest() == before
+    natal.run(tiny(seeds=[1, 2]), tmp_path)
+    with Store.read(tmp_path) as store:
+        after = store.manifest()
+    assert after["started_at"] == before["started_at"]
+    assert after["elapsed_seconds"] > before["elapsed_seconds"]
+    assert after["study_hash"] == natal.load_study(tiny(seeds=[1, 2])).digest
+
+
+@pytest.mark.usefixtures("no_report")
+def test_another_versions_trainings_are_kept_but_never_mixed(
+    tmp_path: Path, trained: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    natal.run(tiny(seeds=[1]), tmp_path)
+    before = trainings(tmp_path)
+    for module in (worker, ticket):
+        monkeypatch.setattr(module, "MADE_WITH", ("natal 99.0.0", *ticket.MADE_WITH[1:]))
+    planned = natal.plan(tiny(seeds=[1, 2]), tmp_path)
+    assert (planned.outdated, planned.done, len(planned.pending)) == (7, [], 14)
+    trained.clear()
+
+    class Stop(Lines):
+        def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        natal.run(tiny(seeds=[1, 2]), tmp_path, watcher=Stop())
+    said = "7 stored trainings were made by another version of natal, torch or NumPy; they are kept, but not used."
+    assert said in capsys.readouterr().out
+    assert all("natal 99.0.0" in row["made_by"].split(", ") for row in natal.load(tmp_path).runs)
+    assert len(natal.run(tiny(seeds=[1, 2]), tmp_path).runs) == 18
+    assert len(trained) == 14
+    after = trainings(tmp_path)
+    assert len(after) == 7 + 14
+    assert {key: after[key] for key in before} == before
 
 
 @pytest.mark.usefixtures("no_report")
@@ -183,6 +229,17 @@ def test_the_caller_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert sys.path == path
     assert sys.modules["__main__"] is main
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_thread_and_an_event_loop_run_a_study(tmp_path: Path, tiny_results: Results, workers: int) -> None:
+    async def served() -> None:
+        natal.run(tiny(), tmp_path / "loop", workers=workers)
+        await asyncio.to_thread(natal.run, tiny(), tmp_path / "thread", workers=workers)
+
+    asyncio.run(served())
+    assert trainings(tmp_path / "loop") == trainings(tmp_path / "thread") == trainings(tiny_results.directory)
 
 
 @pytest.mark.usefixtures("no_report")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import signal
 import sys
+import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="The laboratory for pruning at initialisation.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -30,7 +32,9 @@ _Study = Annotated[
     str, typer.Argument(metavar="[STUDY]", help="A preset's name (see `natal list`) or a TOML file.")
 ]
 _Directory = Annotated[Path, typer.Argument(metavar="[DIR]", help="A directory that `natal run` has filled.")]
-_Out = Annotated[Path, typer.Option("--out", help="Where the run store, tables, figures and report go.")]
+_Out = Annotated[
+    str, typer.Option("--out", metavar="DIR", help="Where the run store, tables, figures and report go.")
+]
 _Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -54,20 +58,20 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but e
 
 @app.command()
 def run(
-    study: _Study = "paper", out: _Out = Path("results"), set_: _Set = None, seeds: _Seeds = None,
+    study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
     quiet: _Quiet = False,
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
-    import natal
-    from natal.progress import Lines, View
-    from natal.runner import Silent
-
-    console = Console(quiet=quiet)
-    lively = console.is_terminal and not console.is_dumb_terminal
-    watcher = View(console) if lively else Lines(console)
     try:
-        if quiet:
+        import natal
+        from natal.progress import Lines, View
+        from natal.runner import Silent
+
+        console = Console()
+        lively = console.is_terminal and not console.is_dumb_terminal
+        watcher = Silent() if quiet else View(console) if lively else Lines()
+        with watcher if isinstance(watcher, View) else nullcontext():
             results = natal.run(
                 study,
                 out,
@@ -76,37 +80,26 @@ def run(
                 engine=engine,
                 device=device,
                 fresh=fresh,
-                watcher=Silent(),
+                watcher=watcher,
             )
-        else:
-            with watcher:
-                results = natal.run(
-                    study,
-                    out,
-                    overrides=_overrides(set_, seeds),
-                    workers=workers,
-                    engine=engine,
-                    device=device,
-                    fresh=fresh,
-                    watcher=watcher,
-                )
-    except KeyboardInterrupt:
-        _interrupted(out)
-    diverged = sum(row["status"] == "diverged" for row in results.runs)
-    console.print(
-        f"{len(results.runs)} runs of study {results.study.name!r} are in {out}"
-        f"{f', {diverged} of them diverged' if diverged else ''} "
-        f"({results.manifest['elapsed_seconds']:.0f} s of training).",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(f"Report: {out / 'report.txt'}", highlight=False, markup=False, soft_wrap=True)
+        if not quiet:
+            diverged = sum(row["status"] == "diverged" for row in results.runs)
+            print(
+                f"{len(results.runs)} runs of study {results.study.name!r} are in {out}"
+                f"{f', {diverged} of them diverged' if diverged else ''} "
+                f"({results.manifest['elapsed_seconds']:.0f} s of training)."
+            )
+            print(f"Report: {Path(out) / 'report.txt'}", flush=True)
+    except (KeyboardInterrupt, BrokenPipeError) as stop:
+        _say_what_is_kept(Path(out))
+        raise typer.Exit(
+            128 + (stop.args[0] if isinstance(stop, KeyboardInterrupt) else signal.SIGPIPE)
+        ) from None
 
 
 @app.command()
 def plan(
-    study: _Study = "paper", out: _Out = Path("results"), set_: _Set = None, seeds: _Seeds = None,
+    study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
 ) -> None:  # fmt: skip
     """Show what `natal run` with the same options would do; trains nothing."""
@@ -126,6 +119,7 @@ def plan(
 
 
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    from natal.progress import outdated
     from natal.results import percent
 
     study, total = planned.study, len(planned.grid)
@@ -149,6 +143,8 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "done", f"{len(planned.done)} of {total} runs are stored in {planned.directory}"
+    if planned.outdated:
+        yield "not used", outdated(planned)
     if planned.pending:
         yield (
             "to do",
@@ -240,8 +236,10 @@ def list_() -> None:
 
 def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
     print(title)
+    margin = f"  {'':<16} "
+    room = shutil.get_terminal_size().columns - len(margin) if sys.stdout.isatty() else sys.maxsize
     for name, summary in entries:
-        print(f"  {name:<16} {summary}")
+        print(f"  {name:<16} " + f"\n{margin}".join(textwrap.wrap(summary, max(room, 20))))
 
 
 @app.command()
@@ -265,18 +263,23 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
     return overrides
 
 
-def _interrupted(out: Path) -> None:
+def _say_what_is_kept(out: Path) -> None:
     from natal.store import FILE, Store
 
     kept = 0
     if (out / FILE).is_file():
         with Store.read(out) as store:
             kept = len(store.outcomes())
+    start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
+    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
     print(
-        f"\nnatal: stopped. {kept} trainings are stored in {out}; the same command goes on from there.",
+        f"{start}natal: stopped. {trainings} stored in {out}; the same command goes on from there.",
         file=sys.stderr,
     )
-    raise typer.Exit(130)
+
+
+def _stop(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 @contextmanager
@@ -285,24 +288,43 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except NatalError as error:
-        print(f"natal: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_complain(error))
     except BrokenPipeError:  # `natal list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        print(
-            f"natal: {error.filename or 'output'}: {error.strerror}; nothing stored was lost", file=sys.stderr
-        )
-        sys.exit(2)
+        sys.exit(_complain(f"{error.filename or 'output'}: {error.strerror}; nothing stored was lost"))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # an option or a verb that is none, as Typer has it
+            raise
+        said = " ".join(error.format_message().split())
+        verb = getattr(getattr(error, "ctx", None), "command_path", "natal")
+        sys.exit(_complain(f"{said.rstrip('.')}; see `{verb} --help`"))
+    finally:
+        _leave_closed_pipe()
+
+
+def _complain(text: object) -> int:
+    print(f"natal: {text}", file=sys.stderr)
+    return 2
+
+
+def _leave_closed_pipe() -> None:
+    """Let Python end in silence where nobody reads its output any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show θ shows ?
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
     with _plain_errors():
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,11 +42,8 @@ _context.set_forkserver_preload(["natal.worker"])
 
 def prepare() -> None:
     """Start the fork server, which imports torch while the coordinator does the same; returns at once."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the coordinator's to handle
-    try:
+    with _signals_wait():
         multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Processes(ProcessPoolExecutor):
@@ -62,7 +60,7 @@ class Processes(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Hand ``fn`` to a worker; see `concurrent.futures.Executor.submit`."""
-        with _without_main():
+        with _without_main(), _signals_wait():
             return super().submit(fn, *args, **kwargs)
 
     def stop(self) -> None:
@@ -82,8 +80,34 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold back Ctrl-C and its like until a process is started whole; one half started would complain.
+
+    Processes started meanwhile never get Ctrl-C, from their first instruction on: it is the coordinator's to handle.
+    """
+    came: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other is interrupted, or may set a handler
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: came.append(number))
+        resource_tracker.ensure_running()  # later it would unblock the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def _start_worker(lifeline: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
     threading.Thread(target=_exit_when_closed, args=(lifeline,), daemon=True).start()
 
 

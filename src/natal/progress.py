@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -23,45 +23,51 @@ if TYPE_CHECKING:
 
 def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> str:
     """Return a finished run in the paper's form: ``[1/144] task=modular, ... seed=42 ... test_acc=0.2784``."""
+    return f"[{position}/{total}] {describe(run)} ... {_result(outcome, field)}"
+
+
+def _result(outcome: Outcome, field: str) -> str:
     if outcome.test_metric is None:
-        result = f"diverged at epoch {outcome.epochs_trained}"
-    else:
-        result = f"test_{field}={outcome.test_metric:.4f}"
-    return f"[{position}/{total}] {describe(run)} ... {result}"
+        return f"diverged at epoch {outcome.epochs_trained}"
+    return f"test_{field}={outcome.test_metric:.4f}"
 
 
 def _left(seconds: float) -> str:
     return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"
 
 
+def _before(plan: Plan) -> Iterator[str]:
+    """Yield what to say before training begins: what is there already, and what is not used."""
+    if plan.done:
+        rest = "training the rest" if plan.pending else "nothing to train"
+        yield f"{len(plan.done)} of {len(plan.grid)} runs are stored already; {rest}."
+    if plan.outdated:
+        yield f"{outdated(plan)}."
+
+
+def outdated(plan: Plan) -> str:
+    """Say what becomes of trainings that other versions left behind."""
+    return (
+        f"{plan.outdated} stored trainings were made by another version of natal, torch or NumPy; "
+        "they are kept, but not used"
+    )
+
+
 class Lines:
     """One line a finished run, for logs and pipes."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.total = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def started(self, plan: Plan) -> None:
         """Say what is done already."""
         self.total = len(plan.grid)
-        if plan.done:
-            self._print(f"{len(plan.done)} of {self.total} runs are stored already; training the rest.")
+        for text in _before(plan):
+            print(text, flush=True)
 
     def training(self, runs: Sequence[Run]) -> None:
         """Say nothing: a line follows when they are finished."""
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
         """Print the run's line."""
-        self._print(line(position, self.total, run, outcome, field))
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print(line(position, self.total, run, outcome, field), flush=True)
 
 
 class View:
@@ -94,6 +100,8 @@ class View:
 
     def started(self, plan: Plan) -> None:
         """Show the empty bar."""
+        for text in _before(plan):
+            self.live.console.print(text, highlight=False, markup=False)
         self.total, self.before, self.began = len(plan.grid), len(plan.done), time.monotonic()
         self.bar.update(
             self.task, description=plan.study.name, total=self.total, completed=self.before, visible=True
@@ -113,7 +121,7 @@ class View:
         self._show()
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
-        """Move the bar on and show the run's line."""
+        """Move the bar on and show the run's result."""
         self.diverged += outcome.status == "diverged"
         spent = time.monotonic() - self.began
         rate = (position - self.before) / max(spent, 1e-9)
@@ -126,7 +134,9 @@ class View:
         )
         if position == self.total:
             self._written_up()
-        self.recent = [*self.recent, line(position, self.total, run, outcome, field)][-self.RECENT :]
+        # results first: names may be longer than the terminal is wide
+        words = f"{run.task} {run.strategy} {percent(run.sparsity)} seed {run.seed}"
+        self.recent = [*self.recent, f"{_result(outcome, field):<16} {words}"][-self.RECENT :]
         self._show()
 
     def _written_up(self) -> None:

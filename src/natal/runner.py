@@ -45,6 +45,8 @@ class Plan:
 
     ``pending``: one row for each training still to be done, in the order they will be started. ``jobs``: the same,
     in the batches that workers take. ``flops``: about what is to be computed at most, were no training to stop early.
+    ``outdated``: trainings stored in the directory that another version of natal, torch or NumPy made. They are kept,
+    but never mixed with this version's.
     """
 
     study: Study
@@ -56,6 +58,7 @@ class Plan:
     pending: list[tuple[Run, str]]
     jobs: list[list[tuple[Run, str]]] = field(repr=False)
     flops: float
+    outdated: int
     tasks: dict[str, dict[str, Any]] = field(repr=False)
 
     @property
@@ -125,8 +128,7 @@ def run(
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     study = load_study(study, overrides)
-    directory = Path(out)
-    _check(engine, device, workers)
+    directory = _check(out, engine, workers)
     if engine == "batched" and (_cores() if workers is None else workers) > 1:
         prepare()
     look = partial(plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
@@ -136,10 +138,13 @@ def run(
             store.clear()
         elif not store.finished().isdisjoint(key for _, key in planned.pending):
             planned = look()  # another command has finished some of them in the meantime
-        _declare(store, planned)
+        told = store.manifest().get("study_hash"), store.grid()
+        if planned.pending or told != (study.digest, planned.grid):
+            _declare(store, planned)
         _drive(planned, store, watcher or Silent())
-        outcomes = store.outcomes().values()
-        store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
+        if store.manifest()["finished_at"] is None:
+            outcomes = store.outcomes().values()
+            store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
         report.write(directory)
     return load(directory)
 
@@ -159,18 +164,21 @@ def plan(
     Every task and strategy of the study is tried out once. Raises NatalError for the first that does not work.
     """
     study = load_study(study, overrides)
-    _check(engine, device, workers)
+    directory = _check(out, engine, workers)
     from natal import worker
     from natal.engine import batched
+    from natal.engine.ticket import MADE_WITH
 
     batched.check(device)
     worker.check(study)
     about = {name: _about(study, name) for name in study.tasks}
     grid = [(row, worker.key(study, row, engine, device)) for row in study.runs()]
     finished: set[str] = set()
-    if (Path(out) / FILE).exists() and not fresh:
-        with Store.read(Path(out)) as store:
+    outdated = 0
+    if (directory / FILE).exists() and not fresh:
+        with Store.read(directory) as store:
             finished = store.finished()
+            outdated = sum(not set(MADE_WITH).issubset(by.split(", ")) for by in store.made_by())
     missing: dict[str, Run] = {}
     for row, key in grid:
         if key not in finished:
@@ -185,7 +193,7 @@ def plan(
     flops = sum(cost.values())
     return Plan(
         study,
-        Path(out),
+        directory,
         engine,
         device,
         _workers(workers, engine, device, flops, len(jobs), study),
@@ -193,6 +201,7 @@ def plan(
         pending,
         jobs,
         flops,
+        outdated,
         about,
     )
 
@@ -247,11 +256,15 @@ def _lane_jobs(
     return jobs
 
 
-def _check(engine: str, device: str, workers: int | None) -> None:
+def _check(out: str | Path, engine: str, workers: int | None) -> Path:
+    """Return the directory that ``out`` names; raise NatalError for what is wrong with the options."""
     if engine not in ENGINES:
         raise NatalError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}")
     if workers is not None and workers < 1:
         raise NatalError(f"workers must be at least 1, got {workers}")
+    if out == "" or (Path(out).exists() and not Path(out).is_dir()):
+        raise NatalError(f"{str(out)!r} is not a directory; name one that can be written with --out")
+    return Path(out)
 
 
 def _cores() -> int:
@@ -311,8 +324,14 @@ class _alone:
 
 
 def _declare(store: Store, planned: Plan) -> None:
+    """Write down what is about to be trained, and by what.
+
+    ``started_at`` and ``elapsed_seconds`` (of training) go on from the commands before, as the runs do; the rest is
+    this command's.
+    """
     import torch
 
+    before = store.manifest() if planned.done else {}
     store.declare(
         planned.study,
         planned.grid,
@@ -331,9 +350,9 @@ def _declare(store: Store, planned: Plan) -> None:
             "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
             "workers": planned.workers,
             "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
-            "started_at": _now(),
+            "started_at": before.get("started_at", _now()),
             "finished_at": None,
-            "elapsed_seconds": store.manifest().get("elapsed_seconds", 0.0) if planned.done else 0.0,
+            "elapsed_seconds": before.get("elapsed_seconds", 0.0),
         },
     )
 

@@ -261,6 +261,16 @@ class Study(_Model):
                 raise ValueError(f"a seed must lie in [0, 2**32), got {s}")
         return value
 
+    @field_validator("plugins")
+    @classmethod
+    def _modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for plugin in value:
+            if plugin.endswith(".py") or not all(part.isidentifier() for part in plugin.split(".")):
+                raise ValueError(
+                    f"name modules, without .py or folders, such as 'my_criteria', got {plugin!r}"
+                )
+        return value
+
     @field_validator("hidden")
     @classmethod
     def _hidden(cls, value: int) -> int:
@@ -316,9 +326,9 @@ class Study(_Model):
         """Return the digest of everything the training behind ``run`` depends on.
 
         At sparsity 0 no recipe enters it, so every strategy's dense run is one training; without ``share`` the
-        strategy's name enters it, so that every row is trained on its own. ``engine`` says how the arithmetic is
-        ordered (engine, precision, device); ``fingerprints`` hold the digests of plugin files by the name of the
-        task or criterion that they define.
+        strategy's name enters it, so that every row is trained on its own. ``engine`` says what does the arithmetic
+        (engine, device, versions of natal, torch and NumPy); ``fingerprints`` hold the digests of plugin files by
+        the name of the task or criterion that they define.
         """
         recipe = self.recipe(run.strategy)
         mask: object = (
@@ -426,19 +436,23 @@ def _one_line(error: ValidationError) -> str:
     elif first["type"] == "missing":
         message = f"key {where!r} is missing"
     else:
-        what = first["msg"].removeprefix("Value error, ")
+        what = _SAID.get((first["type"], where.split(".")[0]), first["msg"].removeprefix("Value error, "))
         what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
         shown = (
             ""
-            if "got " in what
-            or "unknown" in what
-            or (first["type"] == "value_error" and "twice" in what)
-            or not where
+            if "got " in what or "twice" in what or "unknown " in what or not where
             else (f", got {_show(first['input'])}")
         )
         message = f"{where}: {what}{shown}" if where else f"{what}"
     return message + (f" (and {len(others)} more)" if others else "")
 
+
+_SAID = {
+    ("model_type", "training"): "must be a table of keys",
+    ("model_type", "strategies"): "must be a strategy's name or a table of keys",
+    ("model_type", "claims"): "must be a table of keys",
+}
+"""What pydantic would say in its own words, by its word for the mistake and the study's key."""
 
 _UNION_BRANCHES = {
     "int",

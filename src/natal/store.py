@@ -44,7 +44,8 @@ class Outcome:
     are None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights
     there were and are, over all of them, biases never counted. ``constant``: the trained network gives
     every test row the same output. ``train_loss_curve`` and ``val_metric_curve``: one value per epoch
-    trained. ``seconds``: the training's share of wall time. ``made_by``: engine, torch version, device.
+    trained. ``seconds``: the training's share of wall time. ``made_by``: engine, device, and versions of natal,
+    torch and NumPy, with commas between.
     ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the mask doctor
     said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
     first empties a layer of this network, None if it is not known), ``findings`` (pairs of severity and
@@ -192,6 +193,12 @@ class Store:
         """Return the keys of all trainings stored, whichever study made them."""
         with _plainly(self.path):
             return {key for (key,) in self._db.execute("SELECT key FROM training")}
+
+    def made_by(self) -> list[str]:
+        """Return what made each training stored (`Outcome.made_by`), whichever study it belongs to."""
+        with _plainly(self.path):
+            rows = self._db.execute("SELECT facts FROM training")
+            return [json.loads(facts)["made_by"] for (facts,) in rows]
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest: the study, versions, platform, threads, wall time."""

@@ -201,6 +201,8 @@ def _check(task: Task, data: Data) -> None:
     name = task.name
     if not isinstance(data, Data):
         raise NatalError(f"task {name!r} must return natal.Data, got {type(data).__name__}")
+    if type(data.outputs) is not int or data.outputs < 1:
+        raise NatalError(f"task {name!r}: outputs must be a whole number of at least 1, got {data.outputs!r}")
     for part, x, y in (
         ("training", data.inputs, data.targets),
         ("test", data.test_inputs, data.test_targets),
@@ -210,7 +212,7 @@ def _check(task: Task, data: Data) -> None:
                 f"task {name!r}: {part} inputs and targets must be torch tensors, "
                 f"got {type(x).__name__} and {type(y).__name__}"
             )
-        if x.ndim != 2 or x.dtype != torch.float32:
+        if x.ndim != 2 or not x.shape[1] or x.dtype != torch.float32:
             raise NatalError(
                 f"task {name!r}: {part} inputs must be (rows, features) float32, got {tuple(x.shape)} {x.dtype}"
             )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +18,13 @@ from natal.criteria import Problem, criteria, mask, problem_of, score, traits
 from natal.determinism import deterministic, one_thread
 from natal.doctor import diagnose
 from natal.engine import ENGINES, Ticket
+from natal.engine.ticket import MADE_WITH
 from natal.errors import NatalError
 from natal.masks import Mask
 from natal.nets import mlp
 from natal.registry import did_you_mean
 from natal.spec import STRATEGIES, Recipe, Run, Study
-from natal.tasks import load, tasks
+from natal.tasks import Split, load, tasks
 
 if TYPE_CHECKING:
     from natal.store import Outcome
@@ -44,16 +49,25 @@ def train(job: Job) -> list[Outcome]:
                 "a plugin was edited after this program had imported it; start the program again, and what the "
                 "plugin made is trained again"
             )
-    tickets = [ticket(job.study, run, key) for run, key in job.runs]
-    return [trained.outcome for trained in ENGINES[job.engine](tickets, job.study.training, job.device)]
+    tickets = []
+    for run, key_ in job.runs:
+        with _named(_words(run)):
+            tickets.append(ticket(job.study, run, key_))
+    others = f" and {len(job.runs) - 1} more" if job.runs[1:] else ""
+    with _named(f"training {_words(job.runs[0][0])}{others}"):
+        return [trained.outcome for trained in ENGINES[job.engine](tickets, job.study.training, job.device)]
 
 
 def key(study: Study, run: Run, engine: str, device: str) -> str:
-    """Return the key of the training behind a run, given the tasks and criteria that this process has imported."""
+    """Return the key of the training behind a run, given the tasks and criteria that this process has imported.
+
+    Versions of natal, torch and NumPy are part of it: another version's training may have other bits, so it is not
+    found again.
+    """
     criterion = study.recipe(run.strategy).criterion
     return study.key(
         run,
-        engine=f"{engine}/{device}",
+        engine=", ".join([f"{engine}/{device}", *MADE_WITH]),
         learning_rate=study.learning_rate(run.task, tasks[run.task].learning_rate),
         fingerprints={run.task: tasks.fingerprint(run.task), criterion: criteria.fingerprint(criterion)},
         # the oracle shares nothing, so that it checks sharing too: it trains every row, as the published program did
@@ -68,16 +82,9 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
     """
     task = tasks[run.task]
     split = load(run.task, run.seed, study.training.validation_fraction)
-    net = mlp(split.data.inputs.shape[1], study.hidden, split.data.outputs, run.seed)
+    net, problem = _problem(study, run, split)
     # copies: a criterion may do with its problem's model what it likes
     parameters = {name: p.detach().clone().to(dtype) for name, p in net.named_parameters()}
-    problem = problem_of(
-        net,
-        run.seed,
-        inputs=split.data.inputs[split.fit],
-        targets=split.data.targets[split.fit],
-        loss=task.loss.value,
-    )
     recipe = study.recipe(run.strategy)
     # scores are sums too: their bits must not depend on the number of threads
     with one_thread(), deterministic():
@@ -93,6 +100,19 @@ def ticket(study: Study, run: Run, key: str = "", dtype: torch.dtype = torch.flo
         mask=chosen,
         learning_rate=study.learning_rate(run.task, task.learning_rate),
         diagnosis=diagnosis,
+    )
+
+
+def _problem(study: Study, run: Run, split: Split, rows: int | None = None) -> tuple[nn.Sequential, Problem]:
+    """Return a run's network at birth, and what its criterion sees: that network and ``rows`` of the rows to fit."""
+    net = mlp(split.data.inputs.shape[1], study.hidden, split.data.outputs, run.seed)
+    fit = split.fit[:rows]
+    return net, problem_of(
+        net,
+        run.seed,
+        inputs=split.data.inputs[fit],
+        targets=split.data.targets[fit],
+        loss=tasks[run.task].loss.value,
     )
 
 
@@ -134,31 +154,55 @@ def load_plugins(study: Study) -> None:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     for plugin in study.plugins:
-        try:
+        with _named(f"plugin {plugin!r} does not import"):
             importlib.import_module(plugin)
-        except NatalError:
-            raise
-        except (Exception, SystemExit) as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise NatalError(f"plugin {plugin!r} does not import: {said}") from error
+
+
+CHECKED_ROWS = 256
+"""Training rows on which `check` tries a criterion: whether it works shows on a few, and sixty rounds are quick."""
 
 
 def check(study: Study) -> None:
     """Make sure every task and strategy of a study works, before anything is trained.
 
-    Each task's data is loaded, and each strategy makes one mask per task at the study's highest sparsity. Raises
-    NatalError for the first that does not.
+    Each task's data is loaded, and each strategy makes one mask per task at the study's highest sparsity, looking at
+    few rows. Raises NatalError for the first that does not.
     """
     load_plugins(study)
     for name in study.tasks:
         tasks[name]
+    rates = study.training.learning_rate
+    for name in rates if isinstance(rates, dict) else ():
+        if name not in tasks:
+            raise NatalError(f"training.learning_rate: unknown task {name!r}{did_you_mean(name, tasks)}")
     for recipe in study.strategies:
         if recipe.name == recipe.criterion and recipe.name not in criteria:
             raise NatalError(
                 f"unknown strategy {recipe.name!r}{did_you_mean(recipe.name, [*STRATEGIES, *criteria])}"
             )
         criteria[recipe.criterion]
-    sparsity = max(study.sparsities)
     for name in study.tasks:
         for recipe in study.strategies:
-            ticket(study, Run(name, recipe.name, sparsity, study.seeds[0]))
+            run = Run(name, recipe.name, max(study.sparsities), study.seeds[0])
+            with _named(_words(run)), one_thread(), deterministic():
+                split = load(name, run.seed, study.training.validation_fraction)
+                mask(recipe, _problem(study, run, split, CHECKED_ROWS)[1], run.sparsity)
+
+
+@contextmanager
+def _named(doing: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside a plugin, or for want of memory, into one line that begins with ``doing``."""
+    try:
+        yield
+    except NatalError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        inside = not frame.filename.startswith("<frozen importlib")
+        place = f" ({Path(frame.filename).name}, line {frame.lineno})" if inside else ""
+        raise NatalError(f"{doing}: {said}{place}") from error
+
+
+def _words(run: Run) -> str:
+    return ", ".join(f"{name}={value}" for name, value in run._asdict().items())

@@ -46,10 +46,11 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
     layer's stay, and a neuron's score aggregates its weights' (by default the L2 norm of the incoming ones).
 
     Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` draws a random mask that keeps
-    as many weights of each layer: the same law, in draws of its own. ``invert`` negates the scores. ``reinit`` keeps the mask and redraws the weights, see `natal.criteria.redraw`. For neurons:
-    ``random-neurons`` removes as many of each layer at random, ``highest-norm`` those with the largest
-    incoming L2 norm of weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from
-    PyTorch's initialisation. New weights are in the mask's ``redrawn``.
+    as many weights of each layer: the same law, in draws of its own. ``invert`` negates the scores. ``reinit``
+    keeps the mask and redraws the weights, see `natal.criteria.redraw`. For neurons: ``random-neurons``
+    removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of
+    weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's
+    initialisation. New weights are in the mask's ``redrawn``.
     """
     how = _check(recipe, problem, sparsity)
     if sparsity == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from natal.masks import Mask
 from natal.nets import mlp
 from natal.store import Outcome
 from natal.tasks import Split, Task
+
+MADE_WITH = (f"natal {metadata.version('natal')}", f"torch {torch.__version__}", f"numpy {np.__version__}")
+"""The programs whose every version may give other bits: part of a run's key, and of its outcome's ``made_by``."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def conclude(
 ) -> Trained:
     """Measure the best weights of a training and sum it up.
 
-    Train metric and loss are over all training rows, validation rows included.
+    Train metric and loss are over all training rows, validation rows included. ``made_by``: engine, torch, device.
     """
     rows = ticket.rows()
     metric: dict[str, float | None] = dict.fromkeys(("train", "val", "test"))
@@ -141,7 +145,7 @@ def conclude(
             final_loss=loss,
             constant=constant,
             seconds=seconds,
-            made_by=made_by,
+            made_by=", ".join([made_by, *(program for program in MADE_WITH if program not in made_by)]),
             diagnosis=dict(ticket.diagnosis),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             train_loss_curve=np.array(history.train_loss, dtype=np.float64),
