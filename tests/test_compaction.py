@@ -782,7 +782,7 @@ WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["mlp", "conv", "residual"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "resnet", "transformer", "conv1d"])
 def test_it_travels(name, way):
     net, x = build(name)
     net.eval()
