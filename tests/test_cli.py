@@ -90,7 +90,7 @@ MISTAKES: dict[str, list[str]] = {
     "--set=training=3": ["training: must be a table of keys, got 3"],
     "--set=strategies=[3]": ["strategies.0: must be a strategy's name or a table of keys, got 3"],
     "--set=strategies=[{criterion='snip',scope='globl'}]": [
-        "unknown scope 'globl'; known: global, layerwise"
+        "strategies.0.scope: unknown scope 'globl'; did you mean 'global'? known: global, layerwise"
     ],
     "--set=training.learning_rate={regression=0.1,modlar=0.1}": [
         "training.learning_rate: unknown task 'modlar'; did you mean 'modular'?"
