@@ -82,7 +82,8 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obj
 
 def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
     """Return the stored trainings by key, all but how long each took and when it ended."""
-    db = sqlite3.connect(f"{(directory / FILE).as_uri()}?mode=ro", uri=True)
+    # a killed command may have left a journal to roll back, which takes the right to write
+    db = sqlite3.connect(f"{(directory / FILE).as_uri()}?mode=rw", uri=True)
     rows = db.execute("SELECT key, status, facts, train_loss, val_metric FROM training").fetchall()
     db.close()
     stored = {}
