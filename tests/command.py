@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -64,11 +65,13 @@ class Command:
 
     def end(self, sent: signal.Signals) -> subprocess.CompletedProcess[str]:
         """Send it a signal, all its process group if a terminal would, and see every process of it go."""
-        family = self.process.children(recursive=True)
-        if sent in (signal.SIGINT, signal.SIGHUP):
-            os.killpg(self.process.pid, sent)
-        else:
-            self.process.send_signal(sent)
+        family: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may have come to its end by itself
+            family = self.process.children(recursive=True)
+            if sent in (signal.SIGINT, signal.SIGHUP):
+                os.killpg(self.process.pid, sent)
+            else:
+                self.process.send_signal(sent)
         result = self.wait()
         _, orphans = psutil.wait_procs(family, timeout=30)
         assert orphans == []

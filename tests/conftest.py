@@ -82,7 +82,7 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obj
 
 def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
     """Return the stored trainings by key, all but how long each took and when it ended."""
-    # not read-only: a command that was killed left a journal behind, which its reader must be able to roll back
+    # a killed command may have left a journal to roll back, which takes the right to write
     db = sqlite3.connect(f"{(directory / FILE).as_uri()}?mode=rw", uri=True)
     rows = db.execute("SELECT key, status, facts, train_loss, val_metric FROM training").fetchall()
     db.close()
