@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.utils.deterministic
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
@@ -42,11 +43,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
-        with (
-            threadpool_limits(1),
-            np.errstate(all="ignore"),
-        ):  # a training that overflows is told apart by its loss
+        # a training that overflows is told apart by its loss
+        with _thread_pools().limit(limits=1), np.errstate(all="ignore"):
             yield
     finally:
         torch.set_flush_denormal(flushed)
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """Find the libraries that have threads, once: to look takes a millisecond, as long as making a mask."""
+    return ThreadpoolController()

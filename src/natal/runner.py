@@ -186,8 +186,11 @@ def plan(
     pending = [(row, key) for key, row in missing.items()]
     cost = {key: _flops(study, row, about[row.task]) for row, key in pending}
     if engine == "batched":
-        pending.sort(key=lambda row: -cost[row[1]])  # longest first keeps all workers busy to the end
+        # longest first keeps all workers busy to the end
+        pending.sort(key=lambda row: -cost[row[1]])
         jobs = _lane_jobs(study, pending, about, device)
+        jobs.sort(key=lambda job: -sum(cost[key] for _, key in job))
+        pending = [row for job in jobs for row in job]
     else:
         jobs = [[row] for row in pending]
     flops = sum(cost.values())

@@ -224,19 +224,18 @@ class _Lanes:
     def step(self, t: int) -> list[float]:
         """Take Adam's step ``t`` (from 1) on the training rows; return each lane's loss before it."""
         targets, losses = self.fit.targets, []
-        self.g2.zero_()
         for start, stop in itertools.pairwise(self.edges):
             hidden, out = self._forward(self.fit, start, stop)
             pull, back = self.pull[:, start:stop], self.back[:, start:stop]
             losses.append(self.loss(out, targets[:, start:stop], targets.shape[1], pull))
-            self.ops.add_outer(self.g2, pull, hidden)
+            self.ops.outer(pull, hidden, self.g2, add=start > 0)
             # ReLU's slope: what comes back where hidden > 0, else 0
             torch.ops.aten.threshold_backward.grad_input(
                 self.ops.times(pull, self.w2, back), hidden, 0, grad_input=back
             )
         torch.sum(self.pull, 1, out=self.gb2)
         if self.fit.dense is not None:
-            self.ops.add_outer(self.g1.zero_(), self.fit.dense, self.back)
+            self.ops.outer(self.fit.dense, self.back, self.g1)
         else:
             sums = self.back.flatten(0, 1)
             for members, offsets in self.bags:
@@ -274,7 +273,7 @@ class _Lanes:
         first, second = self.moments
         first.lerp_(self.gradient, 1 - BETA1)
         second.mul_(BETA2).addcmul_(self.gradient, self.gradient, value=1 - BETA2)
-        torch.sqrt(second, out=self.scratch)
+        self.ops.sqrt(second, self.scratch)
         self.scratch.div_((1 - BETA2**t) ** 0.5).add_(EPS)
         self.theta.addcdiv_(first, self.scratch, value=-self.ticket.learning_rate / (1 - BETA1**t))
         if self.mask is not None:
@@ -413,9 +412,13 @@ class _Ops:
         """Return hidden w2ᵀ + b2."""
         return self.times(hidden, w2.mT, room).add_(b2[:, None])
 
-    def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        """Add aᵀ b to total."""
-        total.baddbmm_(a.mT, b)
+    def outer(self, a: Tensor, b: Tensor, total: Tensor, add: bool = False) -> None:
+        """Let total = aᵀ b, or with ``add`` total + aᵀ b."""
+        total.baddbmm_(a.mT, b, beta=int(add))
+
+    def sqrt(self, x: Tensor, room: Tensor) -> None:
+        """Let room = √x."""
+        torch.sqrt(x, out=room)
 
 
 class _Small(_Ops):
@@ -432,8 +435,16 @@ class _Small(_Ops):
         np.matmul(a.numpy(), b.numpy(), out=room.numpy())
         return room
 
-    def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        total += torch.from_numpy(np.matmul(a.mT.numpy(), b.numpy()))
+    def outer(self, a: Tensor, b: Tensor, total: Tensor, add: bool = False) -> None:
+        if add:
+            total += torch.from_numpy(np.matmul(a.mT.numpy(), b.numpy()))
+        else:
+            np.matmul(a.mT.numpy(), b.numpy(), out=total.numpy())
+
+    def sqrt(self, x: Tensor, room: Tensor) -> None:
+        np.sqrt(
+            x.numpy(), out=room.numpy()
+        )  # torch's takes four times as long over the zeros of pruned weights
 
 
 class _Large(_Small):
@@ -449,9 +460,12 @@ class _Large(_Small):
     def outputs(self, hidden: Tensor, w2: Tensor, b2: Tensor, room: Tensor) -> Tensor:
         return _stack([linear(*lane) for lane in zip(hidden, w2, b2, strict=True)])
 
-    def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        for t, x, y in zip(total, a, b, strict=True):
-            t.addmm_(x.T, y)
+    def outer(self, a: Tensor, b: Tensor, total: Tensor, add: bool = False) -> None:
+        for x, y, t in zip(a, b, total, strict=True):
+            t.addmm_(x.T, y, beta=int(add))
+
+    def sqrt(self, x: Tensor, room: Tensor) -> None:
+        torch.sqrt(x, out=room)  # the oracle's, which NumPy's is not to the last bit
 
 
 def _stack(lanes: list[Tensor]) -> Tensor:
