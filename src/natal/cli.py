@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from natal import executors
 from natal.errors import NatalError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def run(
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     try:
+        if engine == "batched" and workers != 1:
+            executors.prepare()  # workers import torch meanwhile
         import natal
         from natal.progress import Lines, View
         from natal.runner import Silent

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 ENGINES = ("batched", "sequential")
 MAX_DEATHS = 3
 SECONDS_PER_FLOP = {"batched": 1 / 70e9, "sequential": 1 / 35e9}  # measured on one Zen 4 core, and on two
-SMALL = 60e9  # floating-point operations that are not worth starting processes for: about two seconds
+SMALL = 20e9  # floating-point operations that are not worth starting processes for: about half a second
 
 
 @dataclass(frozen=True)
@@ -224,10 +225,11 @@ def _about(study: Study, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _neurons(study: Study, row: Run) -> int:
-    """Return how many hidden neurons a run keeps."""
-    removed = int(row.sparsity * study.hidden) if study.recipe(row.strategy).granularity == "neuron" else 0
-    return max(1, study.hidden - removed)
+def _neurons(study: Study, row: Run, outputs: int) -> int:
+    """Return how many hidden neurons a run trains: those with an outgoing weight, about so many if weights go."""
+    of_neurons = study.recipe(row.strategy).granularity == "neuron"
+    share = row.sparsity if of_neurons else row.sparsity**outputs
+    return max(1, study.hidden - int(share * study.hidden))
 
 
 def _flops(study: Study, row: Run, about: Mapping[str, Any]) -> float:
@@ -236,7 +238,8 @@ def _flops(study: Study, row: Run, about: Mapping[str, Any]) -> float:
     Three products a step (forward, backward to the weights, backward to the neurons), two operations a pair; wide
     inputs are taken to be one-hot.
     """
-    pairs = about["fit_rows"] * _neurons(study, row) * (about["outputs"] + min(about["inputs"], 32))
+    neurons = _neurons(study, row, about["outputs"])
+    pairs = about["fit_rows"] * neurons * (about["outputs"] + min(about["inputs"], 32))
     return 6.0 * study.training.epochs * float(pairs)
 
 
@@ -249,7 +252,8 @@ def _lane_jobs(
     jobs: list[list[tuple[Run, str]]] = []
     open_jobs: dict[tuple[str, int], list[tuple[Run, str]]] = {}
     for row, key in pending:
-        of, neurons = about[row.task], width(_neurons(study, row), study.hidden)
+        of = about[row.task]
+        neurons = width(_neurons(study, row, of["outputs"]), study.hidden)
         lanes = lanes_at_once(of["fit_rows"], neurons, of["outputs"]) if device == "cpu" else len(pending)
         job = open_jobs.get((row.task, neurons))
         if job is None or len(job) == lanes:
@@ -380,7 +384,7 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     for row, key in planned.grid:
         rows.setdefault(key, []).append(row)
     position = len(planned.done)
-    started, before = time.monotonic(), float(store.manifest()["elapsed_seconds"])
+    before = float(store.manifest()["elapsed_seconds"])
 
     def keep(outcomes: list[Outcome]) -> None:
         nonlocal position
@@ -398,6 +402,10 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     deaths = 0  # in a row, with nothing finished in between
     watcher.started(planned)
     try:
+        if queue:  # a worker that answers has imported torch, which is not training
+            with suppress(BrokenExecutor):
+                executor.submit(worker.load_plugins, planned.study).result()
+        started = time.monotonic()
         while queue or running:
             broken = False
             while queue and len(running) < planned.workers and not broken:

@@ -3,7 +3,8 @@
 Networks of one task and one width become *lanes* of stacked arrays (lane, row, neuron); a step is a few large
 operations over all of them. Four facts make it fast, none of which changes what is computed:
 
-- a removed neuron is left out, not masked: the arrays are only as wide as the neurons kept (rounded up to 32);
+- a neuron with no outgoing weight left, whether removed whole or not, is left out: its own weights never get a
+  gradient; the arrays are only as wide as the others (rounded up to 32);
 - a one-hot input is never multiplied: the first layer is a sum of the weight rows its ones select;
 - rows go through a step in blocks that fit the cache;
 - large products go through oneDNN's kernels, small ones through NumPy, which loops over lanes without Python.
@@ -79,7 +80,7 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
 
 def width(kept: int, hidden: int) -> int:
     """Return how many neurons a lane holds for ``kept`` of ``hidden``: rounded up to a multiple of 32."""
-    return min(math.ceil(kept / WIDTH_STEP) * WIDTH_STEP, hidden)
+    return min(max(1, math.ceil(kept / WIDTH_STEP)) * WIDTH_STEP, hidden)
 
 
 def lanes_at_once(rows: int, neurons: int, outputs: int) -> int:
@@ -88,11 +89,8 @@ def lanes_at_once(rows: int, neurons: int, outputs: int) -> int:
 
 
 def _neurons(ticket: Ticket) -> Tensor:
-    """Return the indices of the neurons to compute: all but those removed whole."""
-    kept = ticket.mask.biases.get("hidden.bias")
-    if kept is None:
-        return torch.arange(ticket.parameters["hidden.weight"].shape[0])
-    return kept.nonzero().flatten()
+    """Return the indices of the neurons to compute: those with an outgoing weight."""
+    return ticket.mask.weights["output.weight"].any(0).nonzero().flatten()
 
 
 def _width(ticket: Ticket) -> int:
@@ -145,6 +143,11 @@ class _Rows:
         ones = inputs.nonzero()[:, 2].view(*inputs.shape[:2], few + 1)  # and the one that is always there
         return cls(targets, None, ones + inputs.shape[2] * torch.arange(len(ones))[:, None, None])
 
+    def part(self, start: int, stop: int) -> _Rows:
+        """Return some of every lane's rows."""
+        dense, ones = (None if x is None else x[:, start:stop] for x in (self.dense, self.ones))
+        return _Rows(self.targets[:, start:stop], dense, ones)
+
     def only(self, lanes: list[int], inputs: int) -> _Rows:
         if self.ones is None:
             return _Rows(self.targets[lanes], None if self.dense is None else self.dense[lanes], None)
@@ -176,22 +179,28 @@ class _Lanes:
         self.g1, self.g2, self.gb2 = _views(self.gradient, ticket)
         (lanes, inputs, neurons), outputs, rows = self.w1.shape, self.w2.shape[1], fit.targets.shape[1]
         self.ops = _ops(theta, rows, neurons, outputs)
-        self.loss, self.metric = _LOSSES[ticket.task.loss.name], _METRICS[ticket.task.metric.name]
+        self.first, self.second = moments
+        self.loss = _LOSSES[ticket.task.loss.name]
+        self.metric = _METRICS[ticket.task.metric.name](val.targets)
         # blocks are a lane's own affair: if neighbours changed them, they would change its bits
         block = max(3, BLOCK_FLOATS // (2 * neurons + outputs) // ROWS) * ROWS if self.ops.on_cpu else rows
         self.edges = [*range(0, rows, block), rows]
         self.pull = theta.new_empty(lanes, rows, outputs)
         self.back = theta.new_empty(lanes, rows, neurons)
-        largest = max(*(b - a for a, b in itertools.pairwise(self.edges)), val.targets.shape[1])
-        self.hidden = theta.new_empty(lanes, largest, neurons)
-        self.out = theta.new_empty(lanes, largest, outputs)
+        self.blocks = [
+            (fit.part(a, b), self.pull[:, a:b], self.back[:, a:b]) for a, b in itertools.pairwise(self.edges)
+        ]
+        # where small products are written to, for as many rows as a block has
+        counts = {block.targets.shape[1] for block in (*(b for b, _, _ in self.blocks), val)}
+        hidden, out = (theta.new_empty(lanes, max(counts), n) for n in (neurons, outputs))
+        self.room = {n: (hidden[:, :n], out[:, :n]) for n in counts}
         if fit.ones is not None:
             self.bags = _bags(fit.ones, inputs)
 
     @classmethod
     def of(cls, tickets: Sequence[Ticket], device: str) -> _Lanes:
         """Return newborn lanes for tickets of one task, width and learning rate."""
-        theta = torch.stack([_flatten(t, dict(t.network().named_parameters())) for t in tickets])
+        theta = torch.stack([_flatten(t, t.born()) for t in tickets])
         mask: Tensor | None = None
         if any(t.mask.kept < t.mask.total for t in tickets):
             kept = [{name: torch.ones_like(p) for name, p in t.parameters.items()} for t in tickets]
@@ -223,12 +232,11 @@ class _Lanes:
 
     def step(self, t: int) -> list[float]:
         """Take Adam's step ``t`` (from 1) on the training rows; return each lane's loss before it."""
-        targets, losses = self.fit.targets, []
-        for start, stop in itertools.pairwise(self.edges):
-            hidden, out = self._forward(self.fit, start, stop)
-            pull, back = self.pull[:, start:stop], self.back[:, start:stop]
-            losses.append(self.loss(out, targets[:, start:stop], targets.shape[1], pull))
-            self.ops.outer(pull, hidden, self.g2, add=start > 0)
+        rows, losses = self.fit.targets.shape[1], []
+        for block, pull, back in self.blocks:
+            hidden, out = self._forward(block)
+            losses.append(self.loss(out, block.targets, rows, pull))
+            self.ops.outer(pull, hidden, self.g2, add=len(losses) > 1)
             # ReLU's slope: what comes back where hidden > 0, else 0
             torch.ops.aten.threshold_backward.grad_input(
                 self.ops.times(pull, self.w2, back), hidden, 0, grad_input=back
@@ -248,34 +256,30 @@ class _Lanes:
 
     def validate(self) -> list[float]:
         """Return the validation metric of each lane."""
-        _, out = self._forward(self.val, 0, self.val.targets.shape[1])
-        return self.metric(out, self.val.targets)
+        return self.metric(self._forward(self.val)[1])
 
-    def _forward(self, rows: _Rows, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def _forward(self, rows: _Rows) -> tuple[Tensor, Tensor]:
         """Return hidden activations (lane, row, neuron) and outputs (lane, row, output) of some rows."""
-        lanes, _, neurons = self.w1.shape
+        hidden, out = self.room[rows.targets.shape[1]]
         if rows.dense is not None:
-            hidden = self.ops.times(rows.dense[:, start:stop], self.w1, self.hidden[:, : stop - start])
+            hidden = self.ops.times(rows.dense, self.w1, hidden)
         else:
             assert rows.ones is not None
-            hidden = F.embedding_bag(
-                rows.ones[:, start:stop].flatten(0, 1), self.w1.reshape(-1, neurons), mode="sum"
-            )
-            hidden = hidden.view(lanes, stop - start, neurons)
+            weights = self.w1.reshape(-1, hidden.shape[2])
+            hidden = F.embedding_bag(rows.ones.flatten(0, 1), weights, mode="sum").view_as(hidden)
         hidden.relu_()
-        return hidden, self.ops.outputs(hidden, self.w2, self.b2, self.out[:, : stop - start])
+        return hidden, self.ops.outputs(hidden, self.w2, self.b2, out)
 
     def _adam(self, t: int) -> None:
         """Adam's step t, then the mask: θ ← m ⊙ (θ - η m̂ / (√v̂ + ε)) (Kingma & Ba 2015, algorithm 1).
 
         The operations, and so the bits, are those of ``torch.optim.Adam``.
         """
-        first, second = self.moments
-        first.lerp_(self.gradient, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(self.gradient, self.gradient, value=1 - BETA2)
-        self.ops.sqrt(second, self.scratch)
+        self.first.lerp_(self.gradient, 1 - BETA1)
+        self.second.mul_(BETA2).addcmul_(self.gradient, self.gradient, value=1 - BETA2)
+        self.ops.sqrt(self.second, self.scratch)
         self.scratch.div_((1 - BETA2**t) ** 0.5).add_(EPS)
-        self.theta.addcdiv_(first, self.scratch, value=-self.ticket.learning_rate / (1 - BETA1**t))
+        self.theta.addcdiv_(self.first, self.scratch, value=-self.ticket.learning_rate / (1 - BETA1**t))
         if self.mask is not None:
             self.theta.mul_(self.mask)
 
@@ -306,10 +310,10 @@ def _flatten(ticket: Ticket, parameters: dict[str, Tensor]) -> Tensor:
 
 
 def _parameters(ticket: Ticket, flat: Tensor) -> dict[str, Tensor]:
-    """Return a lane's vector as full-size parameters by name; removed neurons are zero."""
+    """Return a lane's vector as full-size parameters by name; neurons left out are as they were born."""
     w1, w2, b2 = (view[0] for view in _views(flat[None], ticket))
     kept = _neurons(ticket)
-    full = {name: torch.zeros_like(p) for name, p in ticket.parameters.items()}
+    full = ticket.born()
     full["hidden.bias"][kept] = w1[0, : len(kept)]
     full["hidden.weight"][kept] = w1[1:, : len(kept)].T
     full["output.weight"][:, kept] = w2[:, : len(kept)]
@@ -373,24 +377,31 @@ def _squared_error(out: Tensor, targets: Tensor, rows: int, pull: Tensor) -> Ten
     return (out * out).sum((1, 2)) / count
 
 
-def _accuracy(out: Tensor, classes: Tensor) -> list[float]:
-    # NumPy's argmax is twice as fast as torch's on CPU
-    best = torch.from_numpy(out.numpy().argmax(2)) if out.device.type == "cpu" else out.argmax(2)
-    right: list[float] = (best == classes).to(torch.float32).mean(1).tolist()
-    return right
+def _accuracy(classes: Tensor) -> Callable[[Tensor], list[float]]:
+    def measure(out: Tensor) -> list[float]:
+        # NumPy's argmax is twice as fast as torch's on CPU
+        best = torch.from_numpy(out.numpy().argmax(2)) if out.device.type == "cpu" else out.argmax(2)
+        right: list[float] = (best == classes).to(torch.float32).mean(1).tolist()
+        return right
+
+    return measure
 
 
-def _r2(out: Tensor, targets: Tensor) -> list[float]:
-    residual = ((targets - out) ** 2).sum((1, 2)).tolist()
-    total = ((targets - targets.mean((1, 2), keepdim=True)) ** 2).sum((1, 2)).tolist()
-    return [1 - r / t if t else math.nan for r, t in zip(residual, total, strict=True)]
+def _r2(targets: Tensor) -> Callable[[Tensor], list[float]]:
+    total = (targets - targets.mean((1, 2), keepdim=True)).square_().sum((1, 2)).tolist()
+
+    def measure(out: Tensor) -> list[float]:
+        residual = out.sub_(targets).square_().sum((1, 2)).tolist()
+        return [1 - r / t if t else math.nan for r, t in zip(residual, total, strict=True)]
+
+    return measure
 
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
     "cross-entropy": _cross_entropy,
     "squared-error": _squared_error,
 }
-_METRICS: dict[str, Callable[[Tensor, Tensor], list[float]]] = {"accuracy": _accuracy, "R²": _r2}
+_METRICS: dict[str, Callable[[Tensor], Callable[[Tensor], list[float]]]] = {"accuracy": _accuracy, "R²": _r2}
 
 
 # -- products ------------------------------------------------------------------------------------------------------

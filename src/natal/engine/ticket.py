@@ -37,15 +37,19 @@ class Ticket:
     learning_rate: float
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
 
+    def born(self) -> dict[str, Tensor]:
+        """Return a copy of the initial weights under the mask, by name."""
+        parameters = {name: p.clone() for name, p in self.parameters.items()}
+        self.mask.apply_(parameters)
+        return parameters
+
     def network(self, parameters: Mapping[str, Tensor] | None = None) -> nn.Sequential:
         """Return the network as a module, with its initial weights under the mask or with ``parameters``."""
         hidden, inputs = self.parameters["hidden.weight"].shape
         net = mlp(
             inputs, hidden, self.split.data.outputs, seed=0, dtype=self.parameters["hidden.weight"].dtype
         )
-        net.load_state_dict(dict(parameters or self.parameters))
-        if parameters is None:
-            self.mask.apply_(dict(net.named_parameters()))
+        net.load_state_dict(dict(parameters or self.born()))
         return net
 
     def rows(self) -> dict[str, tuple[Tensor, Tensor]]:
