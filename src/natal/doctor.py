@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.flow import POINTWISE, Example, check, first_line, masked, trace, unmasked
+from natal.flow import POINTWISE, Example, check, first_line, masked, remove, trace, unmasked
 from natal.masks import Mask
 
 Severity = Literal["fatal", "warning", "note"]
@@ -443,8 +443,9 @@ def _measure(
         for name, kept in mask.weights.items()
         if kept.any()  # of a collapsed layer, all units are looked at
     }
-    # the masked copy first: looking at the model itself, a private copy already, leaves hooks in it
-    pruned, dense = _observe(masked(model, mask), inputs, alive), _observe(model, inputs, {})
+    # the model is a private copy already, and nothing looks at it after this
+    dense = _observe(model, inputs, {})
+    pruned = _observe(remove(model, mask), inputs, alive)
 
     def pair(what: str, name: str) -> Pair | None:
         a, b = (getattr(activity, what).get(name.rpartition(".")[0]) for activity in (dense, pruned))
@@ -495,15 +496,19 @@ def _observe(net: nn.Module, inputs: Tensor, alive: Mapping[str, Tensor]) -> _Ac
 
         return hook
 
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            module.register_forward_hook(watch(name, -1 if isinstance(module, nn.Linear) else 1))
-
+    hooks = [
+        module.register_forward_hook(watch(name, -1 if isinstance(module, nn.Linear) else 1))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
     try:
         with torch.no_grad(), torch.random.fork_rng(), _Relus(seen, latest, alive):
             outputs = net.eval()(inputs)
     except Exception as error:
         raise NatalError(f"{type(net).__name__} cannot be run on the batch: {first_line(error)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     seen.constant = all(map(_constant, pytree.tree_leaves(outputs)))
     return seen
 

@@ -216,11 +216,15 @@ def unmasked(model: M, mask: Mask) -> M:
 
 def masked(model: M, mask: Mask) -> M:
     """Return `unmasked` with the removed parameters set to zero: a plain copy of what ``model`` computes."""
-    twin = unmasked(model, mask)
-    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    return remove(unmasked(model, mask), mask)
+
+
+def remove(model: M, mask: Mask) -> M:
+    """Set the removed parameters of a private copy to zero and return it."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, kept in mask.items().items():
         _clear(parameters[name], kept)
-    return twin
+    return model
 
 
 @torch.no_grad()
