@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,10 @@ from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(device: str = "cpu") -> Iterator[None]:
     """Run under torch's deterministic algorithms, drawing float32 whatever the caller's default is."""
+    if device != "cpu":  # cuBLAS reads it when first used; without it torch refuses its products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     dtype = torch.get_default_dtype()
     before = torch.get_deterministic_debug_mode()
     memory = torch.utils.deterministic

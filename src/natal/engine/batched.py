@@ -65,7 +65,7 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
         )
         groups.setdefault((ticket.task.name, _width(ticket), ticket.learning_rate, shape), []).append(i)
     trained: dict[int, Trained] = {}
-    with one_thread(), deterministic(), torch.no_grad():
+    with one_thread(), deterministic(device), torch.no_grad():
         for members in groups.values():
             first = tickets[members[0]]
             together = lanes_at_once(len(first.split.fit), _width(first), first.split.data.outputs)

@@ -23,7 +23,7 @@ def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") ->
     Full-batch Adam; after every step removed weights are set to zero again and the validation metric is measured;
     the best weights are restored before the final measurement.
     """
-    with deterministic(), torch.enable_grad():
+    with deterministic(device), torch.enable_grad():
         return [_train_one(ticket, training, device) for ticket in tickets]
 
 
