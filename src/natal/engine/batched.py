@@ -190,12 +190,12 @@ class _Lanes:
         self.blocks = [
             (fit.part(a, b), self.pull[:, a:b], self.back[:, a:b]) for a, b in itertools.pairwise(self.edges)
         ]
+        self.columns = theta.new_zeros(lanes * inputs, neurons)  # what comes back to each one-hot input
         # where small products are written to, for as many rows as a block has
         counts = {block.targets.shape[1] for block in (*(b for b, _, _ in self.blocks), val)}
         hidden, out = (theta.new_empty(lanes, max(counts), n) for n in (neurons, outputs))
         self.room = {n: (hidden[:, :n], out[:, :n]) for n in counts}
-        if fit.ones is not None:
-            self.bags = _bags(fit.ones, inputs)
+        self.bags = [None if part.ones is None else _bags(part.ones) for part, _, _ in self.blocks]
 
     @classmethod
     def of(cls, tickets: Sequence[Ticket], device: str) -> _Lanes:
@@ -233,7 +233,8 @@ class _Lanes:
     def step(self, t: int) -> list[float]:
         """Take Adam's step ``t`` (from 1) on the training rows; return each lane's loss before it."""
         rows, losses = self.fit.targets.shape[1], []
-        for block, pull, back in self.blocks:
+        self.columns.zero_()
+        for (block, pull, back), bags in zip(self.blocks, self.bags, strict=True):
             hidden, out = self._forward(block)
             losses.append(self.loss(out, block.targets, rows, pull))
             self.ops.outer(pull, hidden, self.g2, add=len(losses) > 1)
@@ -241,14 +242,15 @@ class _Lanes:
             torch.ops.aten.threshold_backward.grad_input(
                 self.ops.times(pull, self.w2, back), hidden, 0, grad_input=back
             )
+            if bags is not None:
+                columns, members, offsets = bags
+                sums = F.embedding_bag(members, back.flatten(0, 1), offsets, mode="sum")
+                self.columns.index_add_(0, columns, sums)
         torch.sum(self.pull, 1, out=self.gb2)
         if self.fit.dense is not None:
             self.ops.outer(self.fit.dense, self.back, self.g1)
         else:
-            sums = self.back.flatten(0, 1)
-            for members, offsets in self.bags:
-                sums = F.embedding_bag(members, sums, offsets, mode="sum")
-            self.g1.copy_(sums.view_as(self.g1))
+            self.g1.copy_(self.columns.view_as(self.g1))
             torch.sum(self.back, 1, out=self.g1[:, 0])
         self._adam(t)
         total: list[float] = sum(losses[1:], losses[0]).tolist()
@@ -336,24 +338,21 @@ def _ones_a_row(inputs: Tensor) -> int:
     return few if alike else 0
 
 
-def _bags(ones: Tensor, inputs: int) -> list[tuple[Tensor, Tensor]]:
-    """Return how to add up a gradient per row (lane x row, neuron) to one per input (lane x input, neuron).
+def _bags(ones: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how to add up what comes back to the inputs of a block of rows: ``ROWS`` at a time, then those sums.
 
-    Two rounds of sums, each as the members of all sums and where each sum starts: of the rows of every ``ROWS`` that
-    select an input, then of those. The always-on input has no members; its sum goes over all rows.
+    ``ones`` (lane, row, ones per row). Three index tensors: for each first sum the input (of all lanes') that it
+    belongs to, in the order in which they are to be added; the rows of all first sums, one sum after the other; and
+    where each starts. The always-on input is left out; its sum goes over all rows.
     """
     lanes, rows, per_row = ones.shape
-    block = torch.arange(rows) // ROWS
-    # one number for each lane, input and block, ascending
-    place = (ones[..., 1:] * (int(block[-1]) + 1) + block[None, :, None]).flatten()
+    inputs = int(ones.max()) + 1
+    part = torch.arange(rows) // ROWS
+    place = (part[None, :, None] * inputs + ones[..., 1:]).flatten()
     row = torch.arange(lanes * rows).repeat_interleave(per_row - 1)
     order = place.argsort(stable=True)
-    partial, sizes = torch.unique_consecutive(place[order], return_counts=True)
-    per_input = torch.bincount(partial // (int(block[-1]) + 1), minlength=lanes * inputs)
-    return [
-        (row[order], sizes.cumsum(0) - sizes),
-        (torch.arange(len(partial)), per_input.cumsum(0) - per_input),
-    ]
+    sums, sizes = torch.unique_consecutive(place[order], return_counts=True)
+    return sums % inputs, row[order], sizes.cumsum(0) - sizes
 
 
 # -- losses and metrics of many lanes ------------------------------------------------------------------------------
