@@ -47,7 +47,7 @@ def test_the_plan_of_the_paper(tmp_path: Path) -> None:
     assert (len(planned.grid), planned.trainings, planned.shared) == (144, 132, 12)
     assert (len(planned.pending), planned.done) == (132, [])
     assert sorted(row for job in planned.jobs for row in job) == sorted(planned.pending)
-    assert planned.seconds == pytest.approx(planned.flops / 70e9 / planned.workers)
+    assert planned.seconds == pytest.approx(planned.flops / 120e9 / planned.workers)
     assert list(tmp_path.iterdir()) == []
 
 
