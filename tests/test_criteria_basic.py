@@ -106,7 +106,7 @@ def made() -> Iterator[Callable[..., None]]:
         ),
         (
             lambda p: {n: w.tolist() for n, w in p.weights.items()},
-            "gave 'hidden.weight' scores of shape list",
+            "must give 'hidden.weight' a torch tensor, got list",
         ),
         (
             lambda p: {n: w / (w > 0) * 0 for n, w in p.weights.items()},

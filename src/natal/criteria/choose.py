@@ -86,11 +86,13 @@ def _scores(name: str, problem: Problem) -> Scores:
             f"criterion {name!r} must return one tensor for each of {sorted(problem.weights)}, got {got}"
         )
     for layer, w in problem.weights.items():
-        if not isinstance(scores[layer], Tensor) or scores[layer].shape != w.shape:
-            shape = getattr(scores[layer], "shape", None)
-            shape = type(scores[layer]).__name__ if shape is None else tuple(shape)
+        if not isinstance(scores[layer], Tensor):
             raise NatalError(
-                f"criterion {name!r} gave {layer!r} scores of shape {shape}; "
+                f"criterion {name!r} must give {layer!r} a torch tensor, got {type(scores[layer]).__name__}"
+            )
+        if scores[layer].shape != w.shape:
+            raise NatalError(
+                f"criterion {name!r} gave {layer!r} scores of shape {tuple(scores[layer].shape)}; "
                 f"its weights have shape {tuple(w.shape)}"
             )
         if scores[layer].isnan().any():
