@@ -6,7 +6,7 @@ operations over all of them. Four facts make it fast, none of which changes what
 - a neuron with no outgoing weight left, whether removed whole or not, is left out: its own weights never get a
   gradient; the arrays are only as wide as the others (rounded up to 32);
 - a one-hot input is never multiplied: the first layer is a sum of the weight rows its ones select;
-- rows go through a step in blocks that fit the cache;
+- rows go through a step in large blocks, what comes back to a one-hot input is summed while it is in the cache;
 - large products go through oneDNN's kernels, small ones through NumPy, which loops over lanes without Python.
 
 On CPU a lane's bits depend on nothing but itself: every product is one call a lane with the lane's own shapes, and
@@ -184,17 +184,16 @@ class _Lanes:
         self.metric = _METRICS[ticket.task.metric.name](val.targets)
         # blocks are a lane's own affair: if neighbours changed them, they would change its bits
         block = max(3, BLOCK_FLOATS // (2 * neurons + outputs) // ROWS) * ROWS if self.ops.on_cpu else rows
-        self.edges = [*range(0, rows, block), rows]
+        edges = itertools.pairwise([*range(0, rows, block), rows])
         self.pull = theta.new_empty(lanes, rows, outputs)
         self.back = theta.new_empty(lanes, rows, neurons)
-        self.blocks = [
-            (fit.part(a, b), self.pull[:, a:b], self.back[:, a:b]) for a, b in itertools.pairwise(self.edges)
-        ]
-        self.columns = theta.new_zeros(lanes * inputs, neurons)  # what comes back to each one-hot input
+        self.blocks = [(fit.part(a, b), self.pull[:, a:b], self.back[:, a:b]) for a, b in edges]
         # where small products are written to, for as many rows as a block has
         counts = {block.targets.shape[1] for block in (*(b for b, _, _ in self.blocks), val)}
         hidden, out = (theta.new_empty(lanes, max(counts), n) for n in (neurons, outputs))
         self.room = {n: (hidden[:, :n], out[:, :n]) for n in counts}
+        if fit.ones is not None:
+            self.columns = theta.new_empty(lanes * inputs, neurons)  # what comes back to each one-hot input
         self.bags = [None if part.ones is None else _bags(part.ones) for part, _, _ in self.blocks]
 
     @classmethod
@@ -233,7 +232,8 @@ class _Lanes:
     def step(self, t: int) -> list[float]:
         """Take Adam's step ``t`` (from 1) on the training rows; return each lane's loss before it."""
         rows, losses = self.fit.targets.shape[1], []
-        self.columns.zero_()
+        if self.fit.ones is not None:
+            self.columns.zero_()
         for (block, pull, back), bags in zip(self.blocks, self.bags, strict=True):
             hidden, out = self._forward(block)
             losses.append(self.loss(out, block.targets, rows, pull))
