@@ -119,7 +119,7 @@ def _train_lanes(tickets: Sequence[Ticket], training: Training, device: str) -> 
             alive = [alive[lane] for lane in going]
             lanes = lanes.only(going)
     seconds = (time.perf_counter() - started) / len(tickets)
-    made_by = f"batched engine, torch {torch.__version__}, {device}"
+    made_by = f"batched engine, {device}"
     return [
         conclude(ticket, history, _parameters(ticket, theta), seconds, made_by)
         for ticket, history, theta in zip(tickets, histories, best.cpu(), strict=True)

@@ -58,5 +58,5 @@ def _train_one(ticket: Ticket, training: Training, device: str) -> Trained:
         history,
         best,
         time.perf_counter() - started,
-        f"sequential engine, torch {torch.__version__}, {device}",
+        f"sequential engine, {device}",
     )

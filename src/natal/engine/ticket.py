@@ -118,7 +118,7 @@ def conclude(
 ) -> Trained:
     """Measure the best weights of a training and sum it up.
 
-    Train metric and loss are over all training rows, validation rows included. ``made_by``: engine, torch, device.
+    Train metric and loss are over all training rows, validation rows included. ``made_by``: engine, device.
     """
     rows = ticket.rows()
     metric: dict[str, float | None] = dict.fromkeys(("train", "val", "test"))
@@ -149,7 +149,7 @@ def conclude(
             final_loss=loss,
             constant=constant,
             seconds=seconds,
-            made_by=", ".join([made_by, *(program for program in MADE_WITH if program not in made_by)]),
+            made_by=", ".join([made_by, *MADE_WITH]),
             diagnosis=dict(ticket.diagnosis),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             train_loss_curve=np.array(history.train_loss, dtype=np.float64),
