@@ -31,7 +31,7 @@ import torch
 
 import natal
 from natal.determinism import one_thread
-from natal.engine.batched import linear
+from natal.engine import kernels
 from natal.results import Results, compare, describe, published_objects
 
 TASKS = ("modular", "regression")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_info
 
 from natal import Data, Run, Study, load_study, masks
-from natal.engine import ENGINES, Ticket, Trained, batched
+from natal.engine import ENGINES, Ticket, Trained, batched, kernels
 from natal.engine.ticket import History
 from natal.spec import Training
 from natal.tasks import Split, load, task, tasks
@@ -202,8 +202,7 @@ def test_in_float64_both_engines_agree_after_20_epochs(
     name: str, hidden: int, accelerated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if accelerated:  # the arithmetic of an accelerator, zeros multiplied and no blocks, on this machine's CPU
-        monkeypatch.setattr(batched, "_ops", lambda *shape: batched._Ops())
-    monkeypatch.setattr(batched, "BLOCK_FLOATS", 2**17)  # several blocks of rows also at this width
+        monkeypatch.setattr(batched, "_kind", lambda device: batched._OnAccelerator)
     monkeypatch.setattr(batched, "LANE_FLOATS", 2**30)
 
     def last_is_best(history: History, loss: float, metric: float) -> bool:
@@ -234,11 +233,15 @@ def test_in_float64_both_engines_agree_after_20_epochs(
 def adds_up_as_recorded() -> bool:
     """Whether this CPU's libraries sum in the order of the one that recorded the published results."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(1000, n, generator=generator) - 0.5 for n in (97, 128))
-    in_blocks = sum(a[i : i + 192].T @ b[i : i + 192] for i in range(0, 1000, 192))
-    weight = torch.rand(97, 128, generator=generator) - 0.5
-    return torch.equal(a.T @ b, torch.as_tensor(in_blocks)) and torch.equal(
-        F.linear(b, weight), batched.linear(b, weight, None)
+    a, b, weight = (torch.rand(*size, generator=generator) - 0.5 for size in ((1000, 97), (1000, 128), (97, 128)))
+    over_rows, over_neurons = np.zeros((97, 128), np.float32), np.zeros((1000, 112), np.float32)
+    for i in range(0, 1000, 192):
+        kernels.add_product(a[i : i + 192].numpy().T, b[i : i + 192].numpy(), over_rows)
+    kernels.add_product(b.numpy(), F.pad(weight.T, (0, 15)).numpy(), over_neurons)
+    return (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and np.array_equal(a.T @ b, over_rows)
+        and np.array_equal(F.linear(b, weight), over_neurons[:, :97])
     )
 
 

@@ -37,11 +37,11 @@ class InProcess(Executor):
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["natal.worker"])
+_context.set_forkserver_preload(["natal.preload"])
 
 
 def prepare() -> None:
-    """Start the fork server, which imports torch while the coordinator does the same; returns at once."""
+    """Start the fork server, which loads torch and kernels while the coordinator imports torch too; returns at once."""
     with _signals_wait():
         multiprocessing.forkserver.ensure_running()
 
@@ -49,7 +49,7 @@ def prepare() -> None:
 class Processes(ProcessPoolExecutor):
     """Worker processes that share one preloaded torch and end with their coordinator, however it ends.
 
-    They are forked from a fork server that has imported ``natal.worker``, so a worker starts in milliseconds. Every
+    They are forked from a fork server that has imported ``natal.preload``, so a worker starts in milliseconds. Every
     worker watches a pipe whose other end only the coordinator holds: when the coordinator calls `stop`, or is
     killed, the pipe closes and the worker exits at once.
     """

@@ -253,7 +253,7 @@ def _lane_jobs(
     open_jobs: dict[tuple[str, int], list[tuple[Run, str]]] = {}
     for row, key in pending:
         of = about[row.task]
-        neurons = width(_neurons(study, row, of["outputs"]), study.hidden)
+        neurons = width(_neurons(study, row, of["outputs"]))
         lanes = lanes_at_once(of["fit_rows"], neurons, of["outputs"]) if device == "cpu" else len(pending)
         job = open_jobs.get((row.task, neurons))
         if job is None or len(job) == lanes:
@@ -402,9 +402,9 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     deaths = 0  # in a row, with nothing finished in between
     watcher.started(planned)
     try:
-        if queue:  # a worker that answers has imported torch, which is not training
+        if queue:  # a worker that answers has torch and the kernels, which is not training
             with suppress(BrokenExecutor):
-                executor.submit(worker.load_plugins, planned.study).result()
+                executor.submit(worker.prepare, planned.study, planned.engine, planned.device).result()
         started = time.monotonic()
         while queue or running:
             broken = False

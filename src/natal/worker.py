@@ -17,7 +17,7 @@ from torch import nn
 from natal.criteria import Problem, criteria, mask, problem_of, score, traits
 from natal.determinism import deterministic, one_thread
 from natal.doctor import diagnose
-from natal.engine import ENGINES, Ticket
+from natal.engine import ENGINES, Ticket, kernels
 from natal.engine.ticket import MADE_WITH
 from natal.errors import NatalError
 from natal.masks import Mask
@@ -143,6 +143,13 @@ def _diagnosis(
         "findings": [[finding.severity, finding.text] for finding in found.findings],
         "layers": [asdict(layer) for layer in found.layers],
     }
+
+
+def prepare(study: Study, engine: str, device: str) -> None:
+    """Load what the first training would otherwise wait for: plugins, and the kernels of the engine."""
+    load_plugins(study)
+    if (engine, device) == ("batched", "cpu"):
+        kernels.load()
 
 
 def load_plugins(study: Study) -> None:

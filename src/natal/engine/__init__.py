@@ -4,9 +4,9 @@
 bit. ``batched`` trains many at once with a hand-written backward pass: the fast path, proven against the oracle.
 """
 
-from natal.engine import batched, sequential
+from natal.engine import batched, kernels, sequential
 from natal.engine.ticket import Ticket, Trained
 
 ENGINES = {"batched": batched.train, "sequential": sequential.train}
 
-__all__ = ["ENGINES", "Ticket", "Trained", "batched", "sequential"]
+__all__ = ["ENGINES", "Ticket", "Trained", "batched", "kernels", "sequential"]
