@@ -156,45 +156,52 @@ def tile(typing: Any, height: Any, width: Any, a: Any, i: Any, b: Any, j: Any, c
 
 
 @intrinsic(prefer_literal=True)
-def fold(typing: Any, row: Any, operation: Any) -> Any:
-    """Return the "sum" or "max" of a row, a multiple of `LANES` long, in torch's order.
+def fold(typing: Any, operation: Any, a: Any, b: Any) -> Any:
+    """Return the "sum" or "max" of a row a, or the "dot" product of a and b; they are multiples of `LANES` long.
 
-    Number i of every group of `LANES` goes to lane i; then the upper half of the lanes to the lower, and so on.
+    In torch's order: number i of every group of `LANES` goes to lane i; then the upper half of the lanes to the
+    lower, and so on.
     """
     name = operation.literal_value
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        number, index = context.get_data_type(signature.args[0].dtype), ir.IntType(64)
+        arrays = [
+            context.make_array(kind)(context, builder, x)
+            for kind, x in zip(signature.args[1:], arguments[1:], strict=True)
+        ]
+        number, index = context.get_data_type(signature.args[1].dtype), ir.IntType(64)
         vector = ir.VectorType(number, LANES)
-        (length,) = cgutils.unpack_tuple(builder, array.shape)
+        size = context.get_abi_sizeof(number)
+        fused = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f{8 * size}"
+        )
+        (length,) = cgutils.unpack_tuple(builder, arrays[0].shape)
 
-        def load(place: Any) -> Any:
-            pointer = builder.bitcast(builder.gep(array.data, [place]), vector.as_pointer())
-            value = builder.load(pointer)
-            value.align = context.get_abi_sizeof(number)
+        def load(array: Any, place: Any) -> Any:
+            value = builder.load(builder.bitcast(builder.gep(array.data, [place]), vector.as_pointer()))
+            value.align = size
             return value
 
         def join(x: Any, y: Any) -> Any:
-            return (
-                builder.fadd(x, y) if name == "sum" else builder.select(builder.fcmp_ordered(">", y, x), y, x)
-            )
+            larger = builder.select(builder.fcmp_ordered(">", y, x), y, x) if name == "max" else None
+            return larger or builder.fadd(x, y)
 
-        zero, step = ir.Constant(index, 0), ir.Constant(index, LANES)
-        total = cgutils.alloca_once_value(builder, load(zero))
-        with cgutils.for_range_slice(builder, step, length, step, index) as (place, _):
-            builder.store(join(builder.load(total), load(place)), total)
-        lanes = builder.load(total)
-        half = LANES // 2
+        zero, group = ir.Constant(index, 0), ir.Constant(index, LANES)
+        nothing = ir.Constant(vector, [0.0] * LANES)
+        total = cgutils.alloca_once_value(builder, nothing if name == "dot" else load(arrays[0], zero))
+        first = zero if name == "dot" else group
+        with cgutils.for_range_slice(builder, first, length, group, index) as (place, _):
+            here, so_far = load(arrays[0], place), builder.load(total)
+            dot = builder.call(fused, [here, load(arrays[1], place), so_far]) if name == "dot" else None
+            builder.store(dot or join(so_far, here), total)
+        lanes, half = builder.load(total), LANES // 2
         while half:
-            mask = ir.Constant(
-                ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)]
-            )
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
             lanes = join(lanes, builder.shuffle_vector(lanes, lanes, mask))
             half //= 2
         return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
 
-    return row.dtype(row, operation), build
+    return a.dtype(operation, a, b), build
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------
@@ -340,6 +347,7 @@ class Room(NamedTuple):
     out: Array  # (row, output); after the loss what is pulled back
     back: Array  # (row, neuron)
     across: Array  # (neuron, output): w2 transposed
+    bias: Array  # (output,)
     columns: Array  # (input, neuron): what comes back to one-hot inputs from one block
     hidden_sums: Array  # (level, neuron)
     out_sums: Array  # (level, output)
@@ -357,6 +365,7 @@ def room(shape: Shape, rows: int, dtype: Any) -> Room:
         (ROWS, wide),
         (ROWS, shape.neurons),
         (shape.neurons, wide),
+        (wide,),
         (shape.inputs, shape.neurons),
         (LEVELS, shape.neurons),
         (LEVELS, wide),
@@ -433,21 +442,26 @@ def _(inputs: Any, back: Any, g1: Any, columns: Any) -> Any:
 
 
 @_compiled
-def _forward(inputs: Array, w1: Array, b2: Array, room: Room) -> None:
+def _forward(inputs: Array, w1: Array, w2: Array, b2: Array, room: Room) -> None:
     """Fill hidden = relu(b1 + x w1) and out = b2 + hidden w2ᵀ for some rows."""
-    count, neurons = inputs.shape[0], w1.shape[1]
+    count, neurons, wide = inputs.shape[0], w1.shape[1], room.out.shape[1]
     hidden, out, zero = room.hidden[:count], room.out[:count], w1.dtype.type(0)
+    room.bias[:] = -np.inf  # beyond the outputs: never the largest, nothing in a softmax
+    room.bias[: b2.shape[0]] = b2
     for r in range(count):
         for j in range(neurons):
             hidden[r, j] = w1[0, j]
-        for j in range(b2.shape[0]):
-            out[r, j] = b2[j]
-        for j in range(b2.shape[0], out.shape[1]):
-            out[r, j] = -np.inf  # never the largest, nothing in a softmax
     _add_inputs(inputs, w1[1:], hidden)
     for r in range(count):
         for j in range(neurons):
             hidden[r, j] = zero if hidden[r, j] < 0 else hidden[r, j]
+    if b2.shape[0] == 1:
+        for r in range(count):
+            out[r, 0] = b2[0] + fold("dot", hidden[r], w2[0])
+        return
+    for r in range(count):
+        for j in range(wide):
+            out[r, j] = room.bias[j]
     add_product(hidden, room.across, out)
 
 
@@ -462,11 +476,11 @@ def _(out: Any, targets: Any, scale: Any, exps: Any, totals: Any) -> Any:
         loss, wide = 0.0, out.shape[1]
         for r in range(out.shape[0]):
             row = out[r]
-            largest = fold(row, "max")
+            largest = fold("max", row, row)
             for j in range(wide):
                 row[j] -= largest
                 exps[j] = exponential(row[j])
-            totals[r] = fold(exps, "sum")
+            totals[r] = fold("sum", exps, exps)
         for r in range(out.shape[0]):
             totals[r] = logarithm(totals[r])
         for r in range(out.shape[0]):
@@ -566,7 +580,7 @@ def gradients(
         for start in range(0, total, ROWS):
             stop = min(start + ROWS, total)
             count = stop - start
-            _forward(inputs[lane, start:stop], w1, b2, room)
+            _forward(inputs[lane, start:stop], w1, w2, b2, room)
             hidden, out, back = room.hidden[:count], room.out[:count], room.back[:count]
             losses[lane] += _loss(out, targets[lane, start:stop], scale, room.exps, room.totals)
             add_product(out.T[: shape.outputs], hidden, g2)
@@ -603,7 +617,7 @@ def _(out: Any, targets: Any, outputs: Any) -> Any:
         count = 0
         for r in range(out.shape[0]):
             row, wanted = out[r], targets[r]
-            if row[wanted] == fold(row, "max"):
+            if row[wanted] == fold("max", row, row):
                 first = 0
                 while row[first] != row[wanted]:
                     first += 1
@@ -631,7 +645,7 @@ def scores(theta: Array, shape: Shape, inputs: Array, targets: Array, room: Room
         results[lane] = 0
         for start in range(0, total, ROWS):
             stop = min(start + ROWS, total)
-            _forward(inputs[lane, start:stop], w1, b2, room)
+            _forward(inputs[lane, start:stop], w1, w2, b2, room)
             results[lane] += _score(room.out[: stop - start], targets[lane, start:stop], shape.outputs)
 
 
