@@ -233,7 +233,9 @@ def test_in_float64_both_engines_agree_after_20_epochs(
 def adds_up_as_recorded() -> bool:
     """Whether this CPU's libraries sum in the order of the one that recorded the published results."""
     generator = torch.Generator().manual_seed(0)
-    a, b, weight = (torch.rand(*size, generator=generator) - 0.5 for size in ((1000, 97), (1000, 128), (97, 128)))
+    a, b, weight = (
+        torch.rand(*size, generator=generator) - 0.5 for size in ((1000, 97), (1000, 128), (97, 128))
+    )
     over_rows, over_neurons = np.zeros((97, 128), np.float32), np.zeros((1000, 112), np.float32)
     for i in range(0, 1000, 192):
         kernels.add_product(a[i : i + 192].numpy().T, b[i : i + 192].numpy(), over_rows)

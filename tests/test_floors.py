@@ -49,7 +49,7 @@ RIGHT_HALF = (
     "progress",
     "cli",
 )
-HEAVY = {"torch", "torchvision", "safetensors"}
+HEAVY = {"torch", "torchvision", "safetensors", "numba"}
 
 
 def modules() -> dict[str, Path]:

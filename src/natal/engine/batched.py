@@ -158,7 +158,11 @@ class _Lanes:
             mask = torch.stack([_flatten(t, keep) for t, keep in zip(tickets, kept, strict=True)]).to(device)
         few, rows = _ones_a_row(tickets[0].split.data.inputs), [t.rows() for t in tickets]
         fit, val = (
-            cls.rows(*(torch.stack(x).to(device) for x in zip(*(r[part] for r in rows), strict=True)), few)
+            cls.rows(
+                torch.stack([r[part][0] for r in rows]).to(device),
+                torch.stack([r[part][1] for r in rows]).to(device),
+                few,
+            )
             for part in ("fit", "val")
         )
         moments = torch.zeros(2, *theta.shape, dtype=theta.dtype, device=device)

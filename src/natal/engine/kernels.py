@@ -196,7 +196,9 @@ def fold(typing: Any, operation: Any, a: Any, b: Any) -> Any:
             builder.store(dot or join(so_far, here), total)
         lanes, half = builder.load(total), LANES // 2
         while half:
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
+            mask = ir.Constant(
+                ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)]
+            )
             lanes = join(lanes, builder.shuffle_vector(lanes, lanes, mask))
             half //= 2
         return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
@@ -382,7 +384,8 @@ def _aligned(size: tuple[int, ...], dtype: Any) -> Array:
     count = math.prod(size)
     memory = np.zeros(count * np.dtype(dtype).itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + count * np.dtype(dtype).itemsize].view(dtype).reshape(size)
+    aligned: Array = memory[start : start + count * np.dtype(dtype).itemsize].view(dtype).reshape(size)
+    return aligned
 
 
 @_compiled
@@ -684,8 +687,9 @@ def load() -> None:
     memory, sums, number = room(shape, 1, np.float32), np.zeros(1), np.float32(1)
     numbers, wholes = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.int32)
     for inputs, targets in ((numbers, numbers), (wholes, wholes[0])):
-        gradients(theta, others[0], shape, inputs, targets, number, memory, sums)
+        gradients(theta, np.zeros_like(theta), shape, inputs, targets, number, memory, sums)
         scores(theta, shape, inputs, targets, memory, sums)
-    moments(*others, number, number, number)
+    gradient, first, second, root = others
+    moments(gradient, first, second, root, number, number, number)
     for mask in (None, theta):
-        move(theta, others[1], others[3], mask, number, number, number)
+        move(theta, first, root, mask, number, number, number)
