@@ -1,6 +1,6 @@
 """How fast is the batched engine? Both engines in turn, on the same study, in one session.
 
-    python benchmarks/study.py                the whole study with both engines (about eight minutes on two cores)
+    python benchmarks/study.py                the whole study with both engines (about five minutes on two cores)
     python benchmarks/study.py --seeds        also: does ten times the seeds cost ten times the time?
     python benchmarks/study.py --repeats 3    medians of three rounds
 
@@ -32,6 +32,7 @@ import torch
 import natal
 from natal.determinism import one_thread
 from natal.engine import kernels
+from natal.engine.batched import width
 from natal.results import Results, compare, describe, published_objects
 
 TASKS = ("modular", "regression")
@@ -88,9 +89,10 @@ def _watch(process: psutil.Process, peak: list[float]) -> None:
 
 
 def gflops(rows: int = 1693, inner: int = 128, columns: int = 97) -> dict[str, float]:
-    """Return the single-thread speed of a float32 matrix product by three libraries, in GFLOP/s (medians of 30)."""
+    """Return the single-thread speed of a float32 matrix product, in GFLOP/s (medians of 30), by who computes it."""
     a, b, out = torch.ones(rows, inner), torch.ones(columns, inner), torch.empty(rows, columns)
-    wide, sums = torch.ones(inner, -(-columns // 16) * 16), torch.zeros(rows, -(-columns // 16) * 16)
+    padded = width(columns)
+    wide, sums = torch.ones(inner, padded), torch.zeros(rows, padded)
     products: dict[str, Callable[[], object]] = {
         "NumPy": lambda: np.matmul(a.numpy(), b.numpy().T, out=out.numpy()),
         "torch": lambda: torch.mm(a, b.T, out=out),

@@ -46,18 +46,18 @@ def test_a_product_is_added_whatever_the_shape_and_the_strides(
         np.testing.assert_array_equal(total, start + a @ b)
 
 
-def test_each_sum_of_a_product_is_one_chain_of_fused_multiply_adds() -> None:
-    a, b = (
-        RNG(1).standard_normal((6, 50)).astype(np.float32),
-        RNG(2).standard_normal((50, 16)).astype(np.float32),
-    )
-    total = np.zeros((6, 16), np.float32)
-    kernels.add_product(a, b, total)
-    chain = np.zeros((6, 16), np.float32)
-    for k in range(50):  # a product of two float32 is exact in float64, so only the sum is rounded
-        chain = (chain + np.outer(a[:, k].astype(np.float64), b[k].astype(np.float64))).astype(np.float32)
-    # float64 rounds the sum once more, on its way to float32: at most a unit in the last place now and then
-    np.testing.assert_allclose(total, chain, rtol=2e-6, atol=1e-7)
+@pytest.mark.parametrize("rows", [1, 6])  # both heights of a tile
+def test_each_sum_of_a_product_is_one_chain_of_fused_multiply_adds(rows: int) -> None:
+    def product(a: list[float], b: list[float]) -> set[float]:
+        total = np.zeros((rows, 32), np.float32)
+        column = np.repeat(np.array(b, np.float32)[:, None], 32, 1)
+        kernels.add_product(np.repeat(np.array([a], np.float32), rows, 0), column, total)
+        return set(total.flatten().tolist())
+
+    assert product([2**24, 1, 1], [1, 1, 1]) == {2**24}  # in order: each 1 is lost on its own
+    assert product([1, 1, 2**24], [1, 1, 1]) == {2**24 + 2}
+    x = 1 + 2**-12  # x² = 1 + 2**-11 + 2**-24, whose last bit a product rounded by itself would lose
+    assert product([1 + 2**-11, x], [-1, x]) == {2**-24}
 
 
 def test_a_fold_goes_through_lanes_then_halves() -> None:
@@ -85,6 +85,31 @@ def test_exponential_and_logarithm_are_right_to_the_last_place(dtype: type, unit
     nothing = np.array([-np.inf, -200.0], np.float32)
     _exponentials(nothing, nothing)
     assert nothing.tolist() == [0, 0]
+
+
+def test_exponential_and_logarithm_are_those_of_torchs_softmax_to_the_last_bit() -> None:
+    x = torch.from_numpy((-np.abs(RNG(0).standard_normal((250_000, 16))) * 20).astype(np.float32))
+    one = torch.zeros_like(x)
+    one[:, 0] = 1  # softmax's backward: 1 - e^x there, 0 - e^x elsewhere
+    theirs = -torch.ops.aten._log_softmax_backward_data(one, x, 1, torch.float32)[:, 1:].numpy()
+    ours = np.empty(x.numel(), np.float32)
+    _exponentials(x.flatten().numpy(), ours)
+    ours = ours.reshape(x.shape)[:, 1:]
+
+    spread = np.linspace(0.01, 3, 40_000)[:, None]  # sums from 2 to 96
+    rows = torch.from_numpy((RNG(1).standard_normal((40_000, 96)) * spread).astype(np.float32))
+    rows[:, 0] = rows.amax(1) + 1e-3  # its log-softmax is minus the logarithm of the sum
+    exps, totals = np.empty(rows.numel(), np.float32), np.empty(len(rows), np.float32)
+    _exponentials((rows - rows[:, :1]).flatten().numpy(), exps)
+    sums = np.array([_folds(row, row)[0] for row in exps.reshape(rows.shape)], np.float32)
+    _logarithms(sums, totals)
+    softmax = torch.log_softmax(rows, 1)[:, 0].numpy()
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(-totals, softmax)
+    else:  # other algorithms, other orders
+        np.testing.assert_allclose(ours, theirs, rtol=3e-7)
+        np.testing.assert_allclose(-totals, softmax, rtol=1e-6)
 
 
 def _random(
@@ -132,9 +157,7 @@ def test_gradients_and_scores_are_autograds(one_hot: bool, classes: bool) -> Non
     assert losses[0] == pytest.approx(score.item(), rel=1e-12)
 
 
-def test_the_sums_over_rows_are_torchs_to_the_last_bit() -> None:
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("torch sums in another order on this CPU")
+def test_softmax_and_sums_over_rows_are_torchs_to_the_last_bit() -> None:
     shape, (theta, inputs, targets), (_, y, w1, w2, b2) = _random(True, True, np.float32)
     room, losses, gradient = kernels.room(shape, 400, np.float32), np.zeros(1), np.empty_like(theta)
     kernels.gradients(theta, gradient, shape, inputs, targets, np.float32(1 / 400), room, losses)
@@ -148,7 +171,7 @@ def test_the_sums_over_rows_are_torchs_to_the_last_bit() -> None:
     ours, theirs = gradient[0, 42 * 16 :][:35], logits.grad.sum(0).numpy()
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         np.testing.assert_array_equal(ours, theirs)
-    else:  # its softmax adds up in another order
+    else:  # torch adds up in another order there
         np.testing.assert_allclose(ours, theirs, atol=1e-7)
 
 
@@ -162,6 +185,26 @@ def test_a_tie_goes_to_the_first_class_and_nan_is_never_right() -> None:
     theta[0, 80:83] = np.nan
     kernels.scores(theta, shape, inputs, targets, room, counts)
     assert counts[0] == 0
+
+
+def test_a_softmax_over_one_class_and_over_numbers_that_are_none() -> None:
+    shape = kernels.Shape(1, 16, 1)
+    theta, inputs = np.ones((1, 64), np.float32), np.ones((1, 3, 1), np.float32)
+    room, losses, gradient = kernels.room(shape, 3, np.float32), np.zeros(1), np.empty_like(theta)
+    for array in room:
+        array[...] = 7  # what another network may have left
+    kernels.gradients(theta, gradient, shape, inputs, np.zeros((1, 3), np.int32), np.float32(1), room, losses)
+    assert losses[0] == 0  # one class has all the probability
+    assert (gradient == 0).all()
+    for bad in (np.nan, np.inf):
+        shape = kernels.Shape(1, 16, 3)
+        theta = np.ones((1, 2 * 16 + 3 * 16 + 16), np.float32)
+        theta[0, 80] = bad
+        room, gradient = kernels.room(shape, 3, np.float32), np.empty_like(theta)
+        kernels.gradients(
+            theta, gradient, shape, inputs, np.ones((1, 3), np.int32), np.float32(1), room, losses
+        )
+        assert not np.isfinite(losses[0])
 
 
 def test_adam_is_torchs_to_a_rounding() -> None:

@@ -47,7 +47,7 @@ def test_the_plan_of_the_paper(tmp_path: Path) -> None:
     assert (len(planned.grid), planned.trainings, planned.shared) == (144, 132, 12)
     assert (len(planned.pending), planned.done) == (132, [])
     assert sorted(row for job in planned.jobs for row in job) == sorted(planned.pending)
-    assert planned.seconds == pytest.approx(planned.flops / 120e9 / planned.workers)
+    assert planned.seconds == pytest.approx(planned.flops / 190e9 / planned.workers)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -434,11 +434,9 @@ def test_a_plugin_that_is_edited_under_a_running_program_mixes_nothing(tmp_path:
     before = trainings(out)
     with pytest.raises(
         NatalError, match="a plugin was edited after this program had imported it; start the program"
-    ):
-        natal.run(mine, out, overrides=["seeds=[2]"], workers=2)  # its workers import what is there now
-    after = trainings(out)
-    assert before.items() <= after.items()
-    assert all(facts[1]["kept"] == facts[1]["prunable"] for key, facts in after.items() if key not in before)
+    ):  # its workers import what is there now; dense networks would not need it
+        natal.run(mine, out, overrides=["seeds=[2]", "sparsities=[0.5, 0.9]"], workers=2)
+    assert trainings(out) == before
 
 
 # -- workers ---------------------------------------------------------------------------------------------

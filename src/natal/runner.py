@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 ENGINES = ("batched", "sequential")
 MAX_DEATHS = 3
-SECONDS_PER_FLOP = {"batched": 1 / 120e9, "sequential": 1 / 70e9}  # measured on one Zen 5 core, and on two
-SMALL = 20e9  # floating-point operations that are not worth starting processes for: about half a second
+SECONDS_PER_FLOP = {"batched": 1 / 190e9, "sequential": 1 / 70e9}  # measured on one Zen 5 core, and on two
+SMALL = 20e9  # floating-point operations that are not worth starting processes for: a tenth of a second
 
 
 @dataclass(frozen=True)

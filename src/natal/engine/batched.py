@@ -35,15 +35,17 @@ from natal.engine.ticket import History, Ticket, Trained, conclude
 from natal.errors import NatalError
 from natal.spec import Training
 
-LANE_FLOATS = 2**19  # activations of all lanes held at once, 2 MB in float32: more would leave the cache
+LANE_FLOATS = (
+    2**19
+)  # hidden activations and outputs of all lanes together: work enough a step, jobs enough a study
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 
 
 def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") -> list[Trained]:
     """Train all tickets and return the results in order.
 
-    Tickets may differ in anything: those of one task, width and precision share arrays, a few at a time so that
-    the arrays stay in the cache. On CPU the result of a ticket does not depend on the others, to the last bit.
+    Tickets may differ in anything: those of one task, width and precision share arrays, on CPU a few at a
+    time (`lanes_at_once`). On CPU the result of a ticket does not depend on the others, to the last bit.
     """
     groups: dict[Any, list[int]] = {}
     for i, ticket in enumerate(tickets):
@@ -78,7 +80,7 @@ def width(kept: int) -> int:
 
 
 def lanes_at_once(rows: int, neurons: int, outputs: int) -> int:
-    """Return how many networks of that shape fit the cache together while they train (at least 1)."""
+    """Return how many networks of that shape train together on CPU, and so make a worker's job (at least 1)."""
     return max(1, LANE_FLOATS // (rows * (neurons + outputs)))
 
 

@@ -4,7 +4,7 @@ Numba compiles these functions on first use and keeps them on disk. A step goes 
 that stay in a core's own cache, so that activations never travel to memory and back. The numbers are reproducible:
 
 - every sum has one written order, none is left to a library: a network's bits depend on nothing but itself;
-- multiply-adds are fused where written (`fma`, `tile`) and nowhere else, whatever the length of the CPU's vectors;
+- multiply-adds are fused where written (`fma`, `tile`, `fold`) and nowhere else, whatever the CPU's vectors;
 - one-hot classification in float32 adds up in the order of the libraries under the sequential engine, on the CPUs for
   which that was recorded: MKL's products over rows in sums of 192, torch's softmax, sums over rows and Adam.
 
@@ -69,90 +69,100 @@ def to_bits(typing: Any, number: Any) -> Any:
     return types.int32(types.float32), build
 
 
+def _fused(builder: ir.IRBuilder, size: int, a: Any, b: Any, c: Any) -> Any:
+    """Emit a b + c, rounded once, for vectors of numbers of so many bytes."""
+    name = f"llvm.fma.v{a.type.count}f{8 * size}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
 @intrinsic(prefer_literal=True)
-def tile(typing: Any, height: Any, width: Any, a: Any, i: Any, b: Any, j: Any, c: Any) -> Any:
-    """Add a b to a tile of c: to ``height`` rows from row i on, ``width`` vectors from column j on.
+def tile(typing: Any, height: Any, a: Any, i: Any, b: Any, j: Any, c: Any) -> Any:
+    """Add a b to a tile of c: ``height`` rows from row i on, a panel of columns (or what is left) from column j on.
 
     The sums stay in registers: each is one chain of fused multiply-adds along the inner axis, from zero. ``a`` may
     have any strides; rows of ``b`` and ``c`` are contiguous.
     """
-    tall, wide = height.literal_value, width.literal_value
+    tall = height.literal_value
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        _, _, a_, i_, b_, j_, c_ = arguments
-        number = context.get_data_type(signature.args[2].dtype)
+        number = context.get_data_type(signature.args[1].dtype)
         size = context.get_abi_sizeof(number)
-        lanes = _VECTOR_BYTES // size
-        vector, index = ir.VectorType(number, lanes), ir.IntType(64)
-        module = builder.module
-        fused = cgutils.get_or_insert_function(
-            module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f{8 * size}"
-        )
+        lanes, index = _VECTOR_BYTES // size, ir.IntType(64)
+        vector = ir.VectorType(number, lanes)
 
-        def look(kind: Any, value: Any) -> tuple[Any, list[Any], list[Any]]:
-            array = context.make_array(kind)(context, builder, value)
-            start = builder.ptrtoint(array.data, index)
-            return (
-                start,
-                cgutils.unpack_tuple(builder, array.strides),
-                cgutils.unpack_tuple(builder, array.shape),
-            )
+        def look(place: int) -> tuple[Any, list[Any], list[Any]]:
+            array = context.make_array(signature.args[place])(context, builder, arguments[place])
+            shape, strides = (cgutils.unpack_tuple(builder, t) for t in (array.shape, array.strides))
+            return builder.ptrtoint(array.data, index), strides, shape
 
         def at(address: Any, *offsets: Any) -> Any:
             for offset in offsets:
                 address = builder.add(address, offset)
             return address
 
-        def constant(n: int) -> Any:
-            return ir.Constant(index, n)
+        def times(value: Any, n: int) -> Any:
+            return builder.mul(value, ir.Constant(index, n))
 
         def load(address: Any, kind: Any) -> Any:
             value = builder.load(builder.inttoptr(address, kind.as_pointer()))
             value.align = size
             return value
 
-        a_start, (a_row, a_step), (_, steps) = look(signature.args[2], a_)
-        b_start, (b_step, _), _ = look(signature.args[4], b_)
-        c_start, (c_row, _), _ = look(signature.args[6], c_)
-        column = builder.mul(j_, constant(size))
-        a_start, b_start = at(a_start, builder.mul(i_, a_row)), at(b_start, column)
-        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        step, a_at, b_at = (builder.phi(index) for _ in range(3))
-        sums = [[builder.phi(vector) for _ in range(wide)] for _ in range(tall)]
-        row = [load(at(b_at, constant(v * _VECTOR_BYTES)), vector) for v in range(wide)]
-        new = []
-        for r in range(tall):
-            one = load(at(a_at, builder.mul(a_row, constant(r))), number)
-            many = builder.insert_element(
-                ir.Constant(vector, ir.Undefined), one, ir.Constant(ir.IntType(32), 0)
-            )
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            many = builder.shuffle_vector(many, many, zeros)
-            new.append([builder.call(fused, [many, row[v], sums[r][v]]) for v in range(wide)])
-        moved = [(step, constant(0), constant(1)), (a_at, a_start, a_step), (b_at, b_start, b_step)]
-        for place, start, by in moved:
-            place.add_incoming(start, before)
-            place.add_incoming(builder.add(place, by), loop)
-        zero = ir.Constant(vector, [0.0] * lanes)
-        for r in range(tall):
-            for v in range(wide):
-                sums[r][v].add_incoming(zero, before)
-                sums[r][v].add_incoming(new[r][v], loop)
-        more = builder.icmp_signed("<", builder.add(step, constant(1)), steps)
-        builder.cbranch(more, loop, after)
-        builder.position_at_end(after)
-        for r in range(tall):
-            for v in range(wide):
-                here = at(
-                    c_start, builder.mul(at(i_, constant(r)), c_row), column, constant(v * _VECTOR_BYTES)
-                )
-                value = builder.fadd(load(here, vector), new[r][v])
-                builder.store(value, builder.inttoptr(here, vector.as_pointer())).align = size
+        i_, j_ = arguments[2], arguments[4]
+        a_start, (a_row, a_step), (_, steps) = look(1)
+        b_start, (b_step, _), (_, columns) = look(3)
+        c_start, (c_row, _), _ = look(5)
+        a_start, b_start = at(a_start, builder.mul(i_, a_row)), at(b_start, times(j_, size))
+        c_start = at(c_start, builder.mul(i_, c_row), times(j_, size))
+
+        def emit(wide: int) -> None:
+            before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            step, a_at, b_at = (builder.phi(index) for _ in range(3))
+            sums = [[builder.phi(vector) for _ in range(wide)] for _ in range(tall)]
+            row = [load(at(b_at, ir.Constant(index, v * _VECTOR_BYTES)), vector) for v in range(wide)]
+            zero = ir.Constant(index, 0)
+            first = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+            nothing = ir.Constant(vector, [0.0] * lanes)
+            for r in range(tall):
+                one = load(at(a_at, times(a_row, r)), number)
+                many = builder.insert_element(ir.Constant(vector, ir.Undefined), one, zero)
+                many = builder.shuffle_vector(many, many, first)
+                for v in range(wide):
+                    sums[r][v].add_incoming(nothing, before)
+                    sums[r][v].add_incoming(_fused(builder, size, many, row[v], sums[r][v]), loop)
+            next_step = builder.add(step, ir.Constant(index, 1))
+            for place, start, moved in (
+                (step, zero, next_step),
+                (a_at, a_start, builder.add(a_at, a_step)),
+                (b_at, b_start, builder.add(b_at, b_step)),
+            ):
+                place.add_incoming(start, before)
+                place.add_incoming(moved, loop)
+            builder.cbranch(builder.icmp_signed("<", next_step, steps), loop, after)
+            builder.position_at_end(after)
+            for r in range(tall):
+                for v in range(wide):
+                    here = at(c_start, times(c_row, r), ir.Constant(index, v * _VECTOR_BYTES))
+                    grown = builder.fadd(load(here, vector), sums[r][v].incomings[1][0])
+                    builder.store(grown, builder.inttoptr(here, vector.as_pointer())).align = size
+
+        left = builder.sub(columns, j_)
+        with builder.if_else(builder.icmp_signed(">=", left, ir.Constant(index, _PANEL * lanes))) as (
+            full,
+            part,
+        ):
+            with full:
+                emit(_PANEL)
+            with part:
+                for wide in range(1, _PANEL):
+                    with builder.if_then(builder.icmp_signed("==", left, ir.Constant(index, wide * lanes))):
+                        emit(wide)
         return context.get_dummy_value()
 
-    return types.void(height, width, a, i, b, j, c), build
+    return types.void(height, a, i, b, j, c), build
 
 
 @intrinsic(prefer_literal=True)
@@ -172,9 +182,6 @@ def fold(typing: Any, operation: Any, a: Any, b: Any) -> Any:
         number, index = context.get_data_type(signature.args[1].dtype), ir.IntType(64)
         vector = ir.VectorType(number, LANES)
         size = context.get_abi_sizeof(number)
-        fused = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f{8 * size}"
-        )
         (length,) = cgutils.unpack_tuple(builder, arrays[0].shape)
 
         def load(array: Any, place: Any) -> Any:
@@ -183,8 +190,9 @@ def fold(typing: Any, operation: Any, a: Any, b: Any) -> Any:
             return value
 
         def join(x: Any, y: Any) -> Any:
-            larger = builder.select(builder.fcmp_ordered(">", y, x), y, x) if name == "max" else None
-            return larger or builder.fadd(x, y)
+            if name == "max":
+                return builder.select(builder.fcmp_ordered(">", y, x), y, x)
+            return builder.fadd(x, y)
 
         zero, group = ir.Constant(index, 0), ir.Constant(index, LANES)
         nothing = ir.Constant(vector, [0.0] * LANES)
@@ -192,8 +200,11 @@ def fold(typing: Any, operation: Any, a: Any, b: Any) -> Any:
         first = zero if name == "dot" else group
         with cgutils.for_range_slice(builder, first, length, group, index) as (place, _):
             here, so_far = load(arrays[0], place), builder.load(total)
-            dot = builder.call(fused, [here, load(arrays[1], place), so_far]) if name == "dot" else None
-            builder.store(dot or join(so_far, here), total)
+            if name == "dot":
+                joined = _fused(builder, size, here, load(arrays[1], place), so_far)
+            else:
+                joined = join(so_far, here)
+            builder.store(joined, total)
         lanes, half = builder.load(total), LANES // 2
         while half:
             mask = ir.Constant(
@@ -220,21 +231,12 @@ def logarithm(x: Any) -> Any:
 
 
 f = np.float32  # a Python float would make every sum it meets a double
-_ONE, _TWO, _ZERO = f(1), f(2), f(0)
-_LOG2_E, _LN2_HIGH, _LN2_LOW = (
-    f(1.442695040888963407359924681),
-    f(0.693145751953125),
-    f(1.428606765330187045e-06),
-)
-_E6, _E5, _E4 = (
-    f(0.000198527617612853646278381),
-    f(0.00139304355252534151077271),
-    f(0.00833336077630519866943359),
-)
-_E3, _E2, _E1 = f(0.0416664853692054748535156), f(0.166666671633720397949219), f(0.5)
-_LN2, _LN2_REST = f(0.69314718246459960938), f(-1.904654323148236017e-09)
-_L3, _L2, _L1, _FOUR_THIRDS = f(0.3027294874), f(0.3996108174), f(0.6666694880), f(1.0 / 0.75)
-_SMALLEST = f(-104)
+_ZERO, _ONE, _TWO, _FOUR_THIRDS, _SMALLEST = f(0), f(1), f(2), f(1 / 0.75), f(-104)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = f(1.4426950408889634), f(0.693145751953125), f(1.428606765330187e-06)
+_E6, _E5, _E4 = f(0.00019852761761285365), f(0.0013930435525253415), f(0.008333360776305199)
+_E3, _E2, _E1 = f(0.041666485369205475), f(0.1666666716337204), f(0.5)
+_LN2, _LN2_REST = f(0.6931471824645996), f(-1.904654323148236e-09)
+_L3, _L2, _L1 = f(0.3027294874), f(0.3996108174), f(0.6666694880)
 
 
 @overload(exponential)
@@ -308,29 +310,14 @@ def _compiled(function: F) -> F:
 @_compiled
 def add_product(a: Array, b: Array, c: Array) -> None:
     """Let c grow by a b, each sum one chain along the inner axis; columns of b and c are multiples of `LANES`."""
-    rows, lanes = a.shape[0], _VECTOR_BYTES // c.itemsize
-    for j in range(0, b.shape[1], _PANEL * lanes):
-        vectors = min(_PANEL, (b.shape[1] - j) // lanes)
+    rows = a.shape[0]
+    for j in range(0, b.shape[1], _PANEL * _VECTOR_BYTES // c.itemsize):
         i = 0
         while i + 6 <= rows:
-            if vectors == 4:
-                tile(6, 4, a, i, b, j, c)
-            elif vectors == 3:
-                tile(6, 3, a, i, b, j, c)
-            elif vectors == 2:
-                tile(6, 2, a, i, b, j, c)
-            else:
-                tile(6, 1, a, i, b, j, c)
+            tile(6, a, i, b, j, c)
             i += 6
         while i < rows:
-            if vectors == 4:
-                tile(1, 4, a, i, b, j, c)
-            elif vectors == 3:
-                tile(1, 3, a, i, b, j, c)
-            elif vectors == 2:
-                tile(1, 2, a, i, b, j, c)
-            else:
-                tile(1, 1, a, i, b, j, c)
+            tile(1, a, i, b, j, c)
             i += 1
 
 
@@ -458,14 +445,14 @@ def _forward(inputs: Array, w1: Array, w2: Array, b2: Array, room: Room) -> None
     for r in range(count):
         for j in range(neurons):
             hidden[r, j] = zero if hidden[r, j] < 0 else hidden[r, j]
-    if b2.shape[0] == 1:
-        for r in range(count):
-            out[r, 0] = b2[0] + fold("dot", hidden[r], w2[0])
-        return
     for r in range(count):
         for j in range(wide):
             out[r, j] = room.bias[j]
-    add_product(hidden, room.across, out)
+    if b2.shape[0] == 1:  # a product would be mostly padding
+        for r in range(count):
+            out[r, 0] += fold("dot", hidden[r], w2[0])
+    else:
+        add_product(hidden, room.across, out)
 
 
 def _loss(out: Any, targets: Any, scale: Any, exps: Any, totals: Any) -> Any:
@@ -682,14 +669,12 @@ def move(
 def load() -> None:
     """Compile what training in float32 needs, or read it from disk, so that no training waits for it."""
     shape = Shape(inputs=1, neurons=LANES, outputs=1)
-    theta = np.zeros((1, 3 * LANES + LANES), np.float32)
-    others = [np.zeros_like(theta) for _ in range(4)]
+    theta, gradient, first, second, root = np.zeros((5, 1, 4 * LANES), np.float32)
     memory, sums, number = room(shape, 1, np.float32), np.zeros(1), np.float32(1)
     numbers, wholes = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.int32)
     for inputs, targets in ((numbers, numbers), (wholes, wholes[0])):
-        gradients(theta, np.zeros_like(theta), shape, inputs, targets, number, memory, sums)
+        gradients(theta, gradient, shape, inputs, targets, number, memory, sums)
         scores(theta, shape, inputs, targets, memory, sums)
-    gradient, first, second, root = others
     moments(gradient, first, second, root, number, number, number)
     for mask in (None, theta):
         move(theta, first, root, mask, number, number, number)
