@@ -179,6 +179,24 @@ def test_a_wrong_name_is_one_line(inside: Inside, tmp_path: Path, words: list[st
     assert {p.name for p in tmp_path.iterdir()} == {"broken.toml", "empty.toml"}
 
 
+def test_a_signal_that_a_library_wrapped_is_still_a_signal(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt(15)
+        except KeyboardInterrupt as stop:
+            raise ValueError("Error calling function: KeyboardInterrupt: 15") from stop
+
+    monkeypatch.setattr(natal, "run", run)
+    status, _, err = inside("run", "--workers=1")
+    assert status == 128 + 15
+    assert (
+        err.strip()
+        == "natal: stopped. 0 trainings are stored in results; the same command goes on from there."
+    )
+
+
 def test_a_validation_that_fails_exits_with_1(inside: Inside) -> None:
     code, out, err = inside("validate", "nothing")
     assert (code, err) == (1, "")

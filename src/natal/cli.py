@@ -93,7 +93,10 @@ def run(
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
             print(f"Report: {Path(out) / 'report.txt'}", flush=True)
-    except (KeyboardInterrupt, BrokenPipeError) as stop:
+    except BaseException as error:
+        stop = _stop_behind(error)
+        if stop is None:
+            raise
         _say_what_is_kept(Path(out))
         raise typer.Exit(
             128 + (stop.args[0] if isinstance(stop, KeyboardInterrupt) else signal.SIGPIPE)
@@ -283,6 +286,15 @@ def _say_what_is_kept(out: Path) -> None:
 
 def _stop(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | BrokenPipeError | None:
+    """Return the closed pipe that ``error`` is, or the signal it is or comes from: pydantic wraps what passes it."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager
