@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from natal.compaction import compact, savings
-from natal.flow import masked
-from natal.masks import Mask
-from natal.nets import mlp
-from natal.pruning import prune
+from natal.lab.networks import mlp
+from natal.pruning.apply import prune
+from natal.pruning.compaction import compact, savings
+from natal.pruning.flow import masked
+from natal.pruning.mask import Mask
 
 REPEATS = 100
 

@@ -31,9 +31,10 @@ import torch
 
 import natal
 from natal.determinism import one_thread
-from natal.engine import kernels
-from natal.engine.batched import width
-from natal.results import Results, compare, describe, published_objects
+from natal.lab.engines import kernels
+from natal.lab.engines.compiled import width
+from natal.reading.results import Results, compare, published_objects
+from natal.wording import describe
 
 TASKS = ("modular", "regression")
 

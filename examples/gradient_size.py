@@ -1,7 +1,7 @@
 """SNIP multiplies weight and gradient. What is the gradient worth alone? `compare_all.toml` puts it to the test."""
 
 from natal import Problem, Scores, criterion
-from natal.criteria import gradient, leaves
+from natal.pruning.criteria import gradient, leaves
 
 
 @criterion("gradient-size", needs="data")

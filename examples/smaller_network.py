@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import natal
-from natal.criteria import problem_of, score
-from natal.nets import mlp
+from natal.lab.networks import mlp
+from natal.pruning.choose import problem_of, score
 
 # networks this small are fastest on one thread
 torch.set_num_threads(1)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import psutil
 
-from natal.executors import _context
+from natal.lab.executors.processes import _context
 
 PLAIN = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}
 """The environment of a command whose output is looked at: no colours, no live view."""
 
 _context.set_forkserver_preload(
-    ["natal.worker", "natal.runner", "natal.cli", "natal.progress", "natal.validate"]
+    ["natal.lab.worker", "natal.lab.run", "natal.cli", "natal.progress", "natal.reading.validate"]
 )
 
 

@@ -18,11 +18,12 @@ from filelock import FileLock
 
 import natal
 from command import Command
-from natal import report, runner
-from natal.criteria import criteria
-from natal.results import Results
+from natal import front
+from natal.lab.tasks import tasks
+from natal.pruning.criteria import criteria
+from natal.reading import report
+from natal.reading.results import Results
 from natal.store import FILE
-from natal.tasks import tasks
 
 torch.set_num_threads(1)  # two test processes share two cores
 
@@ -47,7 +48,7 @@ def tiny(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, for tests that look at the run store alone."""
-    assert runner.report is report
+    assert front.report is report
     monkeypatch.setattr(report, "write", lambda directory: [])
 
 

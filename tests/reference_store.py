@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from natal.spec import Run, Study, load_study
 from natal.store import Outcome, Store
+from natal.study import Run, Study, load_study
 
 DATA = Path(__file__).parent / "data" / "as_published.json"
 TASKS: dict[str, dict[str, Any]] = {

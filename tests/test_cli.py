@@ -18,7 +18,7 @@ import pytest
 import natal
 from conftest import Natal, tiny, toml
 from natal import cli
-from natal.results import Results
+from natal.reading.results import Results
 from natal.store import FILE
 
 Inside = Callable[..., tuple[int, str, str]]
@@ -304,9 +304,9 @@ def test_plan_knows_what_is_done(inside: Inside, tmp_path: Path, tiny_results: R
 
 
 def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
-    from natal.criteria import criteria
-    from natal.spec import STRATEGIES, presets
-    from natal.tasks import tasks
+    from natal.lab.tasks import tasks
+    from natal.pruning.criteria import criteria
+    from natal.study import STRATEGIES, presets
 
     code, out, _ = inside("list")
     assert code == 0

@@ -34,7 +34,7 @@ def commands() -> list[str]:
         for line in text.split("\n")
     ]
     lines += re.findall(r"`(natal [^`]+)`", (ROOT / "README.md").read_text("utf-8"))
-    for study in natal.spec.presets().values():
+    for study in natal.study.presets().values():
         lines += re.findall(r"^#.*?(natal .+)$", study.read_text("utf-8"), re.M)
     parts = [part.strip() for line in lines for part in line.partition("  #")[0].split("&&")]
     return sorted({part.partition(" > ")[0] for part in parts if re.match(r"natal [a-z]+( |$)", part)})

@@ -14,8 +14,8 @@ import pytest
 import natal
 from command import PLAIN
 from conftest import Natal, trainings
-from natal.criteria import criteria
-from natal.results import Results
+from natal.pruning.criteria import criteria
+from natal.reading.results import Results
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORT = ("--set=tasks=['circle']", "--seeds=1", "--set=training.epochs=5")

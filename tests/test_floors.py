@@ -1,4 +1,4 @@
-"""The house's floors: imports point one way, and the half that reads results never imports torch."""
+"""The house: three wings on one ground. Imports point one way, and what reads results never imports torch."""
 
 from __future__ import annotations
 
@@ -11,44 +11,20 @@ from pathlib import Path
 import natal
 
 HOUSE = Path(natal.__file__).parent
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "registry", "streams", "spec"),
-    ("store", "determinism", "tasks", "nets", "masks", "units"),
-    (
-        "flow",
-        "criteria.problem",
-        "criteria.simple",
-        "criteria.gradient",
-        "criteria.flow",
-        "criteria.choose",
-        "criteria",
-    ),
-    ("pruning", "doctor", "compaction", "interop"),
-    ("engine.ticket", "engine.sequential", "engine.kernels", "engine.batched", "engine"),
-    ("worker", "preload", "executors"),
-    ("results", "stats", "claims", "words", "figures", "checkup", "report", "validate"),
-    ("runner",),
-    ("progress",),
-    ("cli",),
-)
-"""A module imports from lower floors, or from its left on its own; the lowest floor comes first."""
-ORDER = [name for floor in FLOORS for name in floor]
-RIGHT_HALF = (
-    "errors",
-    "registry",
-    "spec",
-    "store",
-    "results",
-    "stats",
-    "claims",
-    "words",
-    "figures",
-    "checkup",
-    "report",
-    "validate",
-    "progress",
-    "cli",
-)
+GROUND = {"errors", "registry", "wording", "streams", "determinism"}
+TOP = {"front", "cli", "progress"}
+MAY_IMPORT = {
+    "ground": {"ground"},
+    "study": {"study", "ground"},
+    "store": {"store", "study", "ground"},
+    "pruning": {"pruning", "study", "ground"},
+    "lab": {"lab", "pruning", "store", "study", "ground"},
+    "reading": {"reading", "store", "study", "ground"},
+    "top": {"top", "lab", "reading", "pruning", "store", "study", "ground"},
+}
+"""Which wings a module of a wing may import from."""
+LIGHT = ("study", "store", "reading", "top")
+"""Wings that work on a machine without torch and Numba."""
 HEAVY = {"torch", "torchvision", "safetensors", "numba"}
 
 
@@ -58,7 +34,13 @@ def modules() -> dict[str, Path]:
     for path in HOUSE.rglob("*.py"):
         parts = path.relative_to(HOUSE).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return {name: path for name, path in found.items() if name not in ("", "studies")}
+    return {name: path for name, path in found.items() if name}
+
+
+def wing(name: str) -> str:
+    """Return the wing a module stands in."""
+    first = name.split(".")[0]
+    return "ground" if first in GROUND else "top" if first in TOP else first
 
 
 def imports(path: Path, *, types_too: bool = True) -> Iterator[str]:
@@ -82,24 +64,50 @@ def imports(path: Path, *, types_too: bool = True) -> Iterator[str]:
                 yield whole if whole.removeprefix("natal.") in modules() else str(node.module)
 
 
-def test_every_module_has_its_place() -> None:
-    assert sorted(modules()) == sorted(ORDER)
+def within(path: Path, *, types_too: bool = True) -> Iterator[str]:
+    """Yield the house's modules that a file imports, without ``natal.``."""
+    for wanted in imports(path, types_too=types_too):
+        if wanted.startswith("natal."):
+            yield wanted.removeprefix("natal.")
+
+
+def test_every_module_stands_in_a_wing() -> None:
+    assert {wing(name) for name in modules()} == set(MAY_IMPORT)
 
 
 def test_imports_point_one_way() -> None:
     upwards = [
         f"{name} imports {wanted}"
         for name, path in modules().items()
-        for wanted in imports(path)
-        if wanted.startswith("natal.") and ORDER.index(wanted.removeprefix("natal.")) >= ORDER.index(name)
+        for wanted in within(path, types_too=False)
+        if wing(wanted) not in MAY_IMPORT[wing(name)]
     ]
     assert upwards == []
 
 
+def test_pruning_knows_nothing_of_studies_but_a_recipe() -> None:
+    # one front door of the wing, so that a reader sees what is used of it
+    used = {
+        alias.name
+        for name, path in modules().items()
+        if wing(name) == "pruning"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "natal.study"
+        for alias in node.names
+    }
+    assert used <= {"Recipe", "SCOPES", "unknown_scope", "one_line"}
+
+
+def test_there_are_no_circles() -> None:
+    house = modules()
+    below = {name: {w for w in within(path, types_too=False) if w != name} for name, path in house.items()}
+    while free := {name for name, wanted in below.items() if not wanted & set(below)}:
+        below = {name: wanted for name, wanted in below.items() if name not in free}
+    assert below == {}
+
+
 def test_the_front_door_imports_nothing() -> None:
-    assert [
-        name for name in imports(HOUSE / "__init__.py", types_too=False) if name.startswith("natal")
-    ] == []
+    assert list(within(HOUSE / "__init__.py", types_too=False)) == []
 
 
 def test_only_the_command_line_uses_the_front_door() -> None:
@@ -107,18 +115,19 @@ def test_only_the_command_line_uses_the_front_door() -> None:
     assert through <= {"cli"}
 
 
-def test_the_right_half_never_names_torch() -> None:
+def test_light_wings_never_name_torch() -> None:
     heavy = {
         f"{name} imports {wanted}"
-        for name in RIGHT_HALF
-        for wanted in imports(modules()[name])
+        for name, path in modules().items()
+        if wing(name) in LIGHT
+        for wanted in imports(path)
         if wanted.split(".")[0] in HEAVY
     }
     assert heavy == set()
 
 
-def test_the_right_half_never_loads_torch() -> None:
-    names = ["natal", *(f"natal.{name}" for name in RIGHT_HALF)]
+def test_light_wings_never_load_torch() -> None:
+    names = ["natal", *(f"natal.{name}" for name in modules() if wing(name) in LIGHT)]
     code = f"import sys, {', '.join(names)}; print(sorted(HEAVY & set(sys.modules)))".replace(
         "HEAVY", repr(HEAVY)
     )

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from natal import NatalError
-from natal.criteria import criteria
+from natal.lab.tasks import tasks
+from natal.pruning.criteria import criteria
 from natal.registry import Registry, did_you_mean
-from natal.tasks import tasks
 
 Maker = Callable[[int], int]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from natal.spec import MAX_SEED
 from natal.streams import stream
+from natal.study import MAX_SEED
 
 
 def draw(seed: int, purpose: str, n: int = 1000) -> torch.Tensor:

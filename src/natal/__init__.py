@@ -8,11 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natal.compaction import Compacted, Savings, compact, compact_training, savings
-    from natal.criteria import Problem, Scores, criterion
-    from natal.doctor import Diagnosis, collapse_sparsity, diagnose
     from natal.errors import NatalError
-    from natal.interop import (
+    from natal.front import run
+    from natal.lab.plan import plan
+    from natal.lab.tasks import Data, task
+    from natal.pruning.apply import apply, prune
+    from natal.pruning.compaction import Compacted, Savings, compact, compact_training, savings
+    from natal.pruning.criteria import Problem, Scores, criterion
+    from natal.pruning.doctor import Diagnosis, collapse_sparsity, diagnose
+    from natal.pruning.files import (
         Ticket,
         from_torch_prune,
         load_mask,
@@ -21,19 +25,16 @@ if TYPE_CHECKING:
         save_ticket,
         to_torch_prune,
     )
-    from natal.masks import Mask, select
-    from natal.pruning import apply, prune
-    from natal.results import Results, load
-    from natal.runner import plan, run
-    from natal.spec import Recipe, Run, Study, Training, load_study
-    from natal.tasks import Data, task
+    from natal.pruning.mask import Mask, select
+    from natal.reading.results import Results, load
+    from natal.study import Recipe, Run, Study, Training, load_study
 
 _HOMES = {
-    "natal.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
-    "natal.criteria": ("Problem", "Scores", "criterion"),
-    "natal.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
+    "natal.pruning.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
+    "natal.pruning.criteria": ("Problem", "Scores", "criterion"),
+    "natal.pruning.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
     "natal.errors": ("NatalError",),
-    "natal.interop": (
+    "natal.pruning.files": (
         "Ticket",
         "from_torch_prune",
         "load_mask",
@@ -42,12 +43,13 @@ _HOMES = {
         "save_ticket",
         "to_torch_prune",
     ),
-    "natal.masks": ("Mask", "select"),
-    "natal.pruning": ("apply", "prune"),
-    "natal.results": ("Results", "load"),
-    "natal.runner": ("plan", "run"),
-    "natal.spec": ("Recipe", "Run", "Study", "Training", "load_study"),
-    "natal.tasks": ("Data", "task"),
+    "natal.pruning.mask": ("Mask", "select"),
+    "natal.pruning.apply": ("apply", "prune"),
+    "natal.reading.results": ("Results", "load"),
+    "natal.front": ("run",),
+    "natal.lab.plan": ("plan",),
+    "natal.study": ("Recipe", "Run", "Study", "Training", "load_study"),
+    "natal.lab.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

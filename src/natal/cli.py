@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from natal import executors
 from natal.errors import NatalError
 
 if TYPE_CHECKING:
-    from natal.runner import Plan
+    from natal.lab.plan import Plan
 
 app = typer.Typer(
     help="The laboratory for pruning at initialisation.",
@@ -66,10 +65,12 @@ def run(
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     try:
         if engine == "batched" and workers != 1:
-            executors.prepare()  # workers import torch meanwhile
+            from natal.lab.executors import prepare
+
+            prepare()  # workers import torch meanwhile
         import natal
+        from natal.lab.run import Silent
         from natal.progress import Lines, View
-        from natal.runner import Silent
 
         console = Console()
         lively = console.is_terminal and not console.is_dumb_terminal
@@ -126,7 +127,7 @@ def plan(
 
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.progress import outdated
-    from natal.results import percent
+    from natal.wording import percent
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {study.description}" if study.description else study.name
@@ -167,7 +168,7 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
 @app.command()
 def validate(directory: _Directory = Path("results")) -> None:
     """Check that a study is whole and that every table and figure agrees with its run store."""
-    from natal.validate import verdict
+    from natal.reading.validate import verdict
 
     text, code = verdict(directory)
     print(text)
@@ -177,7 +178,7 @@ def validate(directory: _Directory = Path("results")) -> None:
 @app.command()
 def report(directory: _Directory = Path("results")) -> None:
     """Write a study's tables, figures and report again from its run store alone."""
-    from natal.report import write
+    from natal.reading.report import write
 
     for path in write(directory):
         print(path)
@@ -191,7 +192,7 @@ def diagnose(
     sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this, such as 0.9.")] = None,
 ) -> None:
     """Say what each mask did to its network before training, gravest first; narrowed down, by layer."""
-    from natal.checkup import lines
+    from natal.reading.checkup import lines
 
     print("\n".join(lines(directory, task, strategy, sparsity)))
 
@@ -204,8 +205,8 @@ def compare(
                       "name in DIR. May be given again.")] = None,
 ) -> None:  # fmt: skip
     """Compare two studies run by run, field by field; exit status 0 if they are identical to the last bit."""
-    from natal.results import compare as compare_runs
-    from natal.results import load, published_objects, read_published
+    from natal.reading.results import compare as compare_runs
+    from natal.reading.results import load, published_objects, read_published
 
     names = {}
     for pair in rename or ():
@@ -223,11 +224,11 @@ def compare(
 @app.command(name="list")
 def list_() -> None:
     """List studies, tasks, strategies and criteria, one line each."""
-    from natal.spec import STRATEGIES, load_study, presets
+    from natal.study import STRATEGIES, load_study, presets
 
     _section("studies", ((name, load_study(name).description) for name in presets()))
-    from natal.criteria import criteria, traits
-    from natal.tasks import tasks
+    from natal.lab.tasks import tasks
+    from natal.pruning.criteria import criteria, traits
 
     _section("tasks", ((name, tasks.summary(name)) for name in tasks))
     _section("strategies", (
@@ -252,7 +253,7 @@ def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
 def show(study: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
     """Print a preset's study file, to copy and edit."""
     from natal.registry import did_you_mean
-    from natal.spec import presets
+    from natal.study import presets
 
     if study not in presets():
         raise NatalError(f"unknown preset {study!r}{did_you_mean(study, presets())}")

@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from natal.results import describe, percent
-from natal.spec import Run
 from natal.store import Outcome
+from natal.study import Run
+from natal.wording import describe, percent
 
 if TYPE_CHECKING:
-    from natal.runner import Plan
+    from natal.lab.plan import Plan
 
 
 def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> str:

@@ -1,0 +1,46 @@
+"""The front door: the lab runs a study, the reading wing writes what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from natal.lab.plan import writable
+from natal.lab.run import Silent, Watcher, train
+from natal.reading import report
+from natal.reading.results import Results, load
+from natal.study import Study, load_study
+
+
+def run(
+    study: str | Path | Mapping[str, Any] | Study = "paper",
+    out: str | Path = "results",
+    *,
+    overrides: Sequence[str] = (),
+    workers: int | None = None,
+    engine: str = "batched",
+    device: str = "cpu",
+    fresh: bool = False,
+    watcher: Watcher | None = None,
+) -> Results:
+    """Run a study into a directory, going on from what the directory already holds, and return its results.
+
+    ``study``: a preset's name, a TOML file, a mapping of its keys, or a Study. ``overrides``: as for ``--set``.
+    ``workers``: processes; by default one per core, or none beside this one when the work is small or ``engine`` is
+    ``sequential`` (whose torch uses all cores by itself). ``fresh``: forget what the directory holds.
+    Raises NatalError, before anything is trained or written, for anything wrong with the input.
+    """
+    study = load_study(study, overrides)
+    directory = writable(out, engine, workers)
+    train(
+        study,
+        directory,
+        workers=workers,
+        engine=engine,
+        device=device,
+        fresh=fresh,
+        watcher=watcher or Silent(),
+        afterwards=report.write,
+    )
+    return load(directory)

@@ -1,0 +1,1 @@
+"""Running studies: tasks, networks, engines, executors, and the plan that joins them."""

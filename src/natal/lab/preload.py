@@ -1,0 +1,6 @@
+"""Imported by the fork server: what every worker needs is loaded once, before they are forked."""
+
+import natal.lab.worker  # noqa: F401
+from natal.lab.engines import kernels
+
+kernels.load()

@@ -1,0 +1,230 @@
+"""From a study to stored runs: train what is missing, keep every finished run.
+
+The coordinating process alone writes to the store.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import suppress
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from natal.errors import NatalError
+from natal.lab.executors import InProcess, Processes, prepare
+from natal.lab.plan import Plan, cores, plan
+from natal.store import Outcome, Store
+from natal.study import Run, Study
+from natal.wording import describe
+
+if TYPE_CHECKING:
+    from natal.lab.worker import Job
+
+MAX_DEATHS = 3
+
+
+class Watcher(Protocol):
+    """Whoever wants to follow a study while it runs."""
+
+    def started(self, plan: Plan) -> None:
+        """Training begins."""
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """These runs are being trained now."""
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Row number ``position`` of the grid's rows is stored; ``field`` is its metric's short name."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def started(self, plan: Plan) -> None:
+        """Say nothing."""
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """Say nothing."""
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Say nothing."""
+
+
+def train(
+    study: Study,
+    directory: Path,
+    *,
+    workers: int | None,
+    engine: str,
+    device: str,
+    fresh: bool,
+    watcher: Watcher,
+    afterwards: Callable[[Path], object],
+) -> None:
+    """Train what ``directory`` lacks of ``study`` and keep it; then, still alone there, call ``afterwards``.
+
+    Raises NatalError, before anything is trained or written, for anything wrong with the input.
+    """
+    if engine == "batched" and (cores() if workers is None else workers) > 1:
+        prepare()
+    look = partial(plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
+    planned = look()
+    with _alone(directory), Store.create(directory) as store:
+        if fresh:
+            store.clear()
+        elif not store.finished().isdisjoint(key for _, key in planned.pending):
+            planned = look()  # another command has finished some of them in the meantime
+        told = store.manifest().get("study_hash"), store.grid()
+        if planned.pending or told != (study.digest, planned.grid):
+            _declare(store, planned)
+        _drive(planned, store, watcher)
+        if store.manifest()["finished_at"] is None:
+            outcomes = store.outcomes().values()
+            store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
+        afterwards(directory)
+
+
+class _alone:
+    """The right to write in a directory: held by one command at a time, released by the system if it is killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.directory / ".lock")
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise NatalError(
+                f"another natal command is at work in {str(self.directory)!r}; wait for it, or name another "
+                "directory with --out"
+            ) from None
+        except OSError as error:
+            raise NatalError(
+                f"{error.filename or self.directory}: {error.strerror}; name a directory that can be written "
+                "with --out"
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def _declare(store: Store, planned: Plan) -> None:
+    """Write down what is about to be trained, and by what.
+
+    ``started_at`` and ``elapsed_seconds`` (of training) go on from the commands before, as the runs do; the rest is
+    this command's.
+    """
+    import torch
+
+    before = store.manifest() if planned.done else {}
+    store.declare(
+        planned.study,
+        planned.grid,
+        {
+            "study_hash": planned.study.digest,
+            "tasks": planned.tasks,
+            "natal_version": metadata.version("natal"),
+            "python_version": platform.python_version(),
+            "torch_version": torch.__version__,
+            "numpy_version": np.__version__,
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "device": planned.device,
+            "engine": planned.engine,
+            "dtype": "float32",
+            "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
+            "workers": planned.workers,
+            "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
+            "started_at": before.get("started_at", _now()),
+            "finished_at": None,
+            "elapsed_seconds": before.get("elapsed_seconds", 0.0),
+        },
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
+    """Hand the jobs to the workers and store what comes back, job by job."""
+    from natal.lab import worker
+
+    rows: dict[str, list[Run]] = {}
+    for row, key in planned.grid:
+        rows.setdefault(key, []).append(row)
+    position = len(planned.done)
+    before = float(store.manifest()["elapsed_seconds"])
+
+    def keep(outcomes: list[Outcome]) -> None:
+        nonlocal position
+        store.add(outcomes, elapsed_seconds=round(before + time.monotonic() - started, 3))
+        for outcome in outcomes:
+            for row in rows[outcome.key]:
+                position += 1
+                watcher.finished(position, row, outcome, planned.tasks[row.task]["field"])
+
+    executor: Executor = InProcess() if planned.workers == 1 else Processes(planned.workers)
+    queue = deque(
+        worker.Job(planned.study, planned.engine, planned.device, tuple(job)) for job in planned.jobs
+    )
+    running: dict[Future[list[Outcome]], Job] = {}
+    deaths = 0  # in a row, with nothing finished in between
+    watcher.started(planned)
+    try:
+        if queue:  # a worker that answers has torch and the kernels, which is not training
+            with suppress(BrokenExecutor):
+                executor.submit(worker.prepare, planned.study, planned.engine, planned.device).result()
+        started = time.monotonic()
+        while queue or running:
+            broken = False
+            while queue and len(running) < planned.workers and not broken:
+                watcher.training([row for job in [*running.values(), queue[0]] for row, _ in job.runs])
+                try:
+                    running[executor.submit(worker.train, queue[0])] = queue[0]
+                    queue.popleft()
+                except BrokenExecutor:
+                    broken = True
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if isinstance(future.exception(), BrokenExecutor):
+                    broken = True
+                else:
+                    del running[future]
+                    keep(future.result())
+                    deaths = 0
+            # a worker was killed: its pool is of no more use, and what was being trained starts again
+            if broken:
+                deaths += 1
+                if deaths == MAX_DEATHS:
+                    training = "; ".join(describe(job.runs[0][0]) for job in running.values())
+                    raise NatalError(
+                        f"workers died {MAX_DEATHS} times and finished nothing, last while training {training}; "
+                        "is memory short? Finished runs are stored; try again with --workers 1"
+                    )
+                queue.extendleft(running.values())
+                running.clear()
+                assert isinstance(executor, Processes)
+                executor.stop()
+                executor = Processes(planned.workers)
+    finally:
+        if isinstance(executor, Processes):
+            executor.stop()

@@ -1,0 +1,1 @@
+"""Pruning any ``torch.nn.Module``: masks, criteria, diagnosis, compaction. Knows nothing of studies but a recipe."""

@@ -1,0 +1,276 @@
+"""From scores to a mask: rounds, scopes, granularities and the controls every comparison needs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from natal.errors import NatalError
+from natal.pruning.criteria.flow import redraw
+from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, gradient, private, traits
+from natal.pruning.mask import Mask, check_sparsity, dense, first_layer, prunable, select, select_units
+from natal.pruning.units import Units, columns, gates, removable, remove_units, units
+from natal.study import Recipe
+
+
+def problem_of(model: nn.Module, seed: int, *, exclude: Sequence[str] = (), **data: object) -> Problem:
+    """Return the problem of pruning ``model``; see `Problem` for ``inputs``, ``targets`` and ``loss``.
+
+    ``exclude``: layers to leave alone; see `natal.pruning.mask.prunable`.
+    """
+    return Problem(model=model, weights=prunable(model, exclude), seed=seed, **data)  # type: ignore[arg-type]
+
+
+def score(name: str, problem: Problem) -> Scores:
+    """Return the scores of criterion ``name``, checked: one number for every prunable weight.
+
+    An iterative criterion is asked once, on the problem as it is. Nothing of the caller's is touched: model,
+    mode, gradients, global random state. Raises NatalError naming the criterion and the layer if the answer
+    is none, or if the problem lacks what the criterion needs.
+    """
+    criteria[name]  # an unknown name speaks before missing data does
+    _check_problem(name, problem)
+    with private(problem) as own:
+        return _scores(name, own)
+
+
+def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
+    """Return the mask a recipe chooses for a problem.
+
+    Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the
+    n prunable weights go. With neuron granularity ``sparsity`` is the share of neurons removed, the output
+    layer's stay, and a neuron's score aggregates its weights' (by default the L2 norm of the incoming ones).
+
+    Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` draws a random mask that keeps
+    as many weights of each layer: the same law, in draws of its own. ``invert`` negates the scores. ``reinit``
+    keeps the mask and redraws the weights, see `natal.pruning.criteria.redraw`. For neurons: ``random-neurons``
+    removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of
+    weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's
+    initialisation. New weights are in the mask's ``redrawn``.
+    """
+    how = _check(recipe, problem, sparsity)
+    if sparsity == 0:
+        return dense(problem.weights)
+    with private(replace(problem, sparsity=sparsity)) as own:
+        found = units(own.model, own.weights) if recipe.granularity == "neuron" else {}
+        hidden = removable(found) if found else {}
+        chosen: Mask | None = None
+        for turn in range(1, how.rounds + 1):
+            last = turn == how.rounds
+            reached = sparsity if last else 1 - (1 - sparsity) ** (turn / how.rounds)
+            scores = _scores(recipe.criterion, own)
+            gone = None if how.returns else chosen
+            if hidden:
+                of_units = _aggregate(recipe, scores, own, hidden)
+                ranked = _ranked(of_units, recipe, gone.units if gone else {})
+                kept = select_units(ranked, reached, recipe.scope, last=last)
+                chosen = remove_units(own.weights, kept, found)
+            else:
+                ranked = _ranked(scores, recipe, gone.weights if gone else {})
+                chosen = Mask(select(ranked, reached, recipe.scope, last=last))
+            weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
+            own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
+        assert chosen is not None
+        return _CONTROLS[recipe.control](chosen, own, found) if recipe.control in _CONTROLS else chosen
+
+
+def _scores(name: str, problem: Problem) -> Scores:
+    scores = criteria[name](problem)
+    if not isinstance(scores, Mapping) or set(scores) != set(problem.weights):
+        got = sorted(scores) if isinstance(scores, Mapping) else type(scores).__name__
+        raise NatalError(
+            f"criterion {name!r} must return one tensor for each of {sorted(problem.weights)}, got {got}"
+        )
+    for layer, w in problem.weights.items():
+        if not isinstance(scores[layer], Tensor):
+            raise NatalError(
+                f"criterion {name!r} must give {layer!r} a torch tensor, got {type(scores[layer]).__name__}"
+            )
+        if scores[layer].shape != w.shape:
+            raise NatalError(
+                f"criterion {name!r} gave {layer!r} scores of shape {tuple(scores[layer].shape)}; "
+                f"its weights have shape {tuple(w.shape)}"
+            )
+        if scores[layer].isnan().any():
+            raise NatalError(f"criterion {name!r} gave {layer!r} scores that are NaN")
+        if problem.round == 1 and not scores[layer].any():
+            warnings.warn(
+                f"criterion {name!r} gives every weight of {layer!r} the score 0, so position decides there",
+                stacklevel=3,
+            )
+    return {layer: scores[layer].detach() for layer in problem.weights}
+
+
+def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the scores round for ``invert`` and put what is already gone below everything."""
+    signed = {name: -s if recipe.control == "invert" else s for name, s in scores.items()}
+    if not stays:
+        return signed
+    return {name: s.masked_fill(~stays[name], -torch.inf) for name, s in signed.items()}
+
+
+def _aggregate(
+    recipe: Recipe, scores: Scores, problem: Problem, hidden: Mapping[str, Units]
+) -> dict[str, Tensor]:
+    """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
+
+    ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
+    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al.
+    2019): SNIP for neurons.
+    """
+    if recipe.aggregate == "gate":
+        return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}
+    for name, of_weights in scores.items():
+        if (of_weights < 0).any():
+            raise NatalError(
+                f"criterion {recipe.criterion!r} gives weights of {name!r} negative scores, and a neuron's score "
+                "is a norm, which would drop the sign; use granularity 'weight'"
+            )
+    side, norm = recipe.aggregate.split("-")
+    aggregated = {}
+    for name, unit in hidden.items():
+        incoming, count = scores[name].flatten(1), len(scores[name])
+        outgoing = [columns(scores[consumer], count) for consumer, _ in unit.consumers]
+        if side == "outgoing" and not outgoing:
+            raise NatalError(
+                f"aggregate {recipe.aggregate!r} needs the weights that read the units of {name!r}, "
+                "and no prunable layer does"
+            )
+        parts = {"incoming": [incoming], "outgoing": outgoing, "both": [incoming, *outgoing]}[side]
+        # norm(dim=1) is the published program's to the last bit
+        aggregated[name] = torch.cat(parts, 1).norm(p=1 if norm == "l1" else 2, dim=1)
+    return aggregated
+
+
+def _gate_saliency(problem: Problem, name: str, unit: Units) -> Tensor:
+    c = torch.ones_like(problem.weights[name].flatten(1)[:, 0]).requires_grad_()
+    parameters = dict(problem.model.named_parameters()) | dict(problem.weights)
+    loss = problem.loss_at(parameters | gates(unit, name, parameters, c))
+    return gradient(loss, {name: c})[name].abs().detach()
+
+
+def _shuffle(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    generator = problem.stream("shuffle")
+    if chosen.units:
+        return remove_units(problem.initial, redraw(chosen.units, generator), found)
+    return Mask(redraw(chosen.weights, generator))
+
+
+def _quota_random(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    generator = problem.stream("quota-random")  # not the stream of `random`: its control would be a copy
+    draws = {n: torch.rand(k.shape, generator=generator).to(k.device) for n, k in chosen.weights.items()}
+    return Mask({name: _best(draws[name], int(kept.sum())) for name, kept in chosen.weights.items()})
+
+
+def _random_neurons(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    generator = problem.stream("random-neurons")
+    draws = {n: torch.rand(len(k), generator=generator).to(k.device) for n, k in chosen.units.items()}
+    return _with_units(draws, chosen, problem, found)
+
+
+def _highest_norm(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    norms = {name: -problem.initial[name].flatten(1).norm(dim=1) for name in chosen.units}
+    return _with_units(norms, chosen, problem, found)
+
+
+def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    """Keep as many units of each layer as ``chosen`` does, but those with the highest of these scores."""
+    kept = {name: _best(scores[name], int(stay.sum())) for name, stay in chosen.units.items()}
+    return remove_units(problem.initial, kept, found)
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    kept[scores.flatten().argsort(stable=True)[scores.numel() - count :]] = True
+    return kept.view(scores.shape)
+
+
+def _reinit(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    return replace(chosen, redrawn=redraw(problem.initial, problem.stream("reinit")))
+
+
+def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+    """Draw U(±1/√fan_in) with the fan-in that is left, as PyTorch's linear and convolution layers of that
+    width do."""
+    generator = problem.stream("fresh-narrow")
+    parameters = dict(problem.model.named_parameters())
+    redrawn = {}
+    for name, kept in chosen.weights.items():
+        fan_in = int(kept.flatten(1).sum(1).max().clamp_min(1))  # the same for every unit that stays
+        for parameter in (name, name.removesuffix("weight") + "bias"):
+            if parameter in parameters and name.endswith("weight"):
+                like = parameters[parameter]
+                uniform = 2 * torch.rand(like.shape, generator=generator) - 1
+                redrawn[parameter] = uniform.to(like) / fan_in**0.5
+    return replace(chosen, redrawn=redrawn)
+
+
+_CONTROLS: dict[str | None, Callable[[Mask, Problem, Mapping[str, Units]], Mask]] = {
+    "shuffle": _shuffle,
+    "reinit": _reinit,
+    "quota-random": _quota_random,
+    "random-neurons": _random_neurons,
+    "highest-norm": _highest_norm,
+    "fresh-narrow": _fresh_narrow,
+}
+
+
+def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
+    """Raise NatalError for a recipe that contradicts itself or a problem it cannot solve."""
+    name, control = recipe.criterion, recipe.control
+    criteria[name]
+    check_sparsity(sparsity)
+    neurons = recipe.granularity == "neuron"
+    if not neurons and control in ("random-neurons", "highest-norm", "fresh-narrow"):
+        raise NatalError(f"control {control!r} is for whole neurons; use granularity 'neuron'")
+    if neurons and control == "quota-random":
+        raise NatalError("control 'quota-random' is for single weights; for neurons use 'random-neurons'")
+    if not neurons and recipe.aggregate != "incoming-l2":
+        raise NatalError(f"aggregate {recipe.aggregate!r} is for whole neurons; use granularity 'neuron'")
+    if recipe.aggregate == "gate" and name != "snip":
+        raise NatalError(
+            f"aggregate 'gate' is SNIP's score of a whole neuron; use criterion 'snip', not {name!r}"
+        )
+    if recipe.scope == "threshold" and name not in ("random", "init-stream"):
+        raise NatalError(
+            f"scope 'threshold' keeps scores above the sparsity, which suits uniform draws only: 'random' or "
+            f"'init-stream', not {name!r}; use scope 'global'"
+        )
+    total = sum(w.numel() for w in problem.weights.values())
+    kept = total - int(sparsity * total)
+    if not neurons and kept < len(problem.weights):
+        smallest = min(problem.weights, key=lambda n: problem.weights[n].numel())
+        raise NatalError(
+            f"sparsity {sparsity} leaves {kept} of {total} weights for {len(problem.weights)} layers, so one "
+            f"of them, such as {smallest!r}, would be empty; lower it"
+        )
+    if sparsity:
+        _check_problem(name, problem)
+    return traits.get(name, Traits())
+
+
+def _check_problem(name: str, problem: Problem) -> None:
+    """Raise NatalError if the problem lacks what the criterion needs, or is broken."""
+    needs = traits.get(name, Traits()).needs
+    if needs == "data" and (problem.inputs is None or problem.targets is None or problem.loss is None):
+        free = ", ".join(sorted(n for n, t in traits.items() if t.needs != "data"))
+        raise NatalError(
+            f"criterion {name!r} needs data: pass a batch (inputs, targets) and a loss; without data: {free}"
+        )
+    first, w = first_layer(problem.model)
+    if needs == "shape" and problem.inputs is None and w.ndim > 2:
+        raise NatalError(
+            f"criterion {name!r} needs the shape of an input, which the convolution {first!r} does not tell; "
+            "pass a batch, whose values are not used"
+        )
+    if isinstance(problem.inputs, Tensor) and len(problem.inputs) == 0:
+        raise NatalError(f"the batch has no rows: its inputs have shape {tuple(problem.inputs.shape)}")
+    for layer, weights in problem.weights.items():
+        if not weights.isfinite().all():
+            raise NatalError(
+                f"weights of {layer!r} are NaN or infinite; initialise the layer before pruning it"
+            )

@@ -1,0 +1,1 @@
+"""What it means: results, statistics, claims, figures and reports. No torch here."""

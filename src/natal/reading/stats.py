@@ -1,0 +1,891 @@
+"""Run rows in, numbers with their uncertainty out: every number a report or a figure shows. No torch here.
+
+All functions are pure and take the rows of `natal.reading.results.load`: mappings with task, strategy, sparsity,
+seed, status, test_metric, epochs_trained and so on. A *cell* is the rows that differ in seed alone. Metrics:
+higher is better. A run whose test metric is None has diverged; it is left out of means, counted, and flagged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.special import bdtrc, stdtrit
+
+from natal.study import Recipe, Study
+
+Rows = Sequence[Mapping[str, Any]]
+DENSE = "dense"
+"""What a flag calls the unpruned network, which belongs to no strategy."""
+PATIENCE = 100
+"""The paper's patience, held against trainings that had none."""
+RETAINED = 0.95
+"""The share of the dense network's metric that a pruned one must keep, in the paper's critical sparsity."""
+
+# -- one cell --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``n`` numbers in brief: mean, standard deviation (ddof 0) and the 95 % interval of the mean.
+
+    Everything is nan for n = 0, the interval is nan for n = 1.
+    """
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+def summarise(values: Iterable[float], level: float = 0.95) -> Summary:
+    """Summarise numbers: mean, standard deviation with ddof 0, Student-t interval with ddof 1.
+
+    mean ± t(1 - (1 - level) / 2, n - 1) · s / √n, with s² = Σ(x - mean)² / (n - 1).
+    """
+    x = np.array(list(values), dtype=np.float64)
+    n = len(x)
+    if n == 0:
+        return Summary(0, math.nan, math.nan, math.nan, math.nan)
+    mean, std = float(x.mean()), float(x.std())
+    if n == 1:
+        return Summary(1, mean, std, math.nan, math.nan)
+    half = float(stdtrit(n - 1, 0.5 + level / 2) * x.std(ddof=1) / math.sqrt(n))
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one task, strategy and sparsity, over seeds.
+
+    ``test``: their test metric; ``epochs``: epochs trained; both over the runs that did not diverge.
+    ``realised``: mean realised sparsity over prunable weights. ``values``: the test metric by seed.
+    ``diverged``: runs that did.
+    """
+
+    task: str
+    strategy: str
+    sparsity: float
+    metric_name: str
+    test: Summary
+    epochs: Summary
+    realised: float
+    values: Mapping[int, float]
+    diverged: int
+
+
+def cells(runs: Rows, task: str | None = None, strategy: str | None = None) -> list[Cell]:
+    """Return the cells of ``runs``, in the order they first appear; of one task or strategy if named."""
+    grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if task in (None, run["task"]) and strategy in (None, run["strategy"]):
+            grouped.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append(run)
+    return [_cell(*which, rows) for which, rows in grouped.items()]
+
+
+def cell(runs: Rows, task: str, strategy: str, sparsity: float) -> Cell | None:
+    """Return one cell, or None if it has no run yet."""
+    found = cells([run for run in runs if run["sparsity"] == sparsity], task, strategy)
+    return found[0] if found else None
+
+
+def _cell(task: str, strategy: str, sparsity: float, rows: Rows) -> Cell:
+    kept = [run for run in rows if run["test_metric"] is not None]
+    return Cell(
+        task,
+        strategy,
+        sparsity,
+        metric_name=f"test_{rows[0]['field']}",
+        test=summarise(run["test_metric"] for run in kept),
+        epochs=summarise(run["epochs_trained"] for run in kept),
+        realised=float(np.mean([run["realised_sparsity"] for run in rows])),
+        values={run["seed"]: run["test_metric"] for run in kept},
+        diverged=len(rows) - len(kept),
+    )
+
+
+# -- one strategy ----------------------------------------------------------------------------------------
+
+
+def dense_baseline(runs: Rows, task: str) -> Cell | None:
+    """Return the cell of the unpruned network, which all strategies share; None if ``runs`` has none."""
+    dense = cells([run for run in runs if run["sparsity"] == 0], task)
+    return dense[0] if dense else None
+
+
+def threshold(runs: Rows, task: str) -> float | None:
+    """Return 0.95 · the dense mean; None if there is no dense mean, or it is not positive.
+
+    Of a dense network at or below zero (R² can be), 0.95 of its metric is no less than the metric itself:
+    keeping most of nothing is undefined.
+    """
+    dense = dense_baseline(runs, task)
+    return RETAINED * dense.test.mean if dense and dense.test.mean > 0 else None
+
+
+Bound = Literal["mean", "low", "high"]
+"""Which number of a cell is held against a threshold: its mean, or an end of its 95 % interval."""
+
+
+def critical_sparsity(runs: Rows, task: str, strategy: str, bound: Bound = "mean") -> float | None:
+    """Return the highest level whose mean test metric is at least 0.95 of the dense mean, whatever happens
+    below it.
+
+    A cell in which a run diverged does not count as keeping it: its mean is over the survivors. ``bound``:
+    hold an end of the 95 % interval against the threshold instead; a cell of one run has none and counts by
+    its mean. None where `threshold` is, or where no level reaches it.
+    """
+    return max((s for s, kept in _keeping(runs, task, strategy, bound) if kept), default=None)
+
+
+def kept_through(runs: Rows, task: str, strategy: str, bound: Bound = "mean") -> float | None:
+    """Return the highest level up to which *every* level is at least 0.95 of the dense mean.
+
+    Unlike `critical_sparsity`, one level that falls short ends it. ``bound`` and None as there.
+    """
+    unbroken = itertools.takewhile(lambda level: level[1], _keeping(runs, task, strategy, bound))
+    return max((s for s, _ in unbroken), default=None)
+
+
+def _keeping(runs: Rows, task: str, strategy: str, bound: Bound) -> list[tuple[float, bool]]:
+    """Return each level in order, and whether it keeps 0.95 of the dense mean."""
+    bar = threshold(runs, task)
+    if bar is None:
+        return []
+    # level 0 keeps all of the dense metric by definition, however wide its interval
+    return sorted(
+        (c.sparsity, c.sparsity == 0 or (not c.diverged and _end(c.test, bound) >= bar))
+        for c in cells(runs, task, strategy)
+    )
+
+
+def _end(summary: Summary, bound: Bound) -> float:
+    value: float = getattr(summary, bound)
+    return summary.mean if math.isnan(value) else value
+
+
+def critical_range(runs: Rows, task: str, strategy: str) -> tuple[float | None, float | None]:
+    """Return the lowest and highest critical sparsity that the cells' 95 % intervals allow.
+
+    First the highest level whose whole interval is at least 0.95 of the dense mean, then the highest whose
+    interval reaches it; the dense mean is taken as known.
+    """
+    return critical_sparsity(runs, task, strategy, "low"), critical_sparsity(runs, task, strategy, "high")
+
+
+def chance_from(
+    runs: Rows, task: str, strategy: str, facts: Mapping[str, Any], bound: Bound = "mean"
+) -> float | None:
+    """Return the lowest pruned level from which on every level's mean is no better than `chance_bound`.
+
+    ``facts``: the manifest's of the task. ``bound``: hold an end of the 95 % interval against it instead.
+    Infinite if the highest level is still better; None if nothing pruned was trained.
+    """
+    pruned = sorted(
+        (c for c in cells(runs, task, strategy) if c.sparsity > 0), key=lambda c: c.sparsity, reverse=True
+    )
+    if not pruned:
+        return None
+    bar = _chance_bound(runs, task, facts)
+    at_chance = itertools.takewhile(lambda c: _end(c.test, bound) <= bar, pruned)
+    return min((c.sparsity for c in at_chance), default=math.inf)
+
+
+def straddling(runs: Rows, task: str, strategy: str) -> list[Cell]:
+    """Return the pruned cells whose 95 % interval holds 0.95 of the dense mean: either side is possible."""
+    bar = threshold(runs, task)
+    if bar is None:
+        return []
+    return [c for c in cells(runs, task, strategy) if c.sparsity > 0 and c.test.low < bar <= c.test.high]
+
+
+def peak(runs: Rows, task: str, strategy: str) -> Cell | None:
+    """Return the cell with the highest mean test metric, the sparser of two equals; None if all diverged."""
+    ranked = [c for c in cells(runs, task, strategy) if c.test.n]
+    return max(ranked, key=lambda c: (c.test.mean, c.sparsity), default=None)
+
+
+# -- two strategies --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two strategies' test metrics seed by seed: first minus second.
+
+    ``sparsity``: the level compared, None for the mean over all pruned levels. ``difference``: mean and
+    interval over the seeds both have. ``p``: exact two-sided sign-flip p-value; ``smallest_p``: the least it
+    could be with so few seeds, 2^(1 - n). ``p_holm``: ``p`` corrected for all comparisons made beside this
+    one.
+    """
+
+    task: str
+    first: str
+    second: str
+    sparsity: float | None
+    difference: Summary
+    p: float
+    smallest_p: float
+    p_holm: float = math.nan
+
+
+def paired(runs: Rows, task: str, first: str, second: str, sparsity: float | None = None) -> Paired | None:
+    """Compare two strategies seed by seed, at one sparsity or over the mean of all pruned levels (``None``).
+
+    Seeds that one side lacks or that diverged drop out; over levels, each seed uses the levels both sides
+    have. None if no seed is left.
+    """
+    values: dict[str, dict[tuple[int, float], float]] = {first: {}, second: {}}
+    for run in runs:
+        level = run["sparsity"] > 0 if sparsity is None else run["sparsity"] == sparsity
+        if level and run["task"] == task and run["strategy"] in values and run["test_metric"] is not None:
+            values[run["strategy"]][run["seed"], run["sparsity"]] = run["test_metric"]
+    by_seed: dict[int, list[float]] = {}
+    for which, value in values[first].items():
+        if which in values[second]:
+            by_seed.setdefault(which[0], []).append(value - values[second][which])
+    return _paired(task, first, second, sparsity, [float(np.mean(d)) for d in by_seed.values()])
+
+
+def against_dense(runs: Rows, task: str, strategy: str, sparsity: float) -> Paired | None:
+    """Compare one cell of a strategy with the dense network, seed by seed; None if no seed has both."""
+    pruned, dense = cell(runs, task, strategy, sparsity), dense_baseline(runs, task)
+    if pruned is None or dense is None:
+        return None
+    shared = [seed for seed in pruned.values if seed in dense.values]
+    differences = [pruned.values[seed] - dense.values[seed] for seed in shared]
+    return _paired(task, strategy, DENSE, sparsity, differences)
+
+
+def _paired(
+    task: str, first: str, second: str, sparsity: float | None, differences: Sequence[float]
+) -> Paired | None:
+    if not differences:
+        return None
+    n = len(differences)
+    return Paired(
+        task, first, second, sparsity, summarise(differences), sign_flip(differences), smallest_p(n)
+    )
+
+
+def compare_overall(runs: Rows) -> list[Paired]:
+    """Compare every two strategies of each task over all pruned levels' mean, Holm-corrected together."""
+    return _family(paired(both, task, a, b) for task, a, b, both in _couples(runs))
+
+
+def compare_levels(runs: Rows) -> list[Paired]:
+    """Compare every two strategies of each task at every pruned level, Holm-corrected together."""
+    return _family(
+        paired(both, task, a, b, level)
+        for task, a, b, both in _couples(runs)
+        for level in sorted(_distinct(runs, "sparsity"))
+        if level > 0
+    )
+
+
+def _couples(runs: Rows) -> Iterator[tuple[str, str, str, Rows]]:
+    """Yield every two strategies of each task with the runs of both."""
+    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        grouped.setdefault((run["task"], run["strategy"]), []).append(run)
+    for task in _distinct(runs, "task"):
+        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2):
+            yield task, a, b, [*grouped.get((task, a), []), *grouped.get((task, b), [])]
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of paired differences under sign flips: exact up to 16 pairs.
+
+    p = share of the 2^n sign patterns s with |Σ s_i d_i| >= |Σ d_i|; the null hypothesis is that each
+    difference is as likely to be d as -d. Beyond 16 pairs a fixed draw of 100,000 patterns estimates it,
+    (hits + 1) / (draws + 1).
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    n, observed = len(d), abs(d.sum())
+    # sums of equal terms in another order differ in the last bits of the terms, and must count as ties
+    reach = observed - 1e-12 * np.abs(d).sum()
+    if n > 16:
+        signs = np.random.default_rng(0).integers(0, 2, (100_000, n), dtype=np.int8) * 2 - 1
+        return (int((np.abs(signs @ d) >= reach).sum()) + 1) / 100_001
+    sums = np.zeros(1)
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    return float((np.abs(sums) >= reach).mean())
+
+
+def smallest_p(n: int) -> float:
+    """Return the smallest two-sided sign-flip p-value that n pairs can give: 2^(1 - n)."""
+    return float(2.0 ** (1 - n))
+
+
+def seeds_needed(p: float = 0.05) -> int:
+    """Return how many seeds a two-sided sign-flip test needs before it can reach ``p`` at all."""
+    return next(n for n in itertools.count(1) if smallest_p(n) <= p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down correction of p-values, in the order given.
+
+    With p_(1) <= ... <= p_(m):  p'_(k) = max over j <= k of min(1, (m - j + 1) p_(j)).
+    """
+    corrected = [math.nan] * len(p_values)
+    running = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = running
+    return corrected
+
+
+def _family(comparisons: Iterable[Paired | None]) -> list[Paired]:
+    made = [c for c in comparisons if c is not None]
+    return [replace(c, p_holm=p) for c, p in zip(made, holm([c.p for c in made]), strict=True)]
+
+
+# -- a strategy and its controls -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A strategy beside one of its controls on one task, strategy minus control.
+
+    ``kind``: the control's word; ``scope`` for the same scores competing elsewhere, ``units`` for magnitude
+    measured in units of the initialisation. ``overall``: over all pruned levels; ``levels``: one by one. Both
+    are Holm-corrected over all controls of the study and nothing else, since these comparisons were planned.
+    """
+
+    kind: str
+    overall: Paired
+    levels: tuple[Paired, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether strategy and control have the same test metric in every run: one network twice."""
+        return all(p.difference.mean == p.difference.std == 0 for p in self.levels)
+
+
+def controls(study: Study) -> list[tuple[str, str, str]]:
+    """Return (strategy, its control, kind of control) for all strategies that ``study`` has both of."""
+    found = []
+    for strategy, other in itertools.permutations(study.strategies, 2):
+        if strategy.control is not None:
+            continue
+        differ = {f for f in Recipe.model_fields if getattr(strategy, f) != getattr(other, f)} - {"name"}
+        if differ == {"control"}:
+            found.append((strategy.name, other.name, str(other.control)))
+        elif differ == {"scope"} and strategy.scope == "global":
+            found.append((strategy.name, other.name, "scope"))
+        elif differ == {"criterion"} and (strategy.criterion, other.criterion) == _UNITS:
+            found.append((strategy.name, other.name, "units"))
+    return found
+
+
+_UNITS = ("magnitude", "init-magnitude")
+
+
+def compare_controls(runs: Rows, study: Study) -> list[Controlled]:
+    """Compare every strategy with each of its controls, seed by seed, on every task."""
+    pairs = [(task, *names) for task in study.tasks for names in controls(study)]
+    levels = [s for s in study.sparsities if s > 0]
+    overall = [paired(runs, task, strategy, control) for task, strategy, control, _ in pairs]
+    single = [
+        paired(runs, task, strategy, control, s) for task, strategy, control, _ in pairs for s in levels
+    ]
+    by_level: dict[tuple[str, str, str], list[Paired]] = {}
+    for p in _family(single):
+        by_level.setdefault((p.task, p.first, p.second), []).append(p)
+    kinds = {(task, strategy, control): kind for task, strategy, control, kind in pairs}
+    return [
+        Controlled(kinds[which], p, tuple(by_level[which]))
+        for p in _family(overall)
+        for which in [(p.task, p.first, p.second)]
+    ]
+
+
+# -- all strategies --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One strategy's place among all strategies of a task.
+
+    ``rank``: 1 is the best. ``mean``: of each seed's mean test metric over all pruned levels. ``critical``:
+    its `critical_sparsity`. ``cells``: its pruned cells; ``fatal``: those in which a mask was fatal before
+    training began, see `diagnoses`; ``diverged``: runs that did. ``alike``: the strategies that these seeds
+    cannot tell from it, Holm-corrected p above 0.05 in `compare_overall`, in rank order.
+    """
+
+    rank: int
+    task: str
+    strategy: str
+    mean: Summary
+    critical: float | None
+    cells: int
+    fatal: int
+    diverged: int
+    alike: tuple[str, ...]
+
+
+def ranking(runs: Rows, task: str) -> list[Ranked]:
+    """Return a task's strategies, the highest mean over all pruned levels first.
+
+    Each seed's levels are averaged first, then the seeds. A seed counts only if it has a test metric at every
+    pruned level of the task: without its hardest level, a strategy would climb. One without such a seed comes
+    last. Nothing is ranked where nothing pruned was trained.
+    """
+    levels = {run["sparsity"] for run in runs if run["task"] == task and run["sparsity"] > 0}
+    if not levels:
+        return []
+    apart = {
+        frozenset((p.first, p.second)) for p in compare_overall(runs) if p.task == task and p.p_holm <= 0.05
+    }
+    means = {}
+    for strategy in _distinct([run for run in runs if run["task"] == task], "strategy"):
+        by_seed: dict[int, list[float]] = {}
+        for c in cells(runs, task, strategy):
+            for seed, value in c.values.items() if c.sparsity > 0 else ():
+                by_seed.setdefault(seed, []).append(value)
+        means[strategy] = summarise(float(np.mean(v)) for v in by_seed.values() if len(v) == len(levels))
+    order = sorted(
+        means, key=lambda strategy: means[strategy].mean if means[strategy].n else -math.inf, reverse=True
+    )
+    ranked = []
+    for rank, strategy in enumerate(order, 1):
+        pruned = [c for c in cells(runs, task, strategy) if c.sparsity > 0]
+        ranked.append(
+            Ranked(
+                rank,
+                task,
+                strategy,
+                mean=means[strategy],
+                critical=critical_sparsity(runs, task, strategy),
+                cells=len(pruned),
+                fatal=sum(d.fatal > 0 for d in diagnoses(runs, task, strategy)),
+                diverged=sum(c.diverged for c in pruned),
+                alike=tuple(o for o in order if o != strategy and frozenset((o, strategy)) not in apart),
+            )
+        )
+    return ranked
+
+
+# -- what the masks did ----------------------------------------------------------------------------------
+
+Severity = Literal["fatal", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""What a finding of the mask doctor can be, gravest first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One finding of the mask doctor, shared by ``runs`` runs at ``sparsities``.
+
+    ``text``: the sentence as the first of them has it. ``varies``: whether others have other numbers in it.
+    """
+
+    severity: Severity
+    text: str
+    runs: int
+    sparsities: tuple[float, ...]
+    varies: bool
+
+
+def findings(runs: Rows) -> list[Found]:
+    """Return what the mask doctor found in ``runs``: the gravest first, then what most runs share.
+
+    Sentences that differ in numbers or brackets alone are one finding.
+    """
+    grouped: dict[tuple[Severity, str], list[tuple[Mapping[str, Any], str]]] = {}
+    for run in runs:
+        for severity, text in run["diagnosis"].get("findings", ()):
+            grouped.setdefault((severity, _NUMBERS.sub("#", text)), []).append((run, text))
+    found = [
+        Found(
+            severity,
+            text=those[0][1],
+            runs=len(those),
+            sparsities=tuple(sorted({run["sparsity"] for run, _ in those})),
+            varies=len({text for _, text in those}) > 1,
+        )
+        for (severity, _), those in grouped.items()
+    ]
+    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -f.runs))
+
+
+# a number by itself, not one in a layer's name (0.weight), and whatever stands in brackets
+_NUMBERS = re.compile(r"\([^)]*\)|(?<![\w.])[-+]?\d+(\.\d+)?(e[-+]?\d+)?%?(?!\w|\.\w)")
+
+
+@dataclass(frozen=True)
+class LayerMeans:
+    """What the mask doctor measured in one layer, mean over a cell's runs; nan where none of them knows.
+
+    ``density``, ``effective``: share of its weights kept, and kept on a path from input to output.
+    ``no_input``, ``no_output``: units that no path reaches, or that reach no output. ``with_size``:
+    correlation of mask and size of weight. ``scale``: standard deviation of the layer's output, pruned over
+    dense. ``always_on``, ``always_off``: share of ReLUs that never cut, or always do.
+    """
+
+    name: str
+    weights: int
+    units: int
+    density: float
+    effective: float
+    no_input: float
+    no_output: float
+    with_size: float
+    scale: float
+    always_on: float
+    always_off: float
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """What the mask doctor said of one cell's networks before they were trained, over its ``n`` runs.
+
+    ``runs``: how many have a finding of each severity. ``realised``, ``effective``: mean sparsity over
+    prunable weights, as kept and without weights on no path. ``no_input``, ``no_output``: mean number of
+    hidden units that no path reaches, or that reach no output (a unit can be both); ``units``: hidden units
+    there are. ``always_off``: mean share of ReLUs that are off for the whole batch. ``scale``: the output's
+    standard deviation, pruned over dense. ``collapses_at``: the least sparsity, over seeds, at which this
+    criterion empties a layer; None if not known. Other numbers are nan where no run knows them.
+    """
+
+    task: str
+    strategy: str
+    sparsity: float
+    n: int
+    runs: Mapping[Severity, int]
+    realised: float
+    effective: float
+    units: int
+    no_input: float
+    no_output: float
+    always_off: float
+    scale: float
+    collapses_at: float | None
+    findings: tuple[Found, ...]
+    layers: tuple[LayerMeans, ...]
+
+    @property
+    def severity(self) -> Severity | None:
+        """The gravest finding's severity; None if nothing was found."""
+        return next((severity for severity in SEVERITIES if self.runs[severity]), None)
+
+    @property
+    def fatal(self) -> int:
+        """Number of runs that cannot learn."""
+        return self.runs["fatal"]
+
+
+def diagnoses(runs: Rows, task: str | None = None, strategy: str | None = None) -> list[Diagnosed]:
+    """Return what the mask doctor said of each pruned cell, in order; of one task or strategy if named."""
+    grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run["diagnosis"] and task in (None, run["task"]) and strategy in (None, run["strategy"]):
+            grouped.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append(run)
+    return [_diagnosed(*which, rows) for which, rows in grouped.items()]
+
+
+def gravest_first(cells: Iterable[Diagnosed]) -> list[Diagnosed]:
+    """Return cells by their gravest finding, those with more fatal runs first; equals stay in order."""
+    order = [*SEVERITIES, None]
+    return sorted(cells, key=lambda c: (order.index(c.severity), -c.fatal))
+
+
+def _diagnosed(task: str, strategy: str, sparsity: float, rows: Rows) -> Diagnosed:
+    layers = tuple(_layer(those) for those in zip(*(run["diagnosis"]["layers"] for run in rows), strict=True))
+    hidden, last = layers[:-1], layers[-1]
+    relus = [layer for layer in layers if not math.isnan(layer.always_off)]
+    severities = [{severity for severity, _ in run["diagnosis"]["findings"]} for run in rows]
+    return Diagnosed(
+        task,
+        strategy,
+        sparsity,
+        n=len(rows),
+        runs={severity: sum(severity in those for those in severities) for severity in SEVERITIES},
+        realised=_mean(run["realised_sparsity"] for run in rows),
+        effective=_mean(run["effective_sparsity"] for run in rows),
+        units=sum(layer.units for layer in hidden),
+        no_input=sum(layer.no_input for layer in hidden),
+        no_output=sum(layer.no_output for layer in hidden),
+        always_off=(
+            sum(layer.units * layer.always_off for layer in relus) / sum(layer.units for layer in relus)
+            if relus
+            else math.nan
+        ),
+        scale=last.scale,
+        collapses_at=min(
+            (run["collapses_at"] for run in rows if run["collapses_at"] is not None), default=None
+        ),
+        findings=tuple(findings(rows)),
+        layers=layers,
+    )
+
+
+def _layer(those: Sequence[Mapping[str, Any]]) -> LayerMeans:
+    """Average one layer's entries, one a run; pairs are (r, p) or (dense, pruned)."""
+
+    def mean(name: str, of: Callable[[Any], float | None] = lambda value: value) -> float:
+        return _mean(None if layer[name] is None else of(layer[name]) for layer in those)
+
+    first = those[0]
+    return LayerMeans(
+        first["name"],
+        first["weights"],
+        first["units"],
+        density=mean("kept") / first["weights"],
+        effective=mean("effective") / first["weights"],
+        no_input=mean("no_input"),
+        no_output=mean("no_output"),
+        with_size=mean("with_size", lambda pair: pair[0]),
+        scale=mean("scale", lambda pair: pair[1] / pair[0] if pair[0] else None),
+        always_on=mean("always_on", lambda pair: pair[1]),
+        always_off=mean("always_off", lambda pair: pair[1]),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
+# -- what a mean hides -----------------------------------------------------------------------------------
+
+Kind = Literal[
+    "diverged",
+    "dense-at-chance",
+    "layer-collapse",
+    "constant",
+    "stopped-at-chance",
+    "out-of-time",
+    "straddling",
+    "single-seed",
+]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Runs or cells whose mean should not be read without a second thought.
+
+    ``kind``: ``diverged``, ``dense-at-chance``, ``layer-collapse`` (a prunable layer keeps no weight),
+    ``constant`` (one output for every test row), ``stopped-at-chance``, ``out-of-time``, ``straddling`` (each
+    as the function of its name says), ``single-seed`` (a cell of one run has no interval). ``strategy``:
+    ``dense`` at sparsity 0. ``sparsities``: the levels concerned. ``count``: how many runs, or for
+    ``dense-at-chance``, ``straddling`` and ``single-seed`` how many cells.
+    """
+
+    kind: Kind
+    task: str
+    strategy: str
+    sparsities: tuple[float, ...]
+    count: int
+
+
+def flags(runs: Rows, study: Study, tasks: Mapping[str, Mapping[str, Any]]) -> list[Flag]:
+    """Return what is odd about a study's runs, worst kind first.
+
+    ``tasks``: the manifest's facts of each task. The dense runs that all strategies share are looked at once.
+    """
+    found: dict[tuple[Kind, str, str], list[float]] = {}
+
+    def file(kind: Kind, task: str, strategy: str, sparsity: float) -> None:
+        found.setdefault((kind, task, DENSE if sparsity == 0 else strategy), []).append(sparsity)
+
+    for run in once(runs):
+        where = (run["task"], run["strategy"], run["sparsity"])
+        for kind, odd in _oddities(run, study, tasks.get(run["task"], {})).items():
+            if odd:
+                file(kind, *where)
+    for task in _distinct(runs, "task"):
+        if dense_at_chance(runs, task, tasks.get(task, {})):
+            file("dense-at-chance", task, DENSE, 0.0)
+        for strategy in _distinct(runs, "strategy"):
+            for c in straddling(runs, task, strategy):
+                file("straddling", task, strategy, c.sparsity)
+    for c in cells(once(runs)):
+        if c.test.n == 1:
+            file("single-seed", c.task, c.strategy, c.sparsity)
+    order: tuple[Kind, ...] = get_args(Kind)
+    return [
+        Flag(kind, task, strategy, tuple(sorted(set(levels))), len(levels))
+        for wanted in order
+        for (kind, task, strategy), levels in found.items()
+        if kind == wanted
+    ]
+
+
+def once(runs: Rows) -> list[Mapping[str, Any]]:
+    """Return the runs with each dense training once, though every strategy's row shows it."""
+    seen: set[tuple[str, int]] = set()
+    kept = []
+    for run in runs:
+        if run["sparsity"] == 0:
+            if (run["task"], run["seed"]) in seen:
+                continue
+            seen.add((run["task"], run["seed"]))
+        kept.append(run)
+    return kept
+
+
+def _oddities(run: Mapping[str, Any], study: Study, task: Mapping[str, Any]) -> dict[Kind, bool]:
+    if run["test_metric"] is None:
+        return {"diverged": True}
+    return {
+        "layer-collapse": 0 in run["densities"].values(),
+        "constant": bool(run["constant"]),
+        "stopped-at-chance": stopped_at_chance(run, study, task),
+        "out-of-time": out_of_time(run, study),
+    }
+
+
+def stopped_at_chance(run: Mapping[str, Any], study: Study, task: Mapping[str, Any]) -> bool:
+    """Whether patience ended a run, before the epoch budget, that had not been seen to learn anything.
+
+    Its best validation metric is no better than `chance_bound`: that it cannot learn does not follow.
+    """
+    patience = study.training.patience
+    ended = patience is not None and patience <= run["epochs_trained"] - run["best_epoch"]
+    return bool(
+        ended
+        and run["epochs_trained"] < study.training.epochs
+        and run["val_metric"] is not None
+        and run["val_metric"]
+        <= chance_bound(
+            run["metric"], task.get("chance", 0.0), task.get("val_rows", 0), run["epochs_trained"]
+        )
+    )
+
+
+def dense_at_chance(runs: Rows, task: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the dense mean is no better than `chance_bound`: keeping 0.95 of it then means nothing."""
+    dense = dense_baseline(runs, task)
+    if dense is None or not dense.test.n:
+        return False
+    return dense.test.mean <= _chance_bound(runs, task, facts)
+
+
+def _chance_bound(runs: Rows, task: str, facts: Mapping[str, Any]) -> float:
+    """Return `chance_bound` of a task's test metric."""
+    metric = next(run["metric"] for run in runs if run["task"] == task)
+    return chance_bound(metric, facts.get("chance", 0.0), facts.get("test_rows", 0))
+
+
+def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float:
+    """Return the metric up to which a network cannot be told from one that has learned nothing.
+
+    Accuracy over ``rows`` rows: what the best of ``looks`` guesses exceeds with probability at most 1 %
+    (Bonferroni), the smallest k / rows with P(Binomial(rows, chance) > k) <= 0.01 / looks. Any other metric
+    has no such distribution: 5 % of the way from chance to 1, by convention (R² <= 0.05).
+    """
+    if metric == "accuracy" and rows:
+        return next(k for k in range(rows + 1) if bdtrc(k, rows, chance) <= 0.01 / looks) / rows
+    return chance + 0.05 * (1 - chance)
+
+
+def would_stop(val_metric: Sequence[float], patience: int) -> int | None:
+    """Return the epoch after which ``patience`` would have ended a training, None if it would not have.
+
+    ``val_metric``: its validation curve. Only a strictly better value is a new best; a curve that ends before
+    or with that epoch was not cut short.
+    """
+    best, since = -math.inf, 0
+    for epoch, value in enumerate(val_metric, 1):
+        best, since = (value, 0) if value > best else (best, since + 1)
+        if since == patience:
+            return epoch if epoch < len(val_metric) else None
+    return None
+
+
+@dataclass(frozen=True)
+class CutShort:
+    """What patience would have hidden of one cell that was trained without: runs it would have ended at chance.
+
+    ``runs``: how many of ``n`` it would have ended, before the budget, with a best validation metric no
+    better than `chance_bound`. Of those, means: ``epoch`` of the end; ``loss_then``, ``loss_after``: training
+    loss at that epoch, and after the full budget; ``train_after``, ``test_after``: metrics after it.
+    """
+
+    task: str
+    strategy: str
+    sparsity: float
+    n: int
+    runs: int
+    epoch: float
+    loss_then: float
+    loss_after: float
+    train_after: float
+    test_after: float
+
+
+def cut_short(
+    runs: Rows,
+    curves: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    patience: int = PATIENCE,
+) -> list[CutShort]:
+    """Return what ``patience`` would have hidden of each cell, where it would have ended a run at chance.
+
+    ``curves``: beside ``runs``, as `natal.reading.results.Results` has them. The training up to that epoch is the
+    same with and without patience, so this is what an early-stopped twin of the run would have come to.
+    """
+    ended: dict[tuple[str, str, float], list[tuple[int, Mapping[str, Any], Mapping[str, Any]]]] = {}
+    counts = Counter((run["task"], run["strategy"], run["sparsity"]) for run in runs)
+    for run, curve in zip(runs, curves, strict=True):
+        epoch = would_stop(curve["val_metric"], patience)
+        if epoch is None or run["test_metric"] is None or run["constant"]:
+            continue  # of a constant network there was nothing to hide
+        facts = tasks.get(run["task"], {})
+        bar = chance_bound(run["metric"], facts.get("chance", 0.0), facts.get("val_rows", 0), epoch)
+        if max(curve["val_metric"][:epoch]) <= bar:
+            ended.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append((epoch, run, curve))
+    return [
+        CutShort(
+            *which,
+            n=counts[which],
+            runs=len(those),
+            epoch=_mean(epoch for epoch, _, _ in those),
+            loss_then=_mean(curve["train_loss"][epoch - 1] for epoch, _, curve in those),
+            loss_after=_mean(curve["train_loss"][-1] for _, _, curve in those),
+            train_after=_mean(run["train_metric"] for _, run, _ in those),
+            test_after=_mean(run["test_metric"] for _, run, _ in those),
+        )
+        for which, those in ended.items()
+    ]
+
+
+def early_failures(runs: Rows, task: str, strategy: str, study: Study) -> tuple[int, int]:
+    """Return how many of a strategy's runs ended before the epoch budget, and how many of those fell below
+    0.95 of the dense mean (all of them where `threshold` is undefined). Diverged runs are left out."""
+    bar = threshold(runs, task)
+    early = [
+        run["test_metric"]
+        for run in runs
+        if (run["task"], run["strategy"]) == (task, strategy)
+        and run["test_metric"] is not None
+        and run["epochs_trained"] < study.training.epochs
+    ]
+    return len(early), sum(bar is None or value < bar for value in early)
+
+
+def out_of_time(run: Mapping[str, Any], study: Study) -> bool:
+    """Whether a run used its whole epoch budget and was at its best in the last twentieth: it was still
+    learning.
+
+    A constant network's bias may still be moving; that is not counted.
+    """
+    budget = study.training.epochs
+    return bool(run["epochs_trained"] == budget and run["best_epoch"] > 0.95 * budget and not run["constant"])
+
+
+def provenance(runs: Rows) -> dict[str, int]:
+    """Return who trained how many of the runs, most first; more than one maker is mixed provenance."""
+    return dict(Counter(run["made_by"] for run in once(runs)).most_common())
+
+
+def _distinct(runs: Rows, name: str) -> list[Any]:
+    return list(dict.fromkeys(run[name] for run in runs))

@@ -1,0 +1,88 @@
+"""How numbers and sentences are written in a report: plain text of a fixed width."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from natal.reading.stats import Summary
+from natal.wording import percent
+
+WIDTH = 110
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """Return a number in ``form``, in powers of ten where that would run too wide, or n/a."""
+    if value is None or math.isnan(value):
+        return "n/a"
+    plain = f"{value:{form}}"
+    return plain if len(plain) <= 9 else f"{value:{'+' * form.startswith('+')}.1e}"
+
+
+def share(value: float, form: str = ".1f") -> str:
+    """Return a share as a percentage, or n/a."""
+    return "n/a" if math.isnan(value) else f"{100 * value:{form}}%"
+
+
+def spans(ranks: Sequence[int]) -> str:
+    """Return ranks as in ``2-4, 7``, and none as ``-``."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][-1] == rank - 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in spans) or "-"
+
+
+def interval(summary: Summary) -> str:
+    """Return a 95 % interval, or n/a."""
+    return "n/a" if math.isnan(summary.low) else f"[{number(summary.low)}, {number(summary.high)}]"
+
+
+def show_level(level: float | None) -> str:
+    """Return a sparsity; ``undefined`` for None, ``never`` for one that no level reaches."""
+    return "undefined" if level is None else "never" if math.isinf(level) else percent(level)
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, as in ``1 strategy`` and ``2 strategies``."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun}"
+
+
+def heading(words: str) -> tuple[str, str]:
+    """Return a section's title, underlined."""
+    return words, "-" * len(words)
+
+
+def prose(words: str) -> list[str]:
+    """Return a paragraph and the empty line after it."""
+    return [*textwrap.wrap(words, WIDTH, initial_indent="  ", subsequent_indent="  ", **_UNBROKEN), ""]
+
+
+def wrapped(words: str, indent: int) -> list[str]:
+    """Return lines whose first stands ``indent`` spaces in, the others two more."""
+    left, hanging = " " * indent, " " * (indent + 2)
+    return textwrap.wrap(words, WIDTH, initial_indent=left, subsequent_indent=hanging, **_UNBROKEN)
+
+
+def bullet(words: str) -> list[str]:
+    """Return an item of a list."""
+    return wrapped(f"- {words}", 2)
+
+
+def loud(words: str) -> list[str]:
+    """Return what nobody may overlook."""
+    return [
+        "!" * WIDTH,
+        *textwrap.wrap(words, WIDTH, initial_indent="!! ", subsequent_indent="!! "),
+        "!" * WIDTH,
+        "",
+    ]
+
+
+_UNBROKEN: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}

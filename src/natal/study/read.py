@@ -1,0 +1,93 @@
+"""From a preset, a file or a mapping to a checked `Study`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from natal.errors import NatalError
+from natal.registry import did_you_mean
+from natal.study.complaints import one_line
+from natal.study.study import Study
+
+
+def presets() -> dict[str, Path]:
+    """Return the study files that come with natal, by name."""
+    folder = Path(str(resources.files("natal.study") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_study(source: str | Path | Mapping[str, Any] | Study, overrides: Sequence[str] = ()) -> Study:
+    """Read a study from a preset's name, a TOML file, a mapping or another study, and check it.
+
+    ``overrides`` are ``path.key=VALUE`` strings with a TOML literal, as given to ``--set``. Raises NatalError with
+    one line naming file, key, value and cure for anything wrong.
+    """
+    folder, where = "", "study"
+    if isinstance(source, Study):
+        table, folder = source.model_dump(mode="json"), source.folder
+    elif isinstance(source, Mapping):
+        try:
+            table = json.loads(json.dumps(source))
+        except (TypeError, ValueError) as error:
+            raise NatalError(f"study: {error}; use plain tables, lists, text and numbers") from None
+    else:
+        path = _find(source)
+        folder, where = str(path.parent.resolve()), path.name
+        table = _parse(path.read_bytes(), where)
+    for override in overrides:
+        _set(table, override)
+    if "folder" in table:
+        raise NatalError(f"{where}: unknown key 'folder'; plugins are looked for beside the study file")
+    try:
+        return Study.model_validate({**table, "folder": folder})
+    except ValidationError as error:
+        raise NatalError(f"{where}: {one_line(error)}") from None
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise NatalError(f"no study file {str(source)!r}; `natal list` shows the presets")
+        return path
+    known = presets()
+    if str(source) not in known:
+        raise NatalError(
+            f"unknown study {str(source)!r}{did_you_mean(str(source), known)} (or name a .toml file)"
+        )
+    return known[str(source)]
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise NatalError(f"{where}: not valid TOML: not UTF-8 text (at line {line})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise NatalError(f"{where}: not valid TOML: {error}") from None
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    path, equals, literal = override.partition("=")
+    if not equals or not path.strip():
+        raise NatalError(f"--set {override!r}: write it as path.key=VALUE, such as training.epochs=100")
+    try:
+        value = tomllib.loads(f"value = {literal}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise NatalError(
+            f"--set {override!r}: {literal!r} is not a TOML literal; quote text, such as '{path}=\"name\"'"
+        ) from None
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise NatalError(f"--set {override!r}: {parent!r} is not a table of keys")
+    table[last] = value

@@ -1,0 +1,87 @@
+"""How to choose a mask: a `Recipe`, which a study calls a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, model_serializer
+
+from natal.registry import did_you_mean
+from natal.study.base import Model
+
+SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
+"""Where scores compete; `natal.pruning.mask` says what each means."""
+
+
+Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]
+
+
+Control = Literal[
+    "shuffle", "reinit", "invert", "quota-random", "random-neurons", "highest-norm", "fresh-narrow"
+]
+
+
+def unknown_scope(value: Any) -> str:
+    """Return the sentence about a scope that is none: the nearest one and, since they are few, all of them."""
+    near = did_you_mean(str(value), SCOPES).partition("; known")[0]
+    return f"unknown scope {value!r}{near or ';'} known: {', '.join(SCOPES)}, or densities by layer"
+
+
+def _scope(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for layer, density in value.items():
+            if isinstance(density, bool) or not isinstance(density, int | float) or not 0 <= density <= 1:
+                raise ValueError(f"the density of layer {layer!r} must lie in [0, 1], got {density!r}")
+        return {str(layer): float(density) for layer, density in value.items()}
+    if value not in SCOPES:
+        raise ValueError(unknown_scope(value))
+    return value
+
+
+class Recipe(Model):
+    """How to choose a mask: which score, where scores compete, what is removed.
+
+    A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
+    compete (a name in `SCOPES`, or densities by layer), ``granularity`` whether single weights or whole
+    neurons are removed, ``aggregate`` how a neuron's score comes from its weights', ``control`` the comparison
+    that replaces the mask or the initial weights, see `natal.pruning.criteria.mask`.
+    """
+
+    name: str
+    criterion: str
+    scope: Annotated[str | dict[str, float], PlainValidator(_scope)] = "global"
+    granularity: Literal["weight", "neuron"] = "weight"
+    aggregate: Aggregate = "incoming-l2"
+    control: Control | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: Any) -> dict[str, Any]:
+        # left out unless used, so that the keys of runs stored before these fields existed stay the same
+        later = {"aggregate": "incoming-l2", "control": None}
+        return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
+
+
+_WIDTH_CONTROLS: tuple[Control, ...] = ("random-neurons", "highest-norm", "fresh-narrow")
+
+
+_STRUCTURED: Any = {"criterion": "magnitude", "scope": "layerwise", "granularity": "neuron"}
+
+
+STRATEGIES: dict[str, Recipe] = {
+    "structured": Recipe(name="structured", **_STRUCTURED),
+    **{control: Recipe(name=control, control=control, **_STRUCTURED) for control in _WIDTH_CONTROLS},
+}
+"""Strategies with a name of their own: the study's structured pruning and its three controls. Any criterion's
+name is a strategy too: global scope, single weights."""
+
+
+def recipe_of(entry: Any) -> Any:
+    """Return a strategy as written in a study, a name or a table, as something that makes a `Recipe`."""
+    if isinstance(entry, str):
+        return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
+    if isinstance(entry, Mapping) and "name" not in entry:
+        order = ("criterion", "scope", "granularity", "aggregate", "control")
+        words = [entry[k] for k in order if k in entry]
+        return {"name": "-".join("by-layer" if isinstance(w, Mapping) else str(w) for w in words), **entry}
+    return entry

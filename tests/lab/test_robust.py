@@ -1,0 +1,234 @@
+"""Nothing lost: commands and workers killed at random moments, Ctrl-C, full disks, other people's files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import natal
+from command import PLAIN, Command
+from conftest import Natal, tiny, toml, trainings
+from natal import Run
+from natal.lab.run import Silent
+from natal.reading.results import Results
+from natal.store import FILE, Outcome
+
+STUDY: dict[str, Any] = {
+    "name": "robust",
+    "tasks": ["regression"],
+    "strategies": ["magnitude", "random", "structured"],
+    "sparsities": [0.0, 0.3, 0.6, 0.9],
+    "seeds": [1, 2, 3],
+    "hidden": 1024,
+    "training": {"epochs": 60, "patience": 30, "learning_rate": 0.002},
+}
+"""36 rows, 30 trainings, seven jobs; stored whole it takes 150 kB."""
+ROWS, TRAININGS = 36, 30
+Trainings = dict[str, tuple[object, ...]]
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> list[str]:
+    """The words of the command that runs the study."""
+    (tmp_path / "robust.toml").write_text(toml(STUDY))
+    return ["run", "robust.toml", "--workers"]
+
+
+def stored(folder: Path) -> set[str]:
+    """Return the stored rows as the progress lines name them."""
+    if not (folder / "results" / FILE).exists():
+        return set()
+    results = natal.load(folder / "results") if trainings(folder / "results") else None
+    return {_name(row) for row in results.runs} if results else set()
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"task=regression, strategy={row['strategy']}, sparsity={row['sparsity']:.0%}, seed={row['seed']}"
+
+
+def named(line: str) -> str:
+    return line.partition("] ")[2].partition(" ...")[0]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    """What the study leaves behind when nothing disturbs it."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    natal.run(STUDY, out, workers=1)
+    found = trainings(out)
+    assert len(found) == TRAININGS
+    return found
+
+
+def finish(command: Command, folder: Path, before: set[str], expected: Trainings) -> None:
+    """Let a command finish, and check that it did the rest, only the rest, and to the last bit."""
+    result = command.wait()
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = command.lines()
+    assert len(lines) == ROWS - len(before)
+    assert not before & {named(line) for line in lines}
+    assert [int(line[1:].partition("/")[0]) for line in lines] == list(range(len(before) + 1, ROWS + 1))
+    assert trainings(folder / "results") == expected
+    assert len(natal.load(folder / "results").runs) == ROWS
+
+
+def test_a_command_killed_at_random_moments_loses_nothing(
+    started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings
+) -> None:
+    rng = random.Random(20261001)
+    kept: Trainings = {}
+    amid = 0
+    for kill in range(10):
+        before = stored(tmp_path)
+        command = started(*study, 2 if kill % 4 == 3 else 1)
+        if kill % 3:
+            command.wait_for(rng.randint(1, 3))
+        time.sleep(rng.uniform(0, 0.15))
+        command.end(signal.SIGKILL)
+        now = trainings(tmp_path / "results") if (tmp_path / "results" / FILE).exists() else {}
+        assert {key: now[key] for key in kept} == kept
+        said = {named(line) for line in command.lines()}
+        assert not before & said
+        assert said <= stored(tmp_path)  # what it said is true
+        amid += len(kept) < len(now) < TRAININGS
+        kept = now
+    assert amid >= 2  # some were killed between one stored training and the next
+    finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_killed_worker_is_replaced(tmp_path: Path, uninterrupted: Trainings) -> None:
+    class Assassin(Silent):
+        heard: ClassVar[list[Run]] = []
+
+        def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+            self.heard.append(run)
+            if position in (1, 12, 13):
+                for worker in multiprocessing.active_children()[: 1 + position % 2]:
+                    worker.kill()
+
+    results = natal.run(STUDY, tmp_path, workers=2, watcher=Assassin())
+    assert sorted(Assassin.heard) == sorted(results.study.runs())
+    assert trainings(tmp_path) == uninterrupted
+
+
+def stopped(result: subprocess.CompletedProcess[str], sent: signal.Signals, kept: int) -> None:
+    """Check for the exit status of that signal and one line that says what is kept and how to go on."""
+    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
+    words = f"natal: stopped. {trainings} stored in results; the same command goes on from there.\n"
+    assert (result.returncode, result.stderr) == (128 + sent, words)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
+    started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings, workers: int
+) -> None:
+    command = started(*study, workers)
+    command.wait_for(2)
+    result = command.end(signal.SIGINT)
+    kept = len(trainings(tmp_path / "results"))
+    assert 0 < kept < TRAININGS
+    stopped(result, signal.SIGINT, kept)
+    finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_moment_is_one_line(
+    started: Start, tmp_path: Path, study: list[str], sent: signal.Signals
+) -> None:
+    for processes in (1, 2, 3):  # the fork server, then its workers
+        command = started(*study, 2)
+        while command.running and len(command.process.children(recursive=True)) < processes:
+            time.sleep(0.001)
+        result = command.end(sent)
+        stopped(result, sent, len(trainings(tmp_path / "results")) if stored(tmp_path) else 0)
+
+
+def test_a_reader_that_leaves_is_one_line_too(tmp_path: Path, study: list[str]) -> None:
+    (tmp_path / "results").mkdir()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "natal.cli", *study, "1"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **PLAIN},
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert command.stdout.readline().startswith("[1/36] ")  # `natal run | head -1`
+    command.stdout.close()
+    assert command.stderr is not None
+    said = command.stderr.read()
+    result = subprocess.CompletedProcess(study, command.wait(30), "", said)
+    stopped(result, signal.SIGPIPE, len(trainings(tmp_path / "results")))
+
+
+# -- places that cannot be written, files that are not ours ----------------------------------------------
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Check for exit status 2 and one line on standard error that says certain things."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("natal: ")
+    assert result.stderr.count("\n") == 1
+    assert [word for word in words if word not in result.stderr] == [], result.stderr
+
+
+def _foreign(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE thesis (chapter TEXT)")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["run", "tiny.toml", "--workers", "1", "--out"],
+        ["run", "tiny.toml", "--fresh", "--workers", "1", "--out"],
+        ["report"],
+    ],
+)
+def test_other_files_of_that_name_are_left_as_they_are(
+    cli: Natal, tmp_path: Path, tiny_results: Results, verb: list[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(toml(tiny(seeds=[3])))
+    whole = (tiny_results.directory / FILE).read_bytes()
+    places: dict[str, bytes | None] = {
+        "text": b"my thesis\n" * 500,
+        "cut": whole[: len(whole) // 2],
+        "foreign": None,
+    }
+    for name, content in places.items():
+        path = tmp_path / name / FILE
+        path.parent.mkdir()
+        path.write_bytes(content) if content is not None else _foreign(path)
+        before = path.read_bytes()
+        refused(cli(*verb, name), f"{name}/{FILE}", "name another directory with --out")
+        assert path.read_bytes() == before
+        assert {p.name for p in path.parent.iterdir()} <= {FILE, ".lock"}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/natal", "\N{GREEK SMALL LETTER THETA}" * 200])
+def test_a_directory_that_cannot_be_made(cli: Natal, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "tiny.toml").write_text(toml(tiny()))
+    refused(cli("run", "tiny.toml", "--workers", 1, "--out", place), place)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert {p.name for p in tmp_path.iterdir() if p.name[0] != "."} == {"file", "tiny.toml"}
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_command_goes_on_later(
+    started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings
+) -> None:
+    result = started(*study, 1, largest=100_000).wait()
+    refused(result, f"results/{FILE}", "run the same command again")
+    assert 0 < len(trainings(tmp_path / "results")) < TRAININGS
+    finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)

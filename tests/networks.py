@@ -1,0 +1,96 @@
+"""Small networks of every kind the pruning tests run over, each with a batch that fits."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from natal.lab.networks import mlp
+
+
+class Residual(nn.Module):
+    """Stem, one residual block with batch norm and a projected skip, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(4, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.skip = nn.Conv2d(4, 6, 1, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return self.head(torch.relu(y + self.skip(x)).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with attention of plain linear layers, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(6), nn.LayerNorm(6)
+        self.query, self.key, self.value, self.out = (nn.Linear(6, 6) for _ in range(4))
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        attended = nn.functional.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y))
+        x = x + self.dropout(self.out(attended))
+        x = x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+def deep_mlp() -> nn.Sequential:
+    sizes = [5, 8, 7, 6, 3]
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def conv_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 9, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
+
+
+def _seeded(make):  # type: ignore[no-untyped-def]
+    def build() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return make()
+
+    return build
+
+
+NETWORKS = {
+    "mlp": (lambda: mlp(5, 8, 3, seed=3), (5,)),
+    "deep": (_seeded(deep_mlp), (5,)),
+    "conv": (_seeded(conv_net), (1, 6, 6)),
+    "residual": (_seeded(Residual), (1, 6, 6)),
+    "transformer": (_seeded(Block), (4, 6)),
+}
+
+
+def network(kind: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    make, shape = NETWORKS[kind]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, *shape, generator=generator)
+    return make(), (x, torch.randint(3, (12,), generator=generator))

@@ -1,0 +1,310 @@
+"""Everything a directory shows, rebuilt from its store alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+import reference_store
+from natal.errors import NatalError
+from natal.reading import report, stats
+from natal.reading.results import load
+from natal.study import Control, Run, load_study
+
+COLUMNS = (
+    "task,strategy,sparsity,metric_name,metric_mean,metric_std,metric_ci_low,metric_ci_high,"
+    "epochs_mean,epochs_std,n_seeds"
+)
+FILES = ["results.json", "summary.csv", "accuracy_vs_sparsity.png", "epochs_vs_sparsity.png", "report.txt"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reference_store.build(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def text(directory: Path) -> str:
+    return report.text(load(directory))
+
+
+def table(directory: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(report.csv_bytes(load(directory)).decode().splitlines()))
+
+
+def test_write_makes_every_file_and_the_same_bytes_again(directory: Path) -> None:
+    paths = report.write(directory)
+    assert [p.name for p in paths] == FILES
+    first = {p.name: p.read_bytes() for p in paths}
+    assert {p.name: p.read_bytes() for p in report.write(directory)} == first
+    assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]
+
+
+def test_summary_has_the_published_columns_and_a_row_per_cell(directory: Path) -> None:
+    content = report.csv_bytes(load(directory)).decode()
+    assert content.splitlines()[0] == COLUMNS
+    rows = table(directory)
+    assert len(rows) == 2 * 3 * 8
+    structured = next(
+        r for r in rows if (r["task"], r["strategy"], r["sparsity"]) == ("modular", "structured", "0.7")
+    )
+    assert round(float(structured["metric_mean"]), 4) == 0.7094
+    assert (structured["metric_name"], structured["n_seeds"]) == ("test_acc", "3")
+    assert float(structured["metric_ci_low"]) < 0.7094 < float(structured["metric_ci_high"])
+
+
+def test_json_is_the_published_format(directory: Path) -> None:
+    content = json.loads(report.json_bytes(load(directory)))
+    assert set(content) == {"metadata", "results"}
+    assert content["results"] == reference_store.reference_objects()
+
+
+def test_report_has_its_sections(text: str) -> None:
+    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "WHAT THE NUMBERS HIDE",
+                "WHAT THIS CANNOT CONCLUDE", "WHAT THE MASKS DID", "RESULTS", "STRATEGIES SEED BY SEED",
+                "HOW IT WAS MADE"]  # fmt: skip
+    positions = [text.index(f"\n{s}\n----") for s in sections]
+    assert positions == sorted(positions)
+    assert "95% CI" in text
+    assert "UNFINISHED" not in text
+    for title in ("RANKING", "CONTROLS", "PATIENCE WOULD HAVE"):
+        assert title not in text  # three strategies need no ranking, have no controls, and were stopped early
+    assert all(len(line) <= 125 for line in text.splitlines())
+
+
+def test_report_says_what_the_numbers_hide(text: str) -> None:
+    assert "Layer collapse, 18 runs" in text
+    assert "regression from 50% on: magnitude 15" in text
+    assert "Stopped by patience at chance, 41 runs" in text
+    assert "modular at 10%, 90%: structured 2" in text  # straddling
+    findings = section(text, "KEY FINDINGS")
+    assert "!! masks left nothing that can learn, before any training, from 50% on" in findings
+    assert "!! patience ended runs that were still at chance at 30%, 50%, 70%, 80%, 90%" in findings
+    assert "with so few seeds none could: the least p is 0.25" in " ".join(findings.split())
+
+
+def test_report_says_what_three_seeds_cannot(text: str) -> None:
+    assert "n = 3: 3 seeds a cell" in text
+    assert "is 0.25, so no difference" in " ".join(text.split())
+    assert "needs 6 seeds or more" in " ".join(text.split())
+
+
+def test_report_puts_published_numbers_beside_ours(text: str) -> None:
+    line = next(line for line in text.splitlines() if "structured's critical sparsity is 90%" in line)
+    assert line.split()[:6] == ["not", "excluded", "90%", "80%", "[80%,", "90%]"]
+    assert text.count("neurons only select a width") == text.count("not tested here") == 2
+
+
+def test_report_says_what_the_masks_did(text: str) -> None:
+    table = text[text.index("regression / magnitude: collapses at 42.4%") :].splitlines()
+    assert table[4].split() == [
+        *("50%", "50.0%", "100.0%", "0.0", "128.0", "0%", "0.00"),
+        *("fatal", "in", "3", "of", "3"),
+    ]
+    words = " ".join(text.split())
+    assert "fatal from 50% on, 15 runs: output.weight has collapsed: no weight is left" in words
+    assert "warning from 10% on, 21 runs, such as: hidden.weight has dead units: 12 that nothing" in words
+    assert "regression: nothing above a note about random." in words
+
+
+def many(directory: Path, strategies: int, seeds: int = 3) -> Path:
+    """A study of many strategies on one task: each a little worse than the one before it."""
+    names = ["random", *(f"strategy-{i}" for i in range(1, strategies))]
+    base = reference_store.reference_study().model_dump(mode="json")
+    recipes = [{"name": n, "criterion": "random" if n == "random" else "magnitude"} for n in names]
+    study = load_study(
+        {**base, "tasks": ["regression"], "strategies": recipes, "claims": [], "seeds": list(range(seeds))}
+    )
+    reference = reference_store.reference_outcomes()
+    outcomes = {}
+    for run in study.runs():
+        place = names.index(run.strategy)
+        like = "random" if place else "magnitude"  # the first strategy's masks are the fatal ones
+        outcome = reference[Run("regression", like, run.sparsity, 42)]
+        metric = 0.9 - 0.01 * ((place - 2) % strategies) * (run.sparsity > 0) + 0.001 * run.seed
+        outcomes[run] = replace(outcome, test_metric=metric)
+    return reference_store.build(directory, outcomes, study)
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"\n{title}\n---")[2].partition("\n---")[0]
+
+
+def test_many_strategies_are_ranked_and_shown_side_by_side(tmp_path: Path) -> None:
+    text = report.text(load(many(tmp_path, 15)))
+    ranking = section(text, "RANKING")
+    assert "With 3 seeds no pair can be told apart, whatever the difference: the least p is 0.25" in (
+        " ".join(ranking.split())
+    )
+    rows = [line.split() for line in ranking.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    assert [row[1] for row in rows] == [f"strategy-{i}" for i in range(2, 15)] + ["random", "strategy-1"]
+    assert rows[0][2] == "0.9010"
+    assert rows[13][-8:] == ["0%", "[0%,", "0%]", "5", "of", "7", "0", "all"]
+    masks = section(text, "WHAT THE MASKS DID")
+    assert "100.0%F" in masks
+    assert "random: fatal from 50% on, 15 runs: no path of kept weights" in masks
+    # 14 pairs with the best and 14 with random masks, one of them the same
+    pairs = section(text, "STRATEGIES SEED BY SEED")
+    assert "Shown are the 27 pairs" in pairs
+    assert "78 others are left out, 0 of them significant" in " ".join(pairs.split())
+    assert "for all 735 comparisons" in " ".join(pairs.split())
+    assert sum(line.startswith("  regression: ") for line in pairs.splitlines()) == 2 * 27
+    assert all(len(line) <= 125 for line in text.splitlines())
+
+
+def test_enough_seeds_tell_strategies_apart(tmp_path: Path) -> None:
+    text = report.text(load(many(tmp_path, 7, seeds=16)))
+    assert "21 of 21 pairs of strategies differ significantly" in " ".join(text.split())
+    assert " beats " not in text
+    assert "10 others are left out, 10 of them significant" in " ".join(text.split())
+    ranking = section(text, "RANKING")
+    assert "no pair can be told apart" not in ranking
+    assert [line.split()[-1] for line in ranking.splitlines() if "of 7" in line] == ["-"] * 7
+
+
+def controlled(directory: Path) -> Path:
+    """A study without early stopping: structured, its width control, and random masks with all controls."""
+    base = load_study("controls").model_dump(mode="json")
+    names = ["random", {"criterion": "random", "control": "shuffle"}, "structured", "fresh-narrow"]
+    study = load_study({**base, "tasks": ["modular"], "strategies": names, "sparsities": [0.0, 0.3, 0.5]})
+    reference = reference_store.reference_outcomes()
+    outcomes = {}
+    for run in study.runs():
+        kind = "random" if run.strategy.startswith("random") else "structured"
+        o = reference[Run("modular", kind, run.sparsity, run.seed)]
+        if run.strategy == "fresh-narrow":
+            o = replace(o, test_metric=(o.test_metric or 0) + 0.01)
+        if kind == "random" and run.sparsity:  # at chance for 101 epochs, and then it memorises
+            curve, loss = np.full(500, 0.004), np.linspace(4.5, 0.5, 500)
+            o = replace(
+                o,
+                epochs_trained=500,
+                best_epoch=1,
+                train_metric=0.9,
+                val_metric_curve=curve,
+                train_loss_curve=loss,
+            )
+        outcomes[run] = o
+    return reference_store.build(directory, outcomes, study)
+
+
+def test_strategies_stand_beside_their_controls(tmp_path: Path) -> None:
+    text = report.text(load(controlled(tmp_path)))
+    controls = section(text, "STRATEGIES BESIDE THEIR CONTROLS")
+    rows = [
+        line.split() for line in controls.splitlines() if line.startswith(("  random -", "  structured -"))
+    ]
+    assert rows == [
+        ["random", "-", "random-shuffle", "same"],
+        ["structured", "-", "fresh-narrow", "-0.0100", "[-0.0100,", "-0.0100]", "0.5", "-0.0100", "-0.0100"],
+    ]
+    assert "for 2 planned comparisons" in " ".join(controls.split())
+    assert "  - shuffle: the same number of weights" in controls
+    assert "  - fresh-narrow: a newly drawn network" in controls
+    assert "quota-random" not in controls
+    claims = section(text, "PUBLISHED BESIDE OURS")
+    assert [line.split()[0] for line in claims.splitlines() if "select a width" in line] == [
+        "disagrees".upper()
+    ]
+
+
+def test_a_study_without_early_stopping_says_what_patience_would_have_hidden(tmp_path: Path) -> None:
+    hidden = section(report.text(load(controlled(tmp_path))), "WHAT PATIENCE WOULD HAVE HIDDEN")
+    rows = [line.split() for line in hidden.splitlines() if " of " in line and "%" in line]
+    # after 101 of 500 epochs the loss has come 100 / 499 of the way from 4.5 to 0.5
+    assert rows[0] == [
+        "modular",
+        "/",
+        "random",
+        "30%",
+        "3",
+        "of",
+        "3",
+        "101",
+        "3.6984",
+        "0.5000",
+        "0.9000",
+        "0.0028",
+    ]
+    assert [row[-9] for row in rows] == ["30%", "50%"] * 2
+
+
+def test_every_control_has_its_meaning() -> None:
+    kinds = {kind for _, _, kind in stats.controls(load_study("controls"))}
+    assert set(report._CONTROL_MEANING) == kinds >= set(get_args(Control))
+
+
+def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:
+    for cell in stats.cells(load(directory).runs):
+        assert f"{cell.test.mean:.4f}" in text
+
+
+def test_an_unfinished_store_is_reported_loudly(tmp_path: Path) -> None:
+    outcomes = dict(list(reference_store.reference_outcomes().items())[:30])
+    results = load(reference_store.build(tmp_path, outcomes))
+    content = report.text(results)
+    assert f"UNFINISHED: {len(results.missing)} of 144 runs are missing" in content
+    assert json.loads(report.json_bytes(results))["metadata"]["natal"]["missing_runs"] == len(results.missing)
+    assert "UNFINISHED: 144 of 144" in report.text(load(reference_store.build(tmp_path / "empty", {})))
+
+
+def test_diverged_and_mixed_runs_are_reported_loudly(tmp_path: Path) -> None:
+    outcomes = reference_store.reference_outcomes()
+    for seed in (42, 123, 7):
+        run = Run("modular", "structured", 0.95, seed)
+        outcomes[run] = reference_store.diverged(outcomes[run])
+    other = Run("regression", "random", 0.5, 7)
+    outcomes[other] = replace(outcomes[other], made_by="batched, cuda")
+    directory = reference_store.build(tmp_path, outcomes)
+    content = report.text(load(directory))
+    assert "DIVERGED: 3 trainings" in content
+    assert "MIXED PROVENANCE" in content
+    assert "batched, cuda: 1" in content
+    row = next(
+        r
+        for r in table(directory)
+        if (r["task"], r["strategy"], r["sparsity"]) == ("modular", "structured", "0.95")
+    )
+    assert (row["metric_mean"], row["n_seeds"]) == ("nan", "0")
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    study = load_study(
+        {**reference_store.reference_study().model_dump(mode="json"), "seeds": [42], "claims": []}
+    )
+    directory = reference_store.build(tmp_path, study=study)
+    assert {r["metric_ci_low"] for r in table(directory)} == {"nan"}
+    content = report.text(load(directory))
+    assert "n/a" in content
+    assert "One run only" in content
+    assert "n = 1: 1 seed a cell" in content
+    assert "PUBLISHED" not in content
+
+
+def test_a_negative_dense_mean_leaves_critical_sparsity_undefined(tmp_path: Path) -> None:
+    outcomes = {run: replace(o, test_metric=-12345.678) if run.task == "regression" else o
+                for run, o in reference_store.reference_outcomes().items()}  # fmt: skip
+    content = report.text(load(reference_store.build(tmp_path, outcomes)))
+    assert "0.95 of it: undefined, not positive" in content
+    assert "magnitude: critical sparsity undefined" in content
+    assert "-1.2e+04" in content
+    assert "Dense network at chance, 1 tasks" in content
+    assert "!! the dense network is at chance" in content
+
+
+def test_a_directory_that_cannot_be_written_is_one_clear_line(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(NatalError, match=r"results\.json: No space left on device"):
+        report.write(directory)
+    assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]

@@ -1,0 +1,47 @@
+"""How a report writes numbers and sentences."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from natal.reading import wording
+from natal.reading.stats import summarise
+
+
+@pytest.mark.parametrize(("value", "form", "shown"), [
+    (0.12345, ".4f", "0.1235"), (-12345.678, ".4f", "-1.2e+04"), (12345.678, "+.4f", "+1.2e+04"),
+    (None, ".4f", "n/a"), (math.nan, ".4f", "n/a"), (99999.0, ".1f", "99999.0"),
+])  # fmt: skip
+def test_numbers_never_run_too_wide(value: float | None, form: str, shown: str) -> None:
+    assert wording.number(value, form) == shown
+
+
+def test_ranks_are_written_as_spans() -> None:
+    assert wording.spans([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
+    assert wording.spans([]) == "-"
+
+
+def test_levels_shares_and_intervals() -> None:
+    assert [wording.show_level(x) for x in (0.5, None, math.inf)] == ["50%", "undefined", "never"]
+    assert (wording.share(0.125), wording.share(math.nan)) == ("12.5%", "n/a")
+    assert wording.interval(summarise([1, 1])) == "[1.0000, 1.0000]"
+    assert wording.interval(summarise([1])) == "n/a"
+
+
+def test_counts_have_their_noun() -> None:
+    assert [wording.plural(n, "strategy") for n in (0, 1, 2)] == [
+        "0 strategies",
+        "1 strategy",
+        "2 strategies",
+    ]
+    assert wording.plural(2, "run") == "2 runs"
+
+
+def test_sentences_are_wrapped_whole() -> None:
+    lines = [*wording.prose("word " * 60), *wording.bullet("word " * 60), *wording.loud("word " * 60)]
+    assert max(map(len, lines)) <= wording.WIDTH
+    assert wording.bullet("a-b " * 60)[0].endswith("a-b")
+    assert wording.bullet("word " * 60)[1].startswith("    word")
+    assert wording.wrapped("word " * 60, 4)[1].startswith("      word")
