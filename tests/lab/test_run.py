@@ -18,7 +18,7 @@ import natal
 from conftest import tiny, toml, trainings
 from natal import NatalError, Problem, Run, criterion
 from natal.lab import run as runner
-from natal.lab import worker
+from natal.lab import trial, worker
 from natal.lab.engines import compiled
 from natal.lab.executors import InProcess
 from natal.lab.run import Plan, Silent
