@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         save_ticket,
         to_torch_prune,
     )
-    from natal.pruning.mask import Mask, select
+    from natal.pruning.mask import Mask
+    from natal.pruning.select import select
     from natal.reading.results import Results, load
     from natal.study import Recipe, Run, Study, Training, load_study
 
@@ -43,7 +44,8 @@ _HOMES = {
         "save_ticket",
         "to_torch_prune",
     ),
-    "natal.pruning.mask": ("Mask", "select"),
+    "natal.pruning.mask": ("Mask",),
+    "natal.pruning.select": ("select",),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
     "natal.front": ("run",),

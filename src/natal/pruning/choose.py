@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from natal.errors import NatalError
 from natal.pruning.criteria.flow import redraw
 from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, gradient, private, traits
-from natal.pruning.mask import Mask, check_sparsity, dense, first_layer, prunable, select, select_units
+from natal.pruning.mask import Mask, dense, first_layer, prunable
+from natal.pruning.select import check_sparsity, keep_highest, select, select_units
 from natal.pruning.units import Units, columns, gates, removable, remove_units, units
+from natal.streams import uniform
 from natal.study import Recipe
 
 
@@ -148,7 +150,7 @@ def _aggregate(
 
 def _gate_saliency(problem: Problem, name: str, unit: Units) -> Tensor:
     c = torch.ones_like(problem.weights[name].flatten(1)[:, 0]).requires_grad_()
-    parameters = dict(problem.model.named_parameters()) | dict(problem.weights)
+    parameters = problem.parameters()
     loss = problem.loss_at(parameters | gates(unit, name, parameters, c))
     return gradient(loss, {name: c})[name].abs().detach()
 
@@ -162,13 +164,13 @@ def _shuffle(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask
 
 def _quota_random(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
     generator = problem.stream("quota-random")  # not the stream of `random`: its control would be a copy
-    draws = {n: torch.rand(k.shape, generator=generator).to(k.device) for n, k in chosen.weights.items()}
+    draws = {n: uniform(k.shape, generator).to(k.device) for n, k in chosen.weights.items()}
     return Mask({name: _best(draws[name], int(kept.sum())) for name, kept in chosen.weights.items()})
 
 
 def _random_neurons(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
     generator = problem.stream("random-neurons")
-    draws = {n: torch.rand(len(k), generator=generator).to(k.device) for n, k in chosen.units.items()}
+    draws = {n: uniform(k.shape, generator).to(k.device) for n, k in chosen.units.items()}
     return _with_units(draws, chosen, problem, found)
 
 
@@ -184,9 +186,7 @@ def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Mapping[s
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    kept[scores.flatten().argsort(stable=True)[scores.numel() - count :]] = True
-    return kept.view(scores.shape)
+    return keep_highest({"": scores}, scores.numel() - count)[""]
 
 
 def _reinit(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
@@ -204,8 +204,7 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) ->
         for parameter in (name, name.removesuffix("weight") + "bias"):
             if parameter in parameters and name.endswith("weight"):
                 like = parameters[parameter]
-                uniform = 2 * torch.rand(like.shape, generator=generator) - 1
-                redrawn[parameter] = uniform.to(like) / fan_in**0.5
+                redrawn[parameter] = (2 * uniform(like.shape, generator) - 1).to(like) / fan_in**0.5
     return replace(chosen, redrawn=redrawn)
 
 

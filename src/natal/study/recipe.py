@@ -11,7 +11,7 @@ from natal.registry import did_you_mean
 from natal.study.base import Model
 
 SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
-"""Where scores compete; `natal.pruning.mask` says what each means."""
+"""Where scores compete; `natal.pruning.scopes` says what each means."""
 
 
 Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]

@@ -5,11 +5,12 @@ them use.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ class Problem:
 
     The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
     ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
-    ``sparsity``: the final one.
+    ``sparsity``: the final one. ``places``: where the private copy's parameters stand, see `places_of`; None
+    while the model is the caller's.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Problem:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     round: int = 1
     sparsity: float = 0.0
+    places: Mapping[str, Sequence[Place]] | None = None
 
     def __post_init__(self) -> None:
         if not self.initial:
@@ -60,21 +63,47 @@ class Problem:
         """Return this run's generator for one purpose; see `natal.streams.stream`."""
         return stream(self.seed, purpose)
 
-    def outputs(self, parameters: Mapping[str, Tensor], inputs: Tensor | None = None) -> Any:
+    def outputs(self, parameters: Mapping[str, Tensor], inputs: Any = None) -> Any:
         """Return f(inputs; parameters), by default on the batch; unnamed parameters are the model's own.
 
-        Raises NatalError naming the layer that the batch does not fit.
+        They stay in a private model until its next call, because layers that are checkpointed look at them again
+        while derivatives are taken. Raises NatalError naming the layer that the batch does not fit.
         """
         batch = self.inputs if inputs is None else inputs
+        rest = dict(parameters)
+        for name, places in (self.places or {}).items():
+            given = [rest.pop(place.name) for place in places if place.name in rest]
+            if len(given) > 1:
+                raise NatalError(f"{name!r} goes by several names; give one tensor for all of them")
+            for place in places:
+                place.module._parameters[place.leaf] = given[0] if given else place.own  # type: ignore[assignment]
+        for module in self.model.modules() if self.places else ():
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()  # recurrent layers read their parameters from a list of their own
         try:
-            return functional_call(self.model, dict(parameters), (batch,))
+            with warnings.catch_warnings():
+                # torch's older kind of checkpoint warns, and then gives no derivatives
+                warnings.filterwarnings("error", "None of the inputs have requires_grad=True")
+                return functional_call(self.model, rest, (batch,))
         except Exception as error:  # whatever a user's forward raises
+            if "None of the inputs have requires_grad" in str(error):
+                raise NatalError(_reentrant(self.model)) from error
             kind = (
                 f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"type {type(batch).__name__}"
             )
             raise NatalError(
                 f"a batch of {kind} does not fit {self._stuck_at(batch)}: {_first_line(error)}"
             ) from error
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return all parameters by name: the weights of this round, and the model's own that are not prunable."""
+        places = places_of(self.model) if self.places is None else self.places
+        others = {
+            name: found[0].own
+            for name, found in places.items()
+            if not any(place.name in self.weights for place in found)
+        }
+        return {**self.weights, **others}
 
     def logits(self, parameters: Mapping[str, Tensor], inputs: Tensor | None = None) -> Tensor:
         """Return the outputs, checked to be one tensor."""
@@ -191,24 +220,43 @@ def criterion(
 
 
 def leaves(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the weights that a gradient can be taken in."""
-    return {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+    """Return the weights as tensors that a gradient can be taken in; they share the numbers."""
+    return {name: w.detach().requires_grad_() for name, w in weights.items()}
 
 
 def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
     """Return ∂value/∂at by name; zero for a weight that ``value`` does not depend on.
 
-    Raises NatalError if it depends on none of them.
+    Raises NatalError if it depends on none of them, or if something in it cannot be differentiated (twice).
     """
-    found = (
-        torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
-        if value.requires_grad
-        else [None]
-    )
+    try:
+        found = (
+            torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
+            if value.requires_grad
+            else [None]
+        )
+    except RuntimeError as error:  # an operation without a derivative of this order
+        said = _first_line(error)
+        cure = (
+            _REENTRANT
+            if "Checkpointing is not compatible" in said
+            else "choose a criterion that needs no such derivative, or another loss"
+        )
+        raise NatalError(f"the loss has no derivative that the criterion needs: {said}; {cure}") from error
     if all(g is None for g in found):
         raise NatalError(f"the loss does not depend on the model's weights, not even on {next(iter(at))!r}")
     pairs = zip(at.items(), found, strict=True)
     return {name: torch.zeros_like(w) if g is None else g for (name, w), g in pairs}
+
+
+_REENTRANT = "checkpoint with use_reentrant=False"
+
+
+def _reentrant(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} checkpoints a layer with use_reentrant=True, which hides its weights from scoring; "
+        f"{_REENTRANT}"
+    )
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -217,6 +265,24 @@ def duplicate(model: nn.Module) -> nn.Module:
         return deepcopy(model)
     except Exception as error:  # whatever an attribute of the user's raises
         raise NatalError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+
+
+class Place(NamedTuple):
+    """Where a parameter stands in a private model: its name, its module, its entry there, and itself."""
+
+    name: str
+    module: nn.Module
+    leaf: str
+    own: Tensor
+
+
+def places_of(model: nn.Module) -> dict[str, list[Place]]:
+    """Return where a model's parameters stand, those that layers share in several places."""
+    places: dict[int, list[Place]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        path, _, leaf = name.rpartition(".")
+        places.setdefault(id(parameter), []).append(Place(name, model.get_submodule(path), leaf, parameter))
+    return {found[0].name: found for found in places.values()}
 
 
 @contextmanager
@@ -233,17 +299,40 @@ def private(problem: Problem) -> Iterator[Problem]:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    own = replace(problem, model=model)
-    if any(w.dtype in _HALF for w in problem.weights.values()):
+    widened = any(w.dtype in _HALF for w in problem.weights.values())
+    if widened:
         model.float()
-        weights, initial = ({n: w.float() for n, w in ws.items()} for ws in (own.weights, own.initial))
-        inputs, targets = (_widened(t) for t in (own.inputs, own.targets))
-        own = replace(own, weights=weights, initial=initial, inputs=inputs, targets=targets)
+    theirs, ours = (dict(m.named_parameters(remove_duplicate=False)) for m in (problem.model, model))
+
+    def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # the copy's own numbers where they are the model's, so that a large network is copied once
+        return {
+            name: ours[name].detach()
+            if name in theirs and _same_memory(w, theirs[name])
+            else (w.float() if w.dtype in _HALF else w.detach().clone())
+            for name, w in weights.items()
+        }
+
+    inputs, targets = (_widened(t) if widened else t for t in (problem.inputs, problem.targets))
+    initial = owned(problem.initial)
+    own = replace(
+        problem,
+        model=model,
+        weights=initial if problem.weights is problem.initial else owned(problem.weights),
+        initial=initial,
+        inputs=inputs,
+        targets=targets,
+        places=places_of(model),
+    )
     with _own_randomness(own), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield own
 
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _widened(tensor: Any) -> Any:
