@@ -263,7 +263,29 @@ X, Y = network("deep")[1]
             {"scope": "igq", "granularity": "neuron"},
             r"scope 'igq' budgets single weights; neurons take global",
         ),
-        ({"granularity": "filter"}, "granularity: input should be 'weight' or 'neuron'"),
+        (
+            {"granularity": "filter"},
+            r"granularity: unknown granularity 'filter'.* known: weight, neuron, kernel",
+        ),
+        ({"granularity": {"block": [4]}}, r"granularity: a block has two sides, \{ block = \[4, 4\] \}, got"),
+        ({"granularity": {"block": [4, 0]}}, r"granularity: a block has two sides"),
+        (
+            {"granularity": "2:4", "sparsity": 0.6},
+            r"'2:4' removes two of every four; set sparsity=0.5, not 0.6",
+        ),
+        (
+            {"granularity": "2:4", "scope": "erk"},
+            r"'2:4' lets scores compete within each four, so scope 'erk'",
+        ),
+        ({"granularity": "kernel", "aggregate": "gate"}, r"aggregate 'gate' is for whole neurons"),
+        (
+            {"granularity": "kernel", "criterion": "random", "scope": "threshold"},
+            r"scope 'threshold' is for scores of single weights, which are uniform draws",
+        ),
+        (
+            {"granularity": {"block": [9, 9]}, "sparsity": 0.8},
+            r"sparsity 0.8 leaves 1 of 4 groups for 4 layers, so one of them, such as '0.weight', would be empty",
+        ),
         ({"aggregate": "gate"}, r"aggregate 'gate' is for whole neurons; use granularity 'neuron'"),
         ({"control": "shufle"}, "control: input should be 'shuffle'"),
         ({"control": "fresh-narrow"}, "'fresh-narrow' is for whole neurons; use granularity 'neuron'"),

@@ -128,13 +128,17 @@ def _diagnosis(
     if sparsity == 0:
         return {}
     assert problem.inputs is not None
+    counted = recipe.granularity in (
+        "weight",
+        "neuron",
+    )  # what other granularities remove is no share of either
     one_shot = traits[recipe.criterion].rounds == 1 and recipe.control is None
     selected = recipe.granularity == "weight" and recipe.scope == "global" and one_shot
     found = diagnose(
         net,
         chosen,
         problem.inputs[:DIAGNOSED_ROWS],
-        requested=sparsity,
+        requested=sparsity if counted else None,
         random=recipe.criterion == "random" and recipe.control is None,
         scores=score(recipe.criterion, replace(problem, sparsity=sparsity)) if selected else None,
     )

@@ -19,6 +19,7 @@ from natal.errors import NatalError
 from natal.pruning.choose import mask as choose
 from natal.pruning.choose import problem_of
 from natal.pruning.criteria.problem import duplicate
+from natal.pruning.grid import Granularity
 from natal.pruning.mask import Mask
 from natal.pruning.masked import mask_
 from natal.pruning.scopes import Scope
@@ -30,7 +31,7 @@ def prune(
     sparsity: float = 0.9,
     criterion: str = "synflow",
     scope: Scope = "global",
-    granularity: str = "weight",
+    granularity: Granularity = "weight",
     *,
     aggregate: str = "incoming-l2",
     control: str | None = None,
@@ -41,8 +42,8 @@ def prune(
 ) -> Mask:
     """Return the mask that a criterion chooses for a model; the model is untouched.
 
-    ``sparsity``: share of the prunable weights (neurons) to remove. ``criterion``, ``scope``,
-    ``granularity``, ``aggregate``, ``control``: as in a study's strategies, see `natal.pruning.criteria.mask`.
+    ``sparsity``: share of the prunable weights (neurons, kernels, blocks) to remove. ``criterion``, ``scope``,
+    ``granularity``, ``aggregate``, ``control``: as in a study's strategies, see `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
     ``"first"``, ``"last"``. Raises NatalError, one sentence naming the argument or the layer, for what cannot

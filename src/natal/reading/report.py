@@ -154,7 +154,7 @@ def _making(results: Results) -> Iterator[tuple[str, str]]:
 
     for recipe in study.strategies:
         control = f", control {recipe.control}" if recipe.control else ""
-        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}{control}"
+        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.removed}{control}"
         yield recipe.name, scores
     trainings = len({run["key"] for run in results.runs})
     yield "trainings", f"{trainings}; strategies share the dense one of each task and seed"

@@ -236,11 +236,45 @@ def _mask(row: Row, recipe: Recipe, hidden: int, task: Mapping[str, Any]) -> Ite
     elif recipe.granularity == "neuron":
         neurons = max(hidden - int(s * hidden), 1)
         yield from _unlike({layer: n // hidden * neurons for layer, n in sizes.items()}, by_layer)
+    elif s > 0 and recipe.granularity == "2:4":
+        halves = {
+            "hidden": hidden * _fours(task.get("inputs", 0)),
+            "output": task.get("outputs", 0) * _fours(hidden),
+        }
+        yield from _unlike(halves, by_layer)
+    elif s > 0 and isinstance(recipe.granularity, dict):
+        yield from _unlike_blocks(recipe, s, task, hidden, by_layer)
     elif recipe.scope == "layerwise":
         yield from _unlike({layer: n - int(s * n) for layer, n in sizes.items()}, by_layer)
     elif kept != total - int(s * total):
         # every other scope only shares the same total out
         yield f"keeps {kept} of {total} weights, the study asks for {total - int(s * total)}"
+
+
+def _fours(inputs: int) -> int:
+    """Return how many of one unit's inputs 2:4 keeps."""
+    return inputs - 2 * (inputs // 4) - inputs % 4 // 2
+
+
+def _unlike_blocks(
+    recipe: Recipe, s: float, task: Mapping[str, Any], hidden: int, by_layer: Mapping[str, int]
+) -> Iterator[str]:
+    """Blocks are counted exactly; their weights only where no border cuts through one."""
+    assert isinstance(recipe.granularity, dict)
+    rows, columns = recipe.granularity["block"]
+    shapes = {"hidden": (hidden, task.get("inputs", 0)), "output": (task.get("outputs", 0), hidden)}
+    blocks = {layer: -(-n // rows) * -(-m // columns) for layer, (n, m) in shapes.items()}
+    if any(n % rows or m % columns for n, m in shapes.values()):
+        return
+    if recipe.scope == "layerwise":
+        yield from _unlike(
+            {layer: (n - int(s * n)) * rows * columns for layer, n in blocks.items()}, by_layer
+        )
+        return
+    total, kept = sum(blocks.values()), sum(by_layer.values())
+    wanted = (total - int(s * total)) * rows * columns
+    if kept != wanted:
+        yield f"keeps {kept} weights, the study asks for {wanted} in blocks of {rows} by {columns}"
 
 
 def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str]:

@@ -37,7 +37,8 @@ def synflow(problem: Problem) -> Scores:
     x = problem.example()
     one = torch.ones_like(x, dtype=torch.float64 if x.is_floating_point() else x.dtype)
     R = flow.logits(θ, one).sum()
-    return {name: g.mul_(θ[name].detach()).abs_() for name, g in gradient(R, θ).items()}
+    g = gradient(R, θ)
+    return {name: (θ[name].detach() * g.pop(name)).abs_() for name in θ}
 
 
 def _absolute(problem: Problem) -> Problem:
