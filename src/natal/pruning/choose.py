@@ -77,8 +77,9 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
                 chosen = remove_units(own.weights, kept, found)
             else:
                 chosen = Mask(_of_weights(recipe, scores, gone.weights if gone else {}, reached, last))
-            weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
-            own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
+            if not last:
+                weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
+                own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
         assert chosen is not None
         if recipe.control is None or recipe.control == "invert":
             return chosen

@@ -94,11 +94,7 @@ def unmasked(model: M, mask: Mask) -> M:
     is zero. Otherwise the model has yet to start, so a control's redrawn weights replace its own. Raises
     NatalError as `check` does.
     """
-    # between its hooks torch.nn.utils.prune leaves a product in the module, which deepcopy refuses
-    products = [
-        t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf
-    ]
-    twin = copy.deepcopy(model, {id(t): t.detach() for t in products})
+    twin = copy.deepcopy(model, recomputed(model))
     started = False
     for module in twin.modules():
         started |= bool(_leaves(module))
@@ -117,6 +113,20 @@ def unmasked(model: M, mask: Mask) -> M:
         for name, values in mask.redrawn.items() if not started else ():
             parameters[name].copy_(values)
     return twin
+
+
+def recomputed(model: nn.Module) -> dict[int, Any]:
+    """Return a memo for ``deepcopy`` of what it refuses: weights that hooks compute before each forward pass.
+
+    ``torch.nn.utils.prune`` and the older weight and spectral norm leave them in the module.
+    """
+    names = (
+        (vars(module), getattr(hook, "_tensor_name", getattr(hook, "name", None)))
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+    products = (entries.get(name) for entries, name in names if isinstance(name, str))
+    return {id(t): t.detach() for t in products if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def masked(model: M, mask: Mask) -> M:
@@ -162,10 +172,13 @@ def _unmask(module: nn.Module) -> None:
     """Make a masked module, or one around masked ones, what it was, with zeros where weights were gone."""
     _clear(module)
     for leaf in _leaves(module):
+        if parametrize.is_parametrized(module, leaf):
+            raise NatalError(
+                f"{leaf!r} of a {type(module).__name__} has a parametrization on top of its mask; take it off first, "
+                "with torch.nn.utils.parametrize.remove_parametrizations"
+            )
         del module._buffers[_PREFIX + leaf]
         module._non_persistent_buffers_set.discard(_PREFIX + leaf)
-        if parametrize.is_parametrized(module, leaf) and isinstance(_chain(module, leaf)[-1], _Kept):
-            del _chain(module, leaf)[-1]
     if _is_masked(module):
         module.__class__ = type(module)._natal_base  # type: ignore[attr-defined]
 

@@ -86,10 +86,10 @@ def keep_highest(scores: Mapping[str, Tensor], removed: int) -> dict[str, Tensor
     if removed:
         edge = _smallest(flat, removed)
         torch.gt(flat, edge, out=kept)
-        tied = flat == edge
+        tied = (flat == edge).nonzero().flatten()
         # of the tied as many go as are still to go; what is below the edge is gone already
-        go = removed - (len(flat) - int(kept.sum()) - int(tied.sum()))
-        kept[tied.nonzero().flatten()[go:]] = True
+        go = removed - (len(flat) - int(torch.count_nonzero(kept)) - len(tied))
+        kept[tied[go:]] = True
     parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from natal.errors import NatalError
-from natal.pruning.criteria.problem import Problem, Scores, criterion, gradient, leaves, places_of
+from natal.pruning.criteria.problem import Problem, Scores, criterion, gradient, leaves
+from natal.pruning.masked import recomputed
 from natal.pruning.units import units
 from natal.streams import normal
 
@@ -44,12 +45,17 @@ def synflow(problem: Problem) -> Scores:
 def _absolute(problem: Problem) -> Problem:
     """Return the problem on a float64 model in evaluation mode with every parameter |θ| and nothing added: no bias,
     no mean. The prunable weights, which are given with each call, are not copied."""
-    model = problem.model
-    given = {place.own for name in problem.weights for place in (problem.places or {}).get(name, ())}
-    flow = deepcopy(model, {id(weight): weight for weight in given}).eval()
-    for module in list(flow.modules()):
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name)
+    given = {
+        parameter
+        for name, parameter in problem.model.named_parameters(remove_duplicate=False)
+        if name in problem.weights
+    }
+    flow = deepcopy(
+        problem.model, {id(weight): weight for weight in given} | recomputed(problem.model)
+    ).eval()
+    for module in flow.modules():
+        if parametrize.is_parametrized(module):
+            _settle(module)
     for module in flow.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter not in given:
@@ -62,7 +68,16 @@ def _absolute(problem: Problem) -> Problem:
             module.running_mean.zero_()
         elif isinstance(module, (*_SELF_NORMS, _BATCH_NORM)):
             module.forward = lambda x: x  # type: ignore[method-assign]
-    return replace(problem, model=flow, places=places_of(flow))
+    return replace(problem, model=flow)
+
+
+def _settle(module: nn.Module) -> None:
+    """Make what parametrizations compute plain parameters, without torch's own removal, which alters all copies."""
+    computed = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in computed.items():
+        module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
 
 EPSILON, REDRAWS, ROWS = 0.01, 5, 256

@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from natal.errors import NatalError
 from natal.pruning.mask import dense, first_layer
+from natal.pruning.masked import recomputed
 from natal.registry import Registry
 from natal.streams import stream
 
@@ -37,8 +37,7 @@ class Problem:
 
     The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
     ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
-    ``sparsity``: the final one. ``places``: where the private copy's parameters stand, see `places_of`; None
-    while the model is the caller's.
+    ``sparsity``: the final one.
     """
 
     model: nn.Module
@@ -51,7 +50,6 @@ class Problem:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     round: int = 1
     sparsity: float = 0.0
-    places: Mapping[str, Sequence[Place]] | None = None
 
     def __post_init__(self) -> None:
         if not self.initial:
@@ -66,28 +64,20 @@ class Problem:
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any = None) -> Any:
         """Return f(inputs; parameters), by default on the batch; unnamed parameters are the model's own.
 
-        They stay in a private model until its next call, because layers that are checkpointed look at them again
-        while derivatives are taken. Raises NatalError naming the layer that the batch does not fit.
+        Raises NatalError naming the layer that the batch does not fit.
         """
         batch = self.inputs if inputs is None else inputs
-        rest = dict(parameters)
-        for name, places in (self.places or {}).items():
-            given = [rest.pop(place.name) for place in places if place.name in rest]
-            if len(given) > 1:
-                raise NatalError(f"{name!r} goes by several names; give one tensor for all of them")
-            for place in places:
-                place.module._parameters[place.leaf] = given[0] if given else place.own  # type: ignore[assignment]
-        for module in self.model.modules() if self.places else ():
-            if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()  # recurrent layers read their parameters from a list of their own
         try:
             with warnings.catch_warnings():
                 # torch's older kind of checkpoint warns, and then gives no derivatives
-                warnings.filterwarnings("error", "None of the inputs have requires_grad=True")
-                return functional_call(self.model, rest, (batch,))
+                warnings.filterwarnings("error", _NO_DERIVATIVES)
+                return _with(self.model, parameters)(batch)
         except Exception as error:  # whatever a user's forward raises
-            if "None of the inputs have requires_grad" in str(error):
-                raise NatalError(_reentrant(self.model)) from error
+            if _NO_DERIVATIVES in str(error):
+                raise NatalError(
+                    f"{type(self.model).__name__} checkpoints a layer in the older way, which hides its weights "
+                    f"from scoring; {_NEWER}"
+                ) from error
             kind = (
                 f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"type {type(batch).__name__}"
             )
@@ -97,11 +87,10 @@ class Problem:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return all parameters by name: the weights of this round, and the model's own that are not prunable."""
-        places = places_of(self.model) if self.places is None else self.places
         others = {
-            name: found[0].own
-            for name, found in places.items()
-            if not any(place.name in self.weights for place in found)
+            aliases[0]: parameter
+            for aliases, parameter in _aliases(self.model)
+            if not any(name in self.weights for name in aliases)
         }
         return {**self.weights, **others}
 
@@ -172,6 +161,41 @@ class Problem:
         return model
 
 
+_NO_DERIVATIVES = "None of the inputs have requires_grad=True"
+_NEWER = "checkpoint with use_reentrant=False"
+
+
+def _with(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model with some of its parameters, or buffers, replaced; everything else is shared.
+
+    Not ``functional_call``, which gives the parameters back after the pass: checkpointed layers look at them again
+    while derivatives are taken, each pass at its own.
+    """
+    owned = [*model.parameters(), *model.buffers()]
+    twin = deepcopy(model, {id(tensor): tensor for tensor in owned} | recomputed(model))
+    aliases = {name: names for names, _ in _aliases(model) for name in names}
+    for given, tensor in parameters.items():
+        for name in aliases.get(given, [given]):
+            path, _, leaf = name.rpartition(".")
+            module = twin.get_submodule(path)
+            kind: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            if leaf not in kind:
+                raise NatalError(f"{type(model).__name__} has no parameter {given!r}")
+            kind[leaf] = tensor
+    for module in twin.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # recurrent layers read their parameters from a list of their own
+    return twin
+
+
+def _aliases(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
+    """Return a model's parameters, each with all the names it goes by."""
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return list(found.values())
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
@@ -238,7 +262,7 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
     except RuntimeError as error:  # an operation without a derivative of this order
         said = _first_line(error)
         cure = (
-            _REENTRANT
+            _NEWER
             if "Checkpointing is not compatible" in said
             else "choose a criterion that needs no such derivative, or another loss"
         )
@@ -249,40 +273,12 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
     return {name: torch.zeros_like(w) if g is None else g for (name, w), g in pairs}
 
 
-_REENTRANT = "checkpoint with use_reentrant=False"
-
-
-def _reentrant(model: nn.Module) -> str:
-    return (
-        f"{type(model).__name__} checkpoints a layer with use_reentrant=True, which hides its weights from scoring; "
-        f"{_REENTRANT}"
-    )
-
-
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a deep copy; raise NatalError where the model holds something that cannot be copied."""
     try:
-        return deepcopy(model)
+        return deepcopy(model, recomputed(model))
     except Exception as error:  # whatever an attribute of the user's raises
         raise NatalError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
-
-
-class Place(NamedTuple):
-    """Where a parameter stands in a private model: its name, its module, its entry there, and itself."""
-
-    name: str
-    module: nn.Module
-    leaf: str
-    own: Tensor
-
-
-def places_of(model: nn.Module) -> dict[str, list[Place]]:
-    """Return where a model's parameters stand, those that layers share in several places."""
-    places: dict[int, list[Place]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        path, _, leaf = name.rpartition(".")
-        places.setdefault(id(parameter), []).append(Place(name, model.get_submodule(path), leaf, parameter))
-    return {found[0].name: found for found in places.values()}
 
 
 @contextmanager
@@ -322,7 +318,6 @@ def private(problem: Problem) -> Iterator[Problem]:
         initial=initial,
         inputs=inputs,
         targets=targets,
-        places=places_of(model),
     )
     with _own_randomness(own), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield own
