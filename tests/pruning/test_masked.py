@@ -497,6 +497,26 @@ def test_what_is_put_on_a_masked_weight_goes_through_the_mask(how: str) -> None:
     assert not read[4][~kept].any()
 
 
+@pytest.mark.parametrize("how", ["weight norm", "spectral norm", "symmetric"])
+def test_a_parametrization_compiled_at_once_goes_through_the_mask(how: str) -> None:
+    model, x, mask = build("plain")
+    net = natal.apply(model, mask).eval()
+    ON_TOP[how](net[0])
+    torch._dynamo.reset()
+    found = torch.compile(net, fullgraph=True, backend="eager")(x)
+    weight = net[0].weight * mask.weights["0.weight"]
+    expected = functional_call(reference(model, mask), {"0.weight": weight}, (x,))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_parametrization_on_top_is_to_be_taken_off_before_the_mask() -> None:
+    model, _, mask = build("plain")
+    net = natal.apply(model, mask)
+    parametrizations.weight_norm(net[0])
+    with pytest.raises(NatalError, match="has a parametrization on top of its mask; take it off first"):
+        unmasked(net, mask)
+
+
 def test_a_parametrization_can_be_taken_off_again() -> None:
     model, x, mask = build("plain")
     net = natal.apply(model, mask)

@@ -171,12 +171,12 @@ def _mask_parameter(module: nn.Module, leaf: str, kept: Tensor) -> None:
 def _unmask(module: nn.Module) -> None:
     """Make a masked module, or one around masked ones, what it was, with zeros where weights were gone."""
     _clear(module)
+    if _is_masked(module) and parametrize.is_parametrized(module):
+        raise NatalError(
+            f"a {type(module).__name__} has a parametrization on top of its mask; take it off first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
     for leaf in _leaves(module):
-        if parametrize.is_parametrized(module, leaf):
-            raise NatalError(
-                f"{leaf!r} of a {type(module).__name__} has a parametrization on top of its mask; take it off first, "
-                "with torch.nn.utils.parametrize.remove_parametrizations"
-            )
         del module._buffers[_PREFIX + leaf]
         module._non_persistent_buffers_set.discard(_PREFIX + leaf)
     if _is_masked(module):
@@ -214,10 +214,10 @@ def _masked_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Mod
 
     @functools.wraps(base.forward)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return base.forward(module, *args, **kwargs)
         for leaf in leaves:
             _mask_parametrization(module, leaf)
+        if torch.compiler.is_compiling():
+            return base.forward(module, *args, **kwargs)
         _running.depth += 1
         try:
             return base.forward(module, *args, **kwargs)
