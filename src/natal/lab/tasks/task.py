@@ -21,6 +21,7 @@ from torch import Tensor
 from natal.errors import NatalError
 from natal.registry import Registry
 from natal.streams import stream
+from natal.study import Task as TaskChoice
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,16 @@ class Split:
     data: Data
     fit: Tensor
     val: Tensor
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
 
-def load(name: str, seed: int, validation_fraction: float) -> Split:
+def load(choice: TaskChoice, seed: int, validation_fraction: float) -> Split:
     """Return the data of a task for a seed, with ``round(fraction * rows)`` validation rows drawn from ``split``.
 
     Shared by all trainings of that task and seed in this process; treat it as read-only. Raises NatalError for data
     a network cannot be trained on.
     """
-    return _load(tasks[name], seed, validation_fraction)
+    return _load(tasks[choice.entry], seed, validation_fraction)
 
 
 @functools.lru_cache(maxsize=64)
