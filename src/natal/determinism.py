@@ -15,10 +15,16 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def deterministic(device: str = "cpu") -> Iterator[None]:
-    """Run under torch's deterministic algorithms, drawing float32 whatever the caller's default is."""
+    """Run under torch's deterministic algorithms, in float32 as it is, whatever the caller has chosen.
+
+    The caller's default dtype, autocast, inference mode and shorter float32 products (TF32, bfloat16) would give other
+    bits.
+    """
     if device != "cpu":  # cuBLAS reads it when first used; without it torch refuses its products
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    dtype = torch.get_default_dtype()
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    tried, short = cudnn.benchmark, cudnn.allow_tf32
     before = torch.get_deterministic_debug_mode()
     memory = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -26,9 +32,18 @@ def deterministic(device: str = "cpu") -> Iterator[None]:
     torch.set_deterministic_debug_mode("error")
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    cudnn.benchmark = cudnn.allow_tf32 = False
     try:
-        yield
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
     finally:
+        cudnn.benchmark, cudnn.allow_tf32 = tried, short
+        torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)
         torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
