@@ -289,11 +289,10 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: P
     assert said["shared"].endswith("132 trainings")
     assert said["done"] == "0 of 144 runs are stored in results"
     assert said["to do"].startswith("132 trainings in ")
-    expected = r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
-    assert re.fullmatch(expected, said["estimate"])
-        r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps were measured here\)",
-        said["estimate"],
+    expected = (
+        r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
     )
+    assert re.fullmatch(expected, said["estimate"])
     assert list(tmp_path.iterdir()) == []
 
 
