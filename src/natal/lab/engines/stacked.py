@@ -16,12 +16,14 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from natal.determinism import deterministic, single_threaded
 from natal.errors import NatalError
@@ -58,7 +60,7 @@ class Stacked:
         rows = setting.split.fit[:2]
         inputs, targets = setting.split.data.inputs[rows], setting.split.data.targets[rows]
         try:
-            with deterministic(), single_threaded(), warnings.catch_warnings():
+            with _settings("cpu"), warnings.catch_warnings():
                 # an operation without a batching rule is only warned of, and would run lane by lane
                 warnings.simplefilter("error")
                 return _differs(setting.network, inputs, targets, setting.task.loss.value)
@@ -87,11 +89,18 @@ class Stacked:
             training = _as_memory_allows(group, torch.device(device), made_by(self, device))
             while True:
                 # while the caller has a network in hand, torch's settings are the caller's
-                with deterministic(device), single_threaded():
+                with _settings(device):
                     trained = next(training, None)
                 if trained is None:
                     break
                 yield trained
+
+
+@contextmanager
+def _settings(device: str) -> Iterator[None]:
+    """Set torch for a stack: ``vmap`` knows attention by its formula, not the fused kernels."""
+    with deterministic(device), single_threaded(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _likeness(trial: Trial) -> Any:
