@@ -17,8 +17,25 @@ from natal.lab.networks.small import small_dense
 from natal.lab.networks.transformer import transformer
 
 __all__ = [
-    "SCHEMES", "Builder", "born", "conv_2", "conv_4", "conv_6", "lenet_300_100", "lenet_5", "network", "networks",
-    "options", "parameters", "resnet_20", "resnet_32", "resnet_56", "small_dense", "transformer", "vgg_11", "vgg_16",
+    "SCHEMES",
+    "Builder",
+    "born",
+    "conv_2",
+    "conv_4",
+    "conv_6",
+    "lenet_5",
+    "lenet_300_100",
+    "network",
+    "networks",
+    "options",
+    "parameters",
+    "resnet_20",
+    "resnet_32",
+    "resnet_56",
+    "small_dense",
+    "transformer",
+    "vgg_11",
+    "vgg_16",
 ]  # fmt: skip
 
 
