@@ -133,7 +133,7 @@ def _about(study: Study, name: str) -> dict[str, Any]:
 
     task, split = tasks[name], load_data(name, study.seeds[0], study.training.validation_fraction)
     return {
-        "metric": task.metric.name, "field": task.metric.field, "chance": task.chance, "loss": task.loss.name,
+        "metric": task.metric.name, "field": task.metric.field, "chance": split.chance, "loss": task.loss.name,
         "learning_rate": study.learning_rate(name, task.learning_rate),
         "inputs": split.data.inputs.shape[1], "outputs": split.data.outputs,
         "fit_rows": len(split.fit), "val_rows": len(split.val),
