@@ -73,7 +73,7 @@ def born(
     _try(choice.entry, settings, shape, outputs)
     with _world(seed):
         net = _build(choice.entry, settings, shape, outputs)
-    redraw(net, choice.init.scheme, choice.init.scale, seed)
+        redraw(net, choice.init.scheme, choice.init.scale, seed)
     return net.to(dtype)
 
 

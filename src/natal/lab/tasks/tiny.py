@@ -36,9 +36,7 @@ def modular(
     """
     n = modulus
     if symmetric and operation in ("subtract", "divide"):
-        raise NatalError(
-            f"symmetric = true needs a op b = b op a, and {operation!r} is not so"
-        )
+        raise NatalError(f"symmetric = true needs a op b = b op a, and {operation!r} is not so")
     if operation == "divide" and any(n % d == 0 for d in range(2, int(n**0.5) + 1)):
         raise NatalError(f"operation 'divide' needs a prime modulus, such as 97, got {n}")
     a, b = np.repeat(np.arange(n), n), np.tile(np.arange(n), n)
@@ -60,9 +58,7 @@ def modular(
     x, y = torch.from_numpy(inputs[order]), torch.from_numpy(targets[order])
     train = int(share * rows)
     if not 0 < train < rows:
-        raise NatalError(
-            f"share {share} of {rows} pairs is {train}; both parts need at least one"
-        )
+        raise NatalError(f"share {share} of {rows} pairs is {train}; both parts need at least one")
     return Data(x[:train], y[:train], x[train:], y[train:], outputs=n, vocabulary=n + 1 if tokens else None)
 
 
