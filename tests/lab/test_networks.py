@@ -414,7 +414,7 @@ def test_a_function_is_a_network(file: Callable[..., Any]) -> None:
 
     assert shapes(build("mine", (2, 3), 4, width=5))["1.weight"] == (5, 6)
     assert options(chosen("mine", width=8, kind="b")) == {"kind": "b"}
-    with pytest.raises(NatalError, match="^network 'mine': option kind must be 'a' or 'b', got 'c'"):
+    with pytest.raises(NatalError, match=r"^network 'mine': option kind must be 'a' or 'b', got 'c'"):
         build("mine", (2, 3), kind="c")
 
 
@@ -574,7 +574,7 @@ def test_small_dense_of_a_plugin_uses_its_width(file: Callable[..., Any]) -> Non
 
 def test_small_dense_of_a_network_without_width_is_refused_by_name(file: Callable[..., Any]) -> None:
     file("rigid")(lambda shape, outputs: nn.Linear(*shape, outputs))
-    with pytest.raises(NatalError, match="'small-dense' needs .* network 'rigid' has no option 'width'"):
+    with pytest.raises(NatalError, match=r"'small-dense' needs .* network 'rigid' has no option 'width'"):
         small_dense(chosen("rigid"), (3,), 2, 5)
 
 

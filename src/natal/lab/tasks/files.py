@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import math
 import os
 import tarfile
 import zlib
@@ -128,11 +129,10 @@ def idx(content: bytes) -> Bytes:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise NatalError(f"not an IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}")
     start = 4 + 4 * content[3]
-    sides = [int(side) for side in np.frombuffer(content[4:start], dtype=">u4")]
-    values = np.frombuffer(content, dtype=np.uint8, offset=min(start, len(content)))
-    if len(sides) != content[3] or values.size != np.prod(sides, dtype=np.int64):
-        raise NatalError(f"not a whole IDX file: {values.size} values for the sides {sides}")
-    return values.reshape(sides)
+    sides = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if len(content) != start + math.prod(sides):
+        raise NatalError(f"not a whole IDX file: {len(content)} bytes for the sides {sides}")
+    return np.frombuffer(content[start:], dtype=np.uint8).reshape(sides)
 
 
 def cifar(content: bytes) -> tuple[Bytes, Bytes]:
