@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -227,6 +228,22 @@ def test_seeds_are_different_networks(entry: str) -> None:
     row, keys = SMALL[entry]
     assert equal(build(entry, row, seed=5, **keys), build(entry, row, seed=5, **keys))
     assert not equal(build(entry, row, seed=5, **keys), build(entry, row, seed=6, **keys))
+
+
+@pytest.mark.parametrize(
+    ("entry", "row", "keys"),
+    [
+        *((entry, *small) for entry, small in SMALL.items()),
+        ("mlp", Tokens(2, 10), {"embedding": 4}),
+        ("mlp", (20,), {"embedding": 4, "hidden": [5, 5], "residual": True}),
+        ("resnet-20", (3, 8, 8), {"width": 2, "shortcut": "projection"}),
+    ],
+)
+def test_every_network_can_be_traced(entry: str, row: tuple[int, ...], keys: dict[str, Any]) -> None:
+    # what finds units and makes small networks reads a traced module
+    net, rows = build(entry, row, **keys).eval(), example(row, 3)
+    traced = torch.fx.symbolic_trace(net)
+    assert torch.equal(traced(rows), net(rows))
 
 
 @pytest.mark.parametrize("entry", SMALL)

@@ -137,4 +137,4 @@ class Bag(nn.Module):
         """Return the counts."""
         if self.tokens:
             return F.embedding(x, self.one_hot).sum(1)
-        return x.reshape(len(x), -1, self.vocabulary).sum(1)
+        return x.reshape(x.size(0), -1, self.vocabulary).sum(1)

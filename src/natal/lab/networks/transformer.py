@@ -73,4 +73,4 @@ class Layer(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """Return (rows, heads, places, width / heads)."""
-        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.reshape(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)
