@@ -487,6 +487,23 @@ def test_a_type_that_cannot_be_found_is_named(file: Callable[..., Any]) -> None:
         build("lost", (3,))
 
 
+def test_a_network_that_looks_at_values_is_counted_too(file: Callable[..., Any]) -> None:
+    @file("measured")
+    def measured(shape: tuple[int, ...], outputs: int) -> nn.Module:
+        layer = nn.Linear(*shape, outputs)
+        layer.weight.data /= layer.weight.norm().item()
+        return layer
+
+    assert parameters(chosen("measured"), (3,), 2) == 8
+
+
+def test_the_documented_network_works(file: Callable[..., Any]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text("utf-8")
+    exec(text.split("```python\n")[1].split("```")[0], {"__name__": "documented"})
+    assert parameters(chosen("two-convolutions"), MNIST, 10) == 16 * 9 + 16 + 16 * 16 * 9 + 16 + 170
+    assert small_dense(chosen("two-convolutions"), MNIST, 10, 700).options == {"width": 7}
+
+
 # -- refusals --------------------------------------------------------------------------------------------
 
 

@@ -464,6 +464,16 @@ def test_a_refusal_of_a_plugin_begins_with_its_task(made: Callable[..., Split]) 
         load("made", 0, 0.1)
 
 
+def test_the_documented_task_works(made: Callable[..., Split]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text("utf-8")
+    exec(text.split("```python\n")[1].split("```")[0], {"__name__": "documented"})
+    try:
+        data = load(Task.model_validate({"task": "circle", "rows": 60}), 1, 0.1).data
+    finally:
+        tasks._entries.pop("circle", None)
+    assert (data.inputs.shape, data.shape) == ((30, 2), (2,))
+
+
 # -- documentation ---------------------------------------------------------------------------------------
 
 

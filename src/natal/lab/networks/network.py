@@ -78,9 +78,16 @@ def born(
 
 
 def parameters(choice: Network, shape: tuple[int, ...], outputs: int) -> int:
-    """Return how many parameters the network of a choice has, without making their values."""
-    with _world(0), torch.device("meta"):
-        return sum(p.numel() for p in _build(choice.entry, options(choice), shape, outputs).parameters())
+    """Return how many parameters the network of a choice has, if possible without making their values."""
+    settings = options(choice)
+    with _world(0):
+        try:
+            with torch.device("meta"):
+                net = _build(choice.entry, settings, shape, outputs)
+        except NatalError:
+            # it looks at values while it is built, and meta tensors have none
+            net = _build(choice.entry, settings, shape, outputs)
+    return sum(p.numel() for p in net.parameters())
 
 
 def _build(entry: str, settings: dict[str, Any], shape: tuple[int, ...], outputs: int) -> nn.Module:
