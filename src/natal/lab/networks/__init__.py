@@ -1,16 +1,8 @@
 """Networks a study can train: a registry of functions from a row's shape to a module, and a network's birth."""
 
-from __future__ import annotations
-
-from types import SimpleNamespace
-from typing import Any, cast
-
-import torch
-from torch import nn
-
 from natal.lab.networks.convolutional import conv_2, conv_4, conv_6, lenet_5, vgg_11, vgg_16
 from natal.lab.networks.init import SCHEMES
-from natal.lab.networks.mlp import lenet_300_100
+from natal.lab.networks.mlp import lenet_300_100, mlp
 from natal.lab.networks.network import Builder, born, network, networks, options, parameters
 from natal.lab.networks.resnet import resnet_20, resnet_32, resnet_56
 from natal.lab.networks.small import small_dense
@@ -25,6 +17,7 @@ __all__ = [
     "conv_6",
     "lenet_5",
     "lenet_300_100",
+    "mlp",
     "network",
     "networks",
     "options",
@@ -36,13 +29,4 @@ __all__ = [
     "transformer",
     "vgg_11",
     "vgg_16",
-]  # fmt: skip
-
-
-def mlp(
-    inputs: int, hidden: int, outputs: int, seed: int, dtype: torch.dtype = torch.float32
-) -> nn.Sequential:
-    """Return a newborn mlp of one hidden layer: what the worker calls until it calls `born`."""
-    init = SimpleNamespace(scheme="default", scale=1.0)
-    choice: Any = SimpleNamespace(entry="mlp", options={"hidden": [hidden]}, init=init)
-    return cast(nn.Sequential, born(choice, (inputs,), outputs, seed, dtype))
+]

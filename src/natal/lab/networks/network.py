@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,7 @@ from natal.lab.shapes import example, said
 from natal.pruning.mask import weight_names
 from natal.registry import Registry
 from natal.streams import stream
-
-if TYPE_CHECKING:
-    from natal.study import Network
+from natal.study import Network
 
 Builder = Callable[..., nn.Module]
 """``(shape, outputs, **options) -> module``: float32, on the CPU."""
@@ -60,15 +58,20 @@ def options(choice: Network) -> dict[str, Any]:
 
 
 def born(
-    choice: Network, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    choice: Network | str,
+    shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Return a newborn network for rows of ``shape``: every initial value drawn in float32 from ``seed`` alone.
 
-    The choice's ``init`` is followed; its ``default`` is what the network's own layers draw, the same bits as building
-    them right after ``torch.manual_seed(seed)``. Global generator, default dtype and default device of the caller are
-    neither used nor changed. Raises NatalError if the network cannot read such rows, has no layer to prune, or does
-    not answer a row with ``outputs`` numbers.
+    A name stands for the network with its defaults. The choice's ``init`` is followed; its ``default`` is what the
+    network's own layers draw, the same bits as building them right after ``torch.manual_seed(seed)``. Global generator,
+    default dtype and default device of the caller are neither used nor changed. Raises NatalError if the network cannot
+    read such rows, has no layer to prune, or does not answer a row with ``outputs`` numbers.
     """
+    choice = Network.model_validate(choice) if isinstance(choice, str) else choice
     settings = options(choice)
     _try(choice.entry, settings, shape, outputs)
     with _world(seed):

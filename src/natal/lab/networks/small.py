@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, get_type_hints
+from typing import get_type_hints
 
 from natal.errors import NatalError
 from natal.lab.networks.network import networks, options, parameters
-
-if TYPE_CHECKING:
-    from natal.study import Network
+from natal.study import Network
 
 STEPS = 10_000
 """A width that is not a whole number is sought among this many equal parts of the network's own."""

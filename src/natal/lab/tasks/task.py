@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,7 @@ from natal.lab.options import settled
 from natal.lab.tasks.data import TENSORS, Data, Split, divide
 from natal.registry import Registry
 from natal.streams import stream
-
-if TYPE_CHECKING:
-    from natal.study import Task as Choice
+from natal.study import Task as Choice
 
 
 @dataclass(frozen=True)
