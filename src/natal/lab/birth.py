@@ -43,7 +43,7 @@ def setting(study: Study, task: str, network: str) -> Setting:
 def newborn(study: Study, run: Run, split: Split) -> nn.Module:
     """Return a run's network at birth."""
     data = split.data
-    return born(study.network(run.network), tuple(data.inputs.shape[1:]), data.outputs, run.seed)
+    return born(study.network(run.network), data.shape, data.outputs, run.seed)
 
 
 def multiply_adds(net: nn.Module, split: Split) -> int:
