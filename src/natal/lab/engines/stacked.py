@@ -111,7 +111,7 @@ def _likeness(trial: Trial) -> Any:
     return repr(trial.network), str(shapes), trial.training, trial.task.name, rows
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------
 
 
 def _as_memory_allows(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Iterator[Trained]:
@@ -185,7 +185,7 @@ def _kept_of_a_row(trial: Trial) -> int:
     return int(bytes_kept + outputs.nbytes) // rows
 
 
-# -- one stack ---------------------------------------------------------------------------------------------------------
+# -- one stack -------------------------------------------------------------------------------------------------
 
 
 def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Iterator[Trained]:
@@ -438,7 +438,7 @@ def _move(
     theta -= rate / (1 - beta1**step) * mean / root
 
 
-# -- what vmap takes ---------------------------------------------------------------------------------------------------
+# -- what vmap takes -------------------------------------------------------------------------------------------
 
 
 def _differs(
