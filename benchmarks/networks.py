@@ -139,7 +139,8 @@ def engine(which: str, name: str, steps: int) -> float:
     made = trial(name)
     training = made.training.model_copy(update={"length": f"{steps}it", "evaluate": f"{steps}it"})
     (trained,) = ENGINES[which].train([replace(made, training=training)], "cpu")
-    return float(trained.outcome.seconds)
+    seconds: float = trained.outcome.seconds
+    return seconds
 
 
 def run(program: str, name: str, steps: int) -> tuple[float, float]:

@@ -359,7 +359,7 @@ class _Lanes:
         self.nets = _Nets([trial.born() for trial in trials], device)
         self.nets.net.train()
         theta = self.nets.theta
-        whole = {name: torch.ones(shape) for name, shape in self.nets.shapes.items()}
+        whole = {name: torch.ones(shape, device="cpu") for name, shape in self.nets.shapes.items()}
         self.kept = torch.stack([self.nets.row({**whole, **trial.mask.items()}) for trial in trials]).to(
             theta
         )
