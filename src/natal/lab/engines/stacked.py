@@ -105,10 +105,23 @@ def _settings(device: str) -> Iterator[None]:
 
 def _likeness(trial: Trial) -> Any:
     """Return what lanes of one stack have in common."""
-    shapes = [(name, tuple(value.shape), value.dtype) for name, value in trial.network.state_dict().items()]
+    modules = [
+        (
+            name,
+            type(module),
+            sorted((key, value) for key, value in vars(module).items() if _plain(key, value)),
+        )
+        for name, module in trial.network.named_modules()
+    ]
+    tensors = [(name, value.shape, value.dtype) for name, value in trial.network.state_dict().items()]
     split = trial.split
     rows = len(split.fit), len(split.val), len(split.data.test_inputs), split.data.inputs.shape[1:]
-    return repr(trial.network), str(shapes), trial.training, trial.task.name, rows
+    return repr((modules, tensors, trial.training, trial.task.name, rows))
+
+
+def _plain(key: str, value: object) -> bool:
+    """Whether an attribute of a module is one of its settings."""
+    return key[0] != "_" and isinstance(value, bool | int | float | str | tuple | list | None)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------
@@ -449,6 +462,11 @@ def _differs(
     def cast(rows: Tensor) -> Tensor:
         return rows.double() if rows.is_floating_point() else rows
 
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor):
+                path = ".".join(filter(None, (name, key)))
+                return f"its {path!r} is a tensor, but neither parameter nor buffer"
     x, y = cast(inputs), cast(targets)
     alone = [copy.deepcopy(network).double().train() for _ in range(2)]
     with torch.no_grad():
