@@ -146,7 +146,7 @@ def lay_out(chain: Sequence[Linear], tokens: bool, *, drop: bool = True) -> Layo
         else:
             kind = SPARSE
             row, column = np.nonzero(of)
-            kept = room = len(row)
+            kept, room = len(row), len(row) if n > 0 else 0
             order = np.argsort(column, kind="stable")
             starts = np.searchsorted(row, np.arange(outputs + 1))
             turned_starts = np.searchsorted(column[order], np.arange(inputs + 1))
@@ -174,4 +174,4 @@ def lay_out(chain: Sequence[Linear], tokens: bool, *, drop: bool = True) -> Layo
 def _block(layers: Array) -> int:
     """Return how many rows of data are worked through at a time: whose activations stay in a core's own cache."""
     neurons = int(layers["inputs"].sum()) + int(layers["outputs"][-1])
-    return int(np.clip(2**17 // max(neurons, 1) // (4 * LANES), 1, 3)) * 4 * LANES
+    return int(np.clip(2**18 // max(neurons, 1) // (4 * LANES), 1, 3)) * 4 * LANES

@@ -55,9 +55,13 @@ def cross_entropy(z: Array, top: Array, total: Array, classes: Array, rows: Arra
         for r in range(z.shape[1]):
             z[o, r] = exponential(z[o, r] - top[r])
             total[r] += z[o, r]
+    product = 1.0  # one logarithm for many rows
     for r in range(len(rows)):
-        loss += logarithm(total[r])
-    return loss
+        product *= total[r]
+        if product > 1e200:
+            loss += logarithm(product)
+            product = 1.0
+    return loss + logarithm(product)
 
 
 @inlined

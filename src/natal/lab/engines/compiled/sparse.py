@@ -63,32 +63,32 @@ def add_sparse_product(starts: Array, columns: Array, values: Array, b: Array, c
             _row_narrow(values, columns, b, c, i, j, starts[i], starts[i + 1])
 
 
-def _dots() -> Any:
-    """Return the kernel for a group of dot products of rows of A with a row of B, added to numbers of C.
+def _dots(count: int) -> Any:
+    """Return the kernel for so many dot products of rows of A with one row of B, added to numbers of C.
 
-    C[k] += Σ_n A[columns[k], n] B[i, n] for `GROUP` k from ``k``; beyond ``last`` the last one is meant.
+    C[k] += Σ_n A[columns[k], n] B[i, n] for ``count`` k from ``k`` on; number n is in lane n mod `LANES`.
     """
 
     def nest(e: Emitter) -> None:
-        columns, a, b, c, i, k, last, length = 0, 1, 2, 3, *(e.argument(n) for n in range(4, 8))
-        places = [e.least(e.plus(k, g), last) for g in range(GROUP)]
-        rows, sums = [e.index(columns, place) for place in places], e.sums(GROUP, c)
+        columns, a, b, c, i, k, length = 0, 1, 2, 3, *(e.argument(n) for n in range(4, 7))
+        places = [e.plus(k, g) for g in range(count)]
+        rows, sums = [e.index(columns, place) for place in places], e.sums(count, c)
         with e.loop(length, step=LANES) as n:
             shared = e.vector(b, i, n)
-            for g in range(GROUP):
+            for g in range(count):
                 sums[g].value = e.fma(e.vector(a, rows[g], n), shared, sums[g].value)
-        totals, before = folded(e, [s.value for s in sums]), [e.number(c, place) for place in places]
-        for g in range(GROUP):
-            e.put(e.builder.fadd(before[g], e.lane(totals, g)), c, places[g])
+        totals = folded(e, [s.value for s in sums])
+        for g in range(count):
+            e.put(e.builder.fadd(e.number(c, places[g]), e.lane(totals, g)), c, places[g])
 
     @intrinsic
-    def dots(typing: Any, columns: Any, a: Any, b: Any, c: Any, i: Any, k: Any, last: Any, length: Any) -> Any:
-        return types.void(columns, a, b, c, i, k, last, length), emits(nest)
+    def dots(typing: Any, columns: Any, a: Any, b: Any, c: Any, i: Any, k: Any, length: Any) -> Any:
+        return types.void(columns, a, b, c, i, k, length), emits(nest)
 
     return dots
 
 
-_group = _dots()
+_group, _one = _dots(GROUP), _dots(1)
 
 
 @inlined
@@ -97,6 +97,10 @@ def add_kept_products(starts: Array, columns: Array, a: Array, b: Array, values:
 
     A: (column of W, n), B: (row of W, n), n a multiple of `LANES`.
     """
+    n = b.shape[1]
     for i in range(b.shape[0]):
-        for k in range(starts[i], starts[i + 1], GROUP):
-            _group(columns, a, b, values, i, k, starts[i + 1] - 1, b.shape[1])
+        groups = starts[i + 1] - (starts[i + 1] - starts[i]) % GROUP
+        for k in range(starts[i], groups, GROUP):
+            _group(columns, a, b, values, i, k, n)
+        for k in range(groups, starts[i + 1]):
+            _one(columns, a, b, values, i, k, n)

@@ -77,7 +77,7 @@ def room(layout: Layout, dtype: type) -> Room:
     """Return working memory for a chain."""
     layers, n = layout.net.layers, layout.net.block
     widths = [wide(int(layers["inputs"][0])), *(wide(int(outputs)) for outputs in layers["outputs"])]
-    inputs, most = (0 if layout.tokens else widths[0]), max(widths[1:])
+    inputs, most = widths[1 if layout.tokens else 0], max(widths[1:])
     turned = max([widths[1] if layout.tokens else 0, *widths[1:-1]])
     sizes = (
         sum(widths) * n, most * n, most * n, inputs * n, turned * n, layout.matrices, layout.matrices, most, n, n,
@@ -120,7 +120,7 @@ def _spread(net: Net, theta: Array, room: Room) -> None:
             places = net.pattern[layer.pattern : layer.pattern + layer.kept]
             for k in range(layer.kept):
                 room.matrices[layer.matrix + places[k]] = theta[layer.weights + k]
-        if layer.kind == SPARSE:
+        if layer.kind == SPARSE and n > 0:  # nothing is pulled back through the first
             numbers = _compressed(layer, net.pattern)[4]
             for k in range(layer.kept):
                 room.matrices[layer.matrix + k] = theta[layer.weights + numbers[k]]
@@ -139,8 +139,8 @@ def _collect(net: Net, gradient: Array, room: Room) -> None:
 
 @inlined
 def _biases(net: Net, layer: Any, theta: Array, room: Room) -> Array:
-    """Return a layer's biases, 0 for those it does not have."""
-    biases = room.biases[: layer.outputs]
+    """Return a layer's biases, 0 for those it does not have, in whole vectors."""
+    biases = room.biases[: wide(layer.outputs)]
     biases[:] = 0
     for k in range(layer.kept_biases):
         biases[net.pattern[layer.bias_places + k]] = theta[layer.biases + k]
@@ -151,7 +151,9 @@ def _biases(net: Net, layer: Any, theta: Array, room: Room) -> Array:
 def _read(data: Data, rows: Array, inputs: Array) -> None:
     """Copy some rows of the data's numbers; what is left of ``inputs`` (row, input) becomes zero."""
     for r in range(len(rows)):
-        inputs[r] = data.numbers[rows[r]]
+        row = rows[r]
+        for i in range(inputs.shape[1]):
+            inputs[r, i] = data.numbers[row, i]
     inputs[len(rows) :] = 0
 
 
@@ -159,7 +161,8 @@ def _read(data: Data, rows: Array, inputs: Array) -> None:
 def _add_ones(data: Data, rows: Array, weights: Array, sums: Array) -> None:
     """S += X W for X of zeros and a few ones a row: the sum of the rows of W that the ones select."""
     for r in range(len(rows)):
-        for one in data.ones[rows[r]]:
+        for k in range(data.ones.shape[1]):
+            one = data.ones[rows[r], k]
             for j in range(weights.shape[1]):
                 sums[r, j] += weights[one, j]
 
@@ -168,49 +171,59 @@ def _add_ones(data: Data, rows: Array, weights: Array, sums: Array) -> None:
 def _add_to_ones(data: Data, rows: Array, pulls: Array, slopes: Array) -> None:
     """G += Xᵀ P for X of zeros and a few ones a row: each row of P goes to the rows of G that its ones select."""
     for r in range(len(rows)):
-        for one in data.ones[rows[r]]:
+        for k in range(data.ones.shape[1]):
+            one = data.ones[rows[r], k]
             for j in range(pulls.shape[1]):
                 slopes[one, j] += pulls[r, j]
 
 
 @inlined
+def _relu(z: Array) -> None:
+    """Let what is negative be zero."""
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            z[i, j] = z.dtype.type(0) if z[i, j] < 0 else z[i, j]
+
+
+@inlined
 def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Array:
-    """Fill the activations of some rows, A' = relu(W A + b) layer after layer; return the outputs (output, row)."""
-    n = wide(len(rows))
-    by_ones = data.ones.shape[1] > 0
-    if not by_ones:
-        inputs = wide(net.layers[0].inputs)
-        block = _part(room.inputs, 0, n, inputs)
-        _read(data, rows, block)
-        turn(block, _part(room.activations, 0, inputs, n))
-    for l in range(len(net.layers)):
+    """Fill the activations of some rows, A' = relu(W A + b) layer after layer; return the outputs (output, row).
+
+    ``room.inputs`` keeps, row by row, what is known so: the inputs, or where those are ones the first layer's outputs.
+    """
+    n, by_ones = wide(len(rows)), data.ones.shape[1] > 0
+    first = net.layers[0]
+    neurons = wide(first.outputs if by_ones else first.inputs)
+    by_rows = _part(room.inputs, 0, n, neurons)
+    if by_ones:
+        biases = _biases(net, first, theta, room)
+        for r in range(n):
+            for j in range(neurons):
+                by_rows[r, j] = biases[j]
+        _add_ones(data, rows, _matrix(first, theta, room.matrices, True), by_rows)
+        if first.relu:
+            _relu(by_rows)
+    else:
+        _read(data, rows, by_rows)
+    turn(by_rows, _part(room.activations, (first.after if by_ones else first.before) * n, neurons, n))
+    for l in range(by_ones, len(net.layers)):
         layer = net.layers[l]
+        biases = _biases(net, layer, theta, room)
+        before = _part(room.activations, layer.before * n, layer.inputs, n)
         after = _part(room.activations, layer.after * n, wide(layer.outputs), n)
-        z, biases = _part(room.activations, layer.after * n, layer.outputs, n), _biases(net, layer, theta, room)
-        if l == 0 and by_ones:
-            sums = _part(room.turned, 0, n, wide(layer.outputs))
-            sums[:] = 0
-            _add_ones(data, rows, _matrix(layer, theta, room.matrices, True), sums)
-            turn(sums, after)
-            for o in range(layer.outputs):
-                for r in range(n):
-                    z[o, r] += biases[o]
+        for o in range(after.shape[0]):
+            after[o] = biases[o]
+        z = after[: layer.outputs]
+        if layer.kind == SPARSE:
+            starts, columns, _, _, _ = _compressed(layer, net.pattern)
+            add_sparse_product(starts, columns, theta[layer.weights :], before, z)
         else:
-            before = _part(room.activations, layer.before * n, layer.inputs, n)
-            for o in range(layer.outputs):
-                z[o] = biases[o]
-            if layer.kind == SPARSE:
-                starts, columns, _, _, _ = _compressed(layer, net.pattern)
-                add_sparse_product(starts, columns, theta[layer.weights :], before, z)
-            else:
-                weights = _matrix(layer, theta, room.matrices, False)
-                add_product(weights[:, : layer.inputs], before, z)
+            weights = _matrix(layer, theta, room.matrices, False)
+            add_product(weights[:, : layer.inputs], before, z)
         if layer.relu:
-            for o in range(layer.outputs):
-                for r in range(n):
-                    z[o, r] = z.dtype.type(0) if z[o, r] < 0 else z[o, r]
-        after[layer.outputs :] = 0
-    return z
+            _relu(z)
+    last = net.layers[len(net.layers) - 1]
+    return _part(room.activations, last.after * n, last.outputs, n)
 
 
 @inlined
@@ -241,8 +254,9 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
             kept = gradient[layer.weights : layer.weights + layer.kept]
             add_kept_products(starts, columns, before, pull[: layer.outputs], kept)
         else:
-            across = _part(room.inputs if l == 0 else room.turned, 0, n, wide(layer.inputs))
-            if l > 0:
+            known = l == by_ones
+            across = _part(room.inputs if known else room.turned, 0, n, wide(layer.inputs))
+            if not known:
                 turn(before, across)
             add_product(pull[: layer.outputs, : len(rows)], across, _matrix(layer, gradient, room.slopes, False))
         if l == 0:
@@ -308,16 +322,16 @@ def evaluate(net: Net, theta: Array, loss: Loss, data: Data, rows: Array, room: 
     _spread(net, theta, room)
     results[:] = 0
     outputs = net.layers[len(net.layers) - 1].outputs
-    first = np.zeros(outputs, theta.dtype)
+    first, apart, most = np.zeros(outputs, theta.dtype), theta.dtype.type(0), theta.dtype.type(0)
     for start in range(0, len(rows), net.block):
         part = rows[start : start + net.block]
         z = _forward(net, theta, data, part, room)
-        if start == 0:
-            first[:] = z[:, 0]
+        for o in range(outputs if start == 0 else 0):
+            first[o] = z[o, 0]
         for o in range(outputs):
             for r in range(len(part)):
-                results[2] = max(results[2], abs(np.float64(z[o, r]) - first[o]))
-                results[3] = max(results[3], abs(np.float64(z[o, r])))
+                apart = max(apart, abs(z[o, r] - first[o]))
+                most = max(most, abs(z[o, r]))
         if loss.classes:
             top, sums = room.top[: z.shape[1]], room.total[: z.shape[1]]
             largest(z, top)
@@ -327,4 +341,5 @@ def evaluate(net: Net, theta: Array, loss: Loss, data: Data, rows: Array, room: 
             squares = squared_error(z, data.values, part)
             results[0] += squares
             results[1] += squares
+    results[2], results[3] = apart, most
     results[0] /= len(rows) if loss.classes else len(rows) * outputs

@@ -101,10 +101,6 @@ class Emitter:
         """Return index + n."""
         return self.builder.add(index, self.whole(n)) if n else index
 
-    def least(self, i: Any, j: Any) -> Any:
-        """Return the smaller of two indices."""
-        return self.builder.select(self.builder.icmp_signed("<", i, j), i, j)
-
     def argument(self, place: int) -> Any:
         """Return an argument that is a whole number as an index."""
         number = self._arguments[place]
