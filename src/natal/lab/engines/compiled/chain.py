@@ -27,15 +27,12 @@ on every machine, for it decides the order of a gradient's sum."""
 
 @dataclass(frozen=True)
 class Linear:
-    """A layer as it is given: a' = relu(W a + b), or without relu.
+    """The structure of a layer a' = relu(W a + b), or without relu.
 
-    ``weight``: (outputs, inputs), ``kept`` the same shape, true where a weight is kept; ``bias``: (outputs,) or None,
-    ``kept_bias`` likewise.
+    ``kept``: (outputs, inputs), true where a weight is kept; ``kept_bias``: (outputs,), None without biases.
     """
 
-    weight: Array
     kept: Array
-    bias: Array | None
     kept_bias: Array | None
     relu: bool
 

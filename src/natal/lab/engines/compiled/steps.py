@@ -282,12 +282,12 @@ def learn(
     net: Net, state: State, rule: Rule, loss: Loss, data: Data, order: Array, cuts: Array, rates: Array, room: Room,
     losses: Array,
 ) -> None:  # fmt: skip
-    """Take a step on each batch, batch s being rows ``order[cuts[s]:cuts[s + 1]]`` of the data, at learning rate
+    """Take a step on each batch, batch s being rows ``order[cuts[s, 0]:cuts[s, 1]]`` of the data, at learning rate
     ``rates[s]``; fill ``losses`` with each batch's mean loss before its step."""
     _spread(net, state.theta, room)
     outputs = net.layers[len(net.layers) - 1].outputs
     for s in range(len(rates)):
-        batch = order[cuts[s] : cuts[s + 1]]
+        batch = order[cuts[s, 0] : cuts[s, 1]]
         state.gradient[:] = 0
         room.slopes[:] = 0
         share = 1.0 / len(batch) if loss.classes else 1.0 / (len(batch) * outputs)
