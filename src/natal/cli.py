@@ -49,7 +49,10 @@ _Seeds = Annotated[
 ]
 _Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes; by default one per core.")]
 _Engine = Annotated[
-    str, typer.Option("--engine", help="`batched` (fast) or `sequential` (the oracle, plain PyTorch).")
+    str,
+    typer.Option(
+        "--engine", help="`auto`: the fastest that can; `compiled`; `torch`: plain PyTorch, the oracle."
+    ),
 ]
 _Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
@@ -59,12 +62,12 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but e
 @app.command()
 def run(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
-    workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
+    workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
     quiet: _Quiet = False,
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     try:
-        if engine == "batched" and workers != 1:
+        if device == "cpu" and workers != 1:
             from natal.lab.executors import prepare
 
             prepare()  # workers import torch meanwhile
@@ -107,7 +110,7 @@ def run(
 @app.command()
 def plan(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
-    workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
+    workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
 ) -> None:  # fmt: skip
     """Show what `natal run` with the same options would do; trains nothing."""
     import natal
@@ -122,23 +125,38 @@ def plan(
         fresh=fresh,
     )
     for name, value in _plan_lines(planned):
-        print(f"{name:<12} {value}")
+        print(f"{name:<12} {value}", flush=True)
 
 
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    from natal.lab.estimate import measure
     from natal.progress import outdated
-    from natal.wording import percent
+    from natal.reading.wording import power
+    from natal.wording import duration, percent, plural
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {study.description}" if study.description else study.name
-    yield "tasks", ", ".join(study.tasks)
+    yield "tasks", ", ".join(study.task_names)
+    for about in planned.networks:
+        own = planned.settings[about["task"], about["network"]]
+        yield (
+            "network",
+            (
+                f"{about['network']} on {about['task']}: {about['parameters']:,} parameters, "
+                f"{about['prunable']:,} prunable weights in {about['layers']} layers, "
+                f"{about['macs']:,} multiply-adds a row; engine {about['engine']}"
+                + "".join(f", not {name}: {reason}" for name, reason in own.refused.items())
+            ),
+        )
     yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
     yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
     yield "seeds", ", ".join(str(s) for s in study.seeds)
+    yield "power", power(len(study.seeds))
     yield (
         "runs",
         (
-            f"{total} = {len(study.tasks)} tasks x {len(study.strategies)} strategies x "
+            f"{total} = {plural(len(study.tasks), 'task')} x {plural(len(study.networks), 'network')} x "
+            f"{plural(len(study.strategies), 'strategy')} x "
             f"{len(study.sparsities)} sparsities x {len(study.seeds)} seeds"
         ),
     )
@@ -156,11 +174,18 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
         yield (
             "to do",
             (
-                f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs, {planned.engine} engine on "
-                f"{planned.device}, {planned.workers} worker{'s' if planned.workers > 1 else ''}"
+                f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs on {planned.device}, "
+                f"{planned.workers} worker{'s' if planned.workers > 1 else ''}"
             ),
         )
-        yield "estimate", f"at most about {planned.seconds:.0f} s, less what early stopping saves"
+        estimate = measure(planned)
+        yield (
+            "estimate",
+            (
+                f"at most about {duration(estimate.seconds)}, less what early stopping saves; "
+                f"about {estimate.memory / 2**20:.0f} MB a worker (a few steps were measured here)"
+            ),
+        )
     else:
         yield "to do", "nothing to train; `natal run` only writes the tables, figures and report again"
 

@@ -35,23 +35,32 @@ def deterministic(device: str = "cpu") -> Iterator[None]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch and NumPy's BLAS on one thread, with denormal numbers flushed to zero.
-
-    At a study's sizes threads wait for each other, and their number would change the order of sums. Denormals turn
-    up in decaying moments and softmax tails, and are slow.
-    """
+def single_threaded() -> Iterator[None]:
+    """Run torch and NumPy's BLAS on one thread: at a study's sizes threads wait for each other."""
     before = torch.get_num_threads()
-    flushed = torch.full((1,), 1e-40, dtype=torch.float32).mul(1.0).item() == 0
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     try:
         # a training that overflows is told apart by its loss
         with _thread_pools().limit(limits=1), np.errstate(all="ignore"):
             yield
     finally:
-        torch.set_flush_denormal(flushed)
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread, with denormal numbers flushed to zero.
+
+    The number of threads would change the order of sums; denormals turn up in decaying moments and softmax tails, and
+    are slow.
+    """
+    flushed = torch.full((1,), 1e-40, dtype=torch.float32).mul(1.0).item() == 0
+    with single_threaded():
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(flushed)
 
 
 @functools.cache

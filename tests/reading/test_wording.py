@@ -8,6 +8,7 @@ import pytest
 
 from natal.reading import wording
 from natal.reading.stats import summarise
+from natal.wording import plural
 
 
 @pytest.mark.parametrize(("value", "form", "shown"), [
@@ -31,12 +32,12 @@ def test_levels_shares_and_intervals() -> None:
 
 
 def test_counts_have_their_noun() -> None:
-    assert [wording.plural(n, "strategy") for n in (0, 1, 2)] == [
+    assert [plural(n, "strategy") for n in (0, 1, 2)] == [
         "0 strategies",
         "1 strategy",
         "2 strategies",
     ]
-    assert wording.plural(2, "run") == "2 runs"
+    assert plural(2, "run") == "2 runs"
 
 
 def test_sentences_are_wrapped_whole() -> None:

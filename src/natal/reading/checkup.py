@@ -45,7 +45,7 @@ def lines(
 def _known(results: Results, task: str | None, strategy: str | None, sparsity: float | None) -> None:
     study = results.study
     strategies = [recipe.name for recipe in study.strategies]
-    for what, name, names in (("task", task, study.tasks), ("strategy", strategy, strategies)):
+    for what, name, names in (("task", task, study.task_names), ("strategy", strategy, strategies)):
         if name is not None and name not in names:
             raise NatalError(f"{results.directory} has no {what} {name!r}{did_you_mean(name, names)}")
     pruned = [s for s in study.sparsities if s > 0]

@@ -145,7 +145,7 @@ def _frame(axes: Axes, results: Results, task: str, kind: Kind) -> list[tuple[st
     axes.grid(axis="y", color="0.92", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
     if kind == "epochs":
-        budget = results.study.training.epochs
+        budget = results.study.training.epochs or 0
         tallest = max((c.epochs.mean + c.epochs.std for c in stats.cells(runs) if c.epochs.n), default=0.0)
         axes.set_ylim(0, 1.05 * max(budget, tallest))
         axes.axhline(budget, zorder=1, **_DENSE)
@@ -253,7 +253,7 @@ def _together(results: Results, kind: Kind) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    tasks, lines = results.study.tasks, _lines(results.study)
+    tasks, lines = results.study.task_names, _lines(results.study)
     columns = min(len(tasks), 2)
     rows = math.ceil(len(tasks) / columns)
     dashes = [("critical sparsity", {"color": "0.4", **_CRITICAL}), ("95% of dense", _RETAINED)]
@@ -306,10 +306,10 @@ def _one_by_one(results: Results, kind: Kind) -> Figure:
         if kind == "metric" else [("epoch budget", _DENSE)]
     )  # fmt: skip
     legend_rows = math.ceil(len(looks) / _legend_columns([name for name, _ in looks]))
-    height = len(study.tasks) * (0.95 * rows + 0.45) + 0.15 + 0.17 * legend_rows
+    height = len(study.task_names) * (0.95 * rows + 0.45) + 0.15 + 0.17 * legend_rows
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    sheets = figure.subfigures(len(study.tasks), 1, squeeze=False).flat
-    for sheet, task in zip(sheets, study.tasks, strict=True):
+    sheets = figure.subfigures(len(study.task_names), 1, squeeze=False).flat
+    for sheet, task in zip(sheets, study.task_names, strict=True):
         _sheet(sheet, results, task, kind, (rows, columns), controlled)
     _legend(figure, [Line2D([], [], **look) for _, look in looks], [name for name, _ in looks])
     return figure

@@ -24,14 +24,13 @@ from natal.reading.wording import (
     interval,
     loud,
     number,
-    plural,
     prose,
     share,
     show_level,
     spans,
     wrapped,
 )
-from natal.wording import percent
+from natal.wording import percent, plural
 
 SUMMARY_COLUMNS = (
     *("task", "strategy", "sparsity", "metric_name", "metric_mean", "metric_std", "metric_ci_low"),
@@ -132,7 +131,7 @@ def _aligned(facts: Iterator[tuple[str, str]]) -> Iterator[str]:
 
 def _grid(results: Results) -> Iterator[tuple[str, str]]:
     study, training = results.study, results.study.training
-    size = [(study.tasks, "task"), (study.strategies, "strategy"), (study.sparsities, "sparsity")]
+    size = [(study.task_names, "task"), (study.strategies, "strategy"), (study.sparsities, "sparsity")]
     grid = " x ".join(plural(len(things), noun) for things, noun in [*size, (study.seeds, "seed")])
     target = "no target" if training.target is None else f"target {training.target:g}"
     patience = f"patience {training.patience}" if training.patience else "no patience"
@@ -140,7 +139,7 @@ def _grid(results: Results) -> Iterator[tuple[str, str]]:
     yield "seeds", ", ".join(map(str, study.seeds))
     yield "network", f"one hidden layer of {study.hidden} ReLU neurons; biases are never pruned or counted"
     yield "training", f"full-batch Adam, at most {training.epochs} epochs, {patience}, {target}"
-    for name in study.tasks:
+    for name in study.task_names:
         task = results.tasks.get(name, {})
         rows = ", ".join(f"{task.get(f'{part}_rows')} {part}" for part in ("fit", "val", "test"))
         yield name, f"rows: {rows}; {task.get('metric')}, chance {number(task.get('chance'))}"
@@ -169,7 +168,7 @@ def _making(results: Results) -> Iterator[tuple[str, str]]:
 def _findings(results: Results) -> Iterator[str]:
     yield from heading("KEY FINDINGS")
     runs = results.runs
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         dense, bar = stats.dense_baseline(runs, task), stats.threshold(runs, task)
         yield f"  {task}"
         if dense and dense.test.n:
@@ -258,7 +257,7 @@ def _best_and_worst(results: Results, task: str) -> Iterator[str]:
 
 def _ranking(results: Results) -> Iterator[str]:
     study = results.study
-    rankings = {task: stats.ranking(results.runs, task) for task in study.tasks}
+    rankings = {task: stats.ranking(results.runs, task) for task in study.task_names}
     if len(study.strategies) <= FEW or not any(rankings.values()):
         return
     yield from heading("RANKING")
@@ -306,11 +305,11 @@ def _ranking(results: Results) -> Iterator[str]:
 
 def _beside(results: Results) -> Iterator[str]:
     study = results.study
-    if not any(claim.task in study.tasks for claim in study.claims):
+    if not any(claim.task in study.task_names for claim in study.claims):
         return
     yield from heading("PUBLISHED BESIDE OURS")
     checked = _checked(results)
-    for task in study.tasks:
+    for task in study.task_names:
         yield f"  {task:<18} {'published':>9} {'ours':>9} {'95% CI or range':>20}  the claim"
         for c in checked:
             if c.claim.task == task:
@@ -354,7 +353,7 @@ def _controls(results: Results) -> Iterator[str]:
     )
     sparsities = [s for s in results.study.sparsities if s > 0]
     wide = max(len(_versus(c.overall)) for c in compared)
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         yield (
             f"  {task:<{wide}} {'overall':>8} {'95% CI':>20} {'p Holm':>7} "
             + " ".join(f"{percent(s):>8}" for s in sparsities)
@@ -456,7 +455,7 @@ def _masks(results: Results) -> Iterator[str]:
             "(pruned neurons are both). Always off: ReLUs that cut the whole batch. Scale: the output's "
             "standard deviation, pruned over dense."
         )
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         grave = {}
         harmless = []
         for recipe in results.study.strategies:
@@ -547,7 +546,7 @@ def _tables(results: Results) -> Iterator[str]:
         "collapsed, K constant output, P ended by patience at chance, T out of time, D diverged."
     )
     flags = _flag_letters(results)
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         for recipe in results.study.strategies:
             cells = stats.cells(results.runs, task, recipe.name)
             if not cells:
@@ -615,7 +614,7 @@ def _pairs(results: Results) -> Iterator[str]:
 def _telling(results: Results, pairs: list[stats.Paired]) -> list[stats.Paired]:
     """Return all pairs if they are few, else those with a task's best strategy or its random masks."""
     shown = []
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         here = [p for p in pairs if p.task == task]
         if len(here) > FEW_PAIRS:
             named = {stats.ranking(results.runs, task)[0].strategy, _random(results)}
@@ -696,7 +695,7 @@ def _limits(results: Results) -> Iterator[str]:
     for limit in _LIMITS:
         yield from bullet(limit)
     yield from bullet(
-        f"Tried: {', '.join(results.study.tasks)}; one hidden layer of {results.study.hidden} neurons; one "
+        f"Tried: {', '.join(results.study.task_names)}; one hidden layer of {results.study.hidden} neurons; one "
         "learning rate per task, not tuned per strategy or sparsity. Nothing follows for other tasks, "
         "depths, widths or rates."
     )
@@ -749,7 +748,7 @@ _LETTERS: dict[stats.Kind, str] = {
 def _flag_letters(results: Results) -> dict[tuple[str, str, float], str]:
     """Return the flags column by task, strategy and sparsity."""
     letters: dict[tuple[str, str, float], str] = {}
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         bar = stats.threshold(results.runs, task)
         for c in stats.cells(results.runs, task):
             if bar is not None and c.sparsity > 0 and c.test.mean >= bar:

@@ -129,10 +129,7 @@ def load(directory: str | Path = "results") -> Results:
         study,
         manifest,
         runs=[row(run, outcome, facts.get(run.task, {})) for run, outcome in done],
-        curves=[
-            {**run._asdict(), "train_loss": o.train_loss_curve, "val_metric": o.val_metric_curve}
-            for run, o in done
-        ],
+        curves=[{**run._asdict(), **o.curves} for run, o in done],
         missing=[run for run, key in grid if key not in outcomes],
     )
 
@@ -171,7 +168,7 @@ def row(run: Run, outcome: Outcome, task: Mapping[str, Any]) -> Row:
         "diagnosis": dict(outcome.diagnosis),
         "deterministic": outcome.deterministic,
         "seconds": outcome.seconds,
-        "made_by": outcome.made_by,
+        "made_by": str(outcome.made_by),
         "key": outcome.key,
     }
 
@@ -205,9 +202,9 @@ def published(results: Results) -> dict[str, Any]:
     What that format has no field for lies under one more metadata key, ``natal``.
     """
     study, manifest, tasks = results.study, results.manifest, results.tasks
-    modular, regression = (tasks.get(n) if n in study.tasks else None for n in ("modular", "regression"))
+    modular, regression = (tasks.get(n) if n in study.task_names else None for n in ("modular", "regression"))
     metadata = {
-        "num_tasks": len(study.tasks),
+        "num_tasks": len(study.task_names),
         "num_strategies": len(study.strategies),
         "num_sparsity_levels": len(study.sparsities),
         "num_seeds": len(study.seeds),
@@ -226,7 +223,7 @@ def published(results: Results) -> dict[str, Any]:
         "deterministic_algorithms_enabled": manifest.get("deterministic"),
         "seed_values": list(study.seeds),
         "sparsity_values": list(study.sparsities),
-        "task_values": list(study.tasks),
+        "task_values": list(study.task_names),
         "strategy_values": [recipe.name for recipe in study.strategies],
     }
     extra = {

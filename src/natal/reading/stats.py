@@ -390,7 +390,7 @@ _UNITS = ("magnitude", "init-magnitude")
 
 def compare_controls(runs: Rows, study: Study) -> list[Controlled]:
     """Compare every strategy with each of its controls, seed by seed, on every task."""
-    pairs = [(task, *names) for task in study.tasks for names in controls(study)]
+    pairs = [(task, *names) for task in study.task_names for names in controls(study)]
     levels = [s for s in study.sparsities if s > 0]
     overall = [paired(runs, task, strategy, control) for task, strategy, control, _ in pairs]
     single = [
@@ -752,7 +752,7 @@ def stopped_at_chance(run: Mapping[str, Any], study: Study, task: Mapping[str, A
     ended = patience is not None and patience <= run["epochs_trained"] - run["best_epoch"]
     return bool(
         ended
-        and run["epochs_trained"] < study.training.epochs
+        and run["epochs_trained"] < (study.training.epochs or math.inf)
         and run["val_metric"] is not None
         and run["val_metric"]
         <= chance_bound(
@@ -867,7 +867,7 @@ def early_failures(runs: Rows, task: str, strategy: str, study: Study) -> tuple[
         for run in runs
         if (run["task"], run["strategy"]) == (task, strategy)
         and run["test_metric"] is not None
-        and run["epochs_trained"] < study.training.epochs
+        and run["epochs_trained"] < (study.training.epochs or math.inf)
     ]
     return len(early), sum(bar is None or value < bar for value in early)
 
@@ -878,7 +878,7 @@ def out_of_time(run: Mapping[str, Any], study: Study) -> bool:
 
     A constant network's bias may still be moving; that is not counted.
     """
-    budget = study.training.epochs
+    budget = study.training.epochs or math.inf
     return bool(run["epochs_trained"] == budget and run["best_epoch"] > 0.95 * budget and not run["constant"])
 
 

@@ -102,13 +102,13 @@ def _complete(results: Results) -> Iterator[str]:
     yield from _few(
         f"{task} / {recipe.name} at {percent(level)} has {cells[task, recipe.name, level]} runs; the study "
         f"has {len(study.seeds)} seeds"
-        for task in study.tasks
+        for task in study.task_names
         for recipe in study.strategies
         for level in study.sparsities
         if cells[task, recipe.name, level] != len(study.seeds)
     )
     for what, position, names in (
-        ("task", 0, study.tasks),
+        ("task", 0, study.task_names),
         ("strategy", 1, [r.name for r in study.strategies]),
         ("sparsity", 2, study.sparsities),
         ("seed", 3, study.seeds),
@@ -119,7 +119,7 @@ def _complete(results: Results) -> Iterator[str]:
 
 
 def _dense(results: Results) -> Iterator[str]:
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         dense = stats.dense_baseline(results.runs, task)
         if dense is None:
             continue
@@ -145,7 +145,7 @@ def _provenance(results: Results) -> Iterator[str]:
         yield f"{len(loose)} runs were trained with determinism off, the first {_name(loose[0])}"
     if manifest.get("study_hash") not in (None, results.study.digest):
         yield "the manifest's study_hash is not the hash of its study"
-    for task in results.study.tasks:
+    for task in results.study.task_names:
         facts = results.tasks.get(task, {})
         rows: list[Any] = [facts.get(name) for name in ("fit_rows", "val_rows", "train_rows", "test_rows")]
         if not all(isinstance(n, int) and n > 0 for n in rows):
@@ -158,7 +158,7 @@ def _provenance(results: Results) -> Iterator[str]:
 
 
 def _numbers(results: Results) -> Iterator[str]:
-    budget = results.study.training.epochs
+    budget = results.study.training.epochs or math.inf
     metrics = ("train_metric", "val_metric", "test_metric", "train_loss")
     yield from _few(
         f"{_name(row)}: {name} is not a finite number, yet the training did not diverge"
@@ -203,7 +203,7 @@ def _masks(results: Results) -> Iterator[str]:
         f"{_name(row)}: {wrong}"
         for row in results.runs
         for wrong in _mask(
-            row, study.recipe(row["strategy"]), study.hidden, results.tasks.get(row["task"], {})
+            row, study.recipe(row["strategy"]), study.hidden or 0, results.tasks.get(row["task"], {})
         )
     )
 

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from natal.reading.stats import Summary
-from natal.wording import percent
+from natal.reading.stats import Summary, seeds_needed, smallest_p
+from natal.wording import percent, plural
 
 WIDTH = 110
 
@@ -47,11 +47,18 @@ def show_level(level: float | None) -> str:
     return "undefined" if level is None else "never" if math.isinf(level) else percent(level)
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, as in ``1 strategy`` and ``2 strategies``."""
-    if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count} {noun}"
+def power(seeds: int) -> str:
+    """Return what a paired comparison of two strategies can show at best with so many seeds."""
+    least = smallest_p(seeds)
+    if least > 0.05:
+        return (
+            f"{plural(seeds, 'seed')}: no difference can be significant at 0.05 (the smallest p-value of an exact "
+            f"paired test is {least:.2g}); {seeds_needed()} seeds are the least"
+        )
+    return (
+        f"{seeds} seeds: a difference that all of them share has p = {least:.2g}; corrected for many comparisons it "
+        f"stays below 0.05 among {plural(int(0.05 / least), 'comparison')} at most"
+    )
 
 
 def heading(words: str) -> tuple[str, str]:

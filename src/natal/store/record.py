@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from natal.study import Maker
+
+Curves = Mapping[str, NDArray[np.float64]]
+"""One number per evaluation, by name: ``step`` (optimiser steps taken by then), ``train_loss`` (mean of the steps since
+the evaluation before), ``val_loss``, ``val_metric``, and ``test_metric`` where a study asks for it. Trainings stored by
+natal 0.2 have no ``val_loss``."""
 
 
 @dataclass(frozen=True)
@@ -15,14 +23,14 @@ class Outcome:
 
     ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics
     are None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights
-    there were and are, over all of them, biases never counted. ``constant``: the trained network gives
-    every test row the same output. ``train_loss_curve`` and ``val_metric_curve``: one value per epoch
-    trained. ``seconds``: the training's share of wall time. ``made_by``: engine, device, and versions of natal,
-    torch and NumPy, with commas between.
-    ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the mask doctor
-    said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
+    there were and are, over all of them, biases never counted. ``steps_trained``: optimiser steps taken, of
+    ``steps_planned`` (None: not known, from natal 0.2); ``best_step``: those up to the evaluation whose weights were
+    kept. ``constant``: the trained network gives every test row the same output. ``learning_rate``: what it was
+    trained at (None: not known, from natal 0.2). ``seconds``: the training's share of wall time. ``made_by``: engine,
+    device, and versions. ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the
+    mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
     first empties a layer of this network, None if it is not known), ``findings`` (pairs of severity and
-    sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`.
+    sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`. ``curves``: see `Curves`.
     """
 
     key: str
@@ -32,21 +40,41 @@ class Outcome:
     prunable: int
     kept: int
     densities: dict[str, float]
-    epochs_trained: int
-    best_epoch: int
+    steps_per_epoch: int
+    steps_planned: int | None
+    steps_trained: int
+    best_step: int
+    learning_rate: float | None
     train_metric: float | None
     val_metric: float | None
     test_metric: float | None
     final_loss: float | None
     constant: bool
     seconds: float
-    made_by: str
+    made_by: Maker
     deterministic: bool
     diagnosis: dict[str, Any]
-    train_loss_curve: NDArray[np.float64] = field(repr=False)
-    val_metric_curve: NDArray[np.float64] = field(repr=False)
+    curves: Curves = field(repr=False)
+
+    @property
+    def epochs_trained(self) -> float:
+        """Epochs trained; a whole number wherever training ended with an epoch."""
+        return _whole(self.steps_trained / self.steps_per_epoch)
+
+    @property
+    def best_epoch(self) -> float:
+        """The epoch after which the best weights were measured."""
+        return _whole(self.best_step / self.steps_per_epoch)
 
     def facts(self) -> dict[str, Any]:
-        """Return the scalar fields, JSON-ready."""
-        curves = ("key", "status", "train_loss_curve", "val_metric_curve")
-        return {name: value for name, value in self.__dict__.items() if name not in curves}
+        """Return the fields that are stored as one JSON text: all but the key, the status, the maker and the curves."""
+        apart = ("key", "status", "made_by", "curves")
+        return {name: value for name, value in self.__dict__.items() if name not in apart}
+
+    def maker(self) -> dict[str, Any]:
+        """Return who made it, JSON-ready."""
+        return asdict(self.made_by)
+
+
+def _whole(number: float) -> float:
+    return int(number) if number == int(number) else number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Strict
 
@@ -17,6 +18,16 @@ MAX_SEED = 2**32 - 1
 
 
 class Model(BaseModel):
-    """A table of a study file."""
+    """A table of a study file; ``ALSO``: keys it takes that stand for others."""
+
+    ALSO: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def without_defaults(self, table: dict[str, Any], ever: Collection[str] = ()) -> dict[str, Any]:
+        """Return ``table``, this model written out, without what is at its default; ``ever``: what always stays.
+
+        So a field that a later natal adds changes no digest of what was written before it.
+        """
+        fields = type(self).model_fields
+        return {k: v for k, v in table.items() if k in ever or getattr(self, k) != fields[k].default}

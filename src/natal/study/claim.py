@@ -34,9 +34,7 @@ class Claim(Model):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: Any) -> dict[str, Any]:
-        # so that the hashes of studies stored before `against` existed stay the same
-        unused = ("against", "published")
-        return {k: v for k, v in handler(self).items() if k not in unused or v is not None}
+        return self.without_defaults(handler(self), ("text", "quantity", "task", "strategy", "sparsity"))
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -57,9 +57,7 @@ class Recipe(Model):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: Any) -> dict[str, Any]:
-        # left out unless used, so that the keys of runs stored before these fields existed stay the same
-        later = {"aggregate": "incoming-l2", "control": None}
-        return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
+        return self.without_defaults(handler(self), ("name", "criterion", "scope", "granularity"))
 
 
 _WIDTH_CONTROLS: tuple[Control, ...] = ("random-neurons", "highest-norm", "fresh-narrow")

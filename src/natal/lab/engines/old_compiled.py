@@ -5,36 +5,36 @@ none of which changes what is computed:
 
 - a neuron with no outgoing weight left, whether removed whole or not, is left out: its own weights never get a
   gradient; the arrays are only as wide as the others (rounded up to 16);
-- on CPU a one-hot input is never multiplied: the first layer is a sum of the weight rows its ones select;
-- on CPU a step is compiled (`natal.lab.engines.kernels`) and works through a few rows at a time, which stay in
+- a one-hot input is never multiplied: the first layer is a sum of the weight rows its ones select;
+- a step is compiled (`natal.lab.engines.kernels`) and works through a few rows at a time, which stay in
   the cache.
 
-On CPU a lane's bits depend on nothing but itself: a network trained alone equals itself among 500. One-hot
+A lane's bits depend on nothing but itself: a network trained alone equals itself among 500. One-hot
 classification is moreover *the oracle's arithmetic*: sums run in the order in which the sequential engine's do on the
 CPU it was recorded on, so the results are the same to the last bit there. Elsewhere, and for dense inputs, only the
-order of summation differs. On an accelerator a step is a few large operations of torch over all lanes.
+order of summation differs.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from natal.determinism import deterministic, one_thread
-from natal.errors import NatalError
 from natal.lab.engines import kernels
-from natal.lab.trial import History, Ticket, Trained, conclude
-from natal.study import Training
+from natal.lab.engines.engine import Pending, Setting
+from natal.lab.engines.made import made_by
+from natal.lab.trial import History, Trained, Trial, conclude
+from natal.study import Maker, Training
 
 LANE_FLOATS = (
     2**19
@@ -42,37 +42,101 @@ LANE_FLOATS = (
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults
 
 
-def train(tickets: Sequence[Ticket], training: Training, device: str = "cpu") -> list[Trained]:
-    """Train all tickets and return the results in order.
+class Compiled:
+    """The engine ``compiled``; see the module."""
 
-    Tickets may differ in anything: those of one task, width and precision share arrays, on CPU a few at a
-    time (`lanes_at_once`). On CPU the result of a ticket does not depend on the others, to the last bit.
-    """
-    groups: dict[Any, list[int]] = {}
-    for i, ticket in enumerate(tickets):
-        weight = ticket.parameters["hidden.weight"]
-        data, split = ticket.split.data, ticket.split
-        shape = (
-            weight.shape,
-            weight.dtype,
-            len(split.fit),
-            len(split.val),
-            data.outputs,
-            _ones_a_row(data.inputs),
-        )
-        groups.setdefault((ticket.task.name, _width(ticket), ticket.learning_rate, shape), []).append(i)
-    trained: dict[int, Trained] = {}
-    with one_thread(), deterministic(device), torch.no_grad():
-        for members in groups.values():
-            first = tickets[members[0]]
-            together = lanes_at_once(len(first.split.fit), _width(first), first.split.data.outputs)
-            size = together if device == "cpu" else len(members)
-            for start in range(0, len(members), size):
-                part = members[start : start + size]
-                trained.update(
-                    zip(part, _train_lanes([tickets[i] for i in part], training, device), strict=True)
-                )
-    return [trained[i] for i in range(len(tickets))]
+    name = "compiled"
+    revision = 1
+    devices = ("cpu",)
+
+    def refuses(self, setting: Setting) -> str:
+        """Return why it cannot train in a setting: it knows one hidden layer of ReLU and full-batch Adam."""
+        if not _is_paper_network(setting.network):
+            return "it takes networks of one hidden layer of ReLU"
+        training, own = setting.training, Training()
+        for key in (
+            "optimiser",
+            "schedule",
+            "batch",
+            "evaluate",
+            "decide",
+            "label_smoothing",
+            "clip",
+            "test_curve",
+        ):
+            if getattr(training, key) != getattr(own, key):
+                return f"it does not take training.{key}"
+        return "" if training.length.endswith("ep") else "it takes lengths in epochs"
+
+    def cost(self, pending: Pending, setting: Setting) -> float:
+        """Return about how many operations a training takes: those of the neurons that have an outgoing weight."""
+        return setting.flops(_neurons_left(pending, setting) / _hidden(setting))
+
+    def jobs(self, pending: Sequence[Pending], setting: Setting, device: str) -> list[list[Pending]]:
+        """Return the trainings of one width together, as many as share arrays."""
+        jobs: list[list[Pending]] = []
+        open_jobs: dict[int, list[Pending]] = {}
+        for training in pending:
+            neurons = width(_neurons_left(training, setting))
+            job = open_jobs.get(neurons)
+            if job is None or len(job) == lanes_at_once(
+                len(setting.split.fit), neurons, setting.split.data.outputs
+            ):
+                job = open_jobs[neurons] = []
+                jobs.append(job)
+            job.append(training)
+        return jobs
+
+    def prepare(self, device: str) -> None:
+        """Load the kernels."""
+        kernels.load()
+
+    def train(self, trials: Sequence[Trial], device: str) -> Iterator[Trained]:
+        """Train all trials and yield them in order.
+
+        Trials may differ in anything: those of one task, width and precision share arrays, a few at a time
+        (`lanes_at_once`). The result of one does not depend on the others, to the last bit.
+        """
+        groups: dict[Any, list[int]] = {}
+        for i, trial in enumerate(trials):
+            weight = trial.network.get_parameter("hidden.weight")
+            data, split = trial.split.data, trial.split
+            shape = (
+                weight.shape,
+                weight.dtype,
+                len(split.fit),
+                len(split.val),
+                data.outputs,
+                _ones_a_row(data.inputs),
+            )
+            groups.setdefault((trial.task.name, _width(trial), trial.learning_rate, shape), []).append(i)
+        trained: dict[int, Trained] = {}
+        with one_thread(), deterministic(device), torch.no_grad():
+            for members in groups.values():
+                first = trials[members[0]]
+                size = lanes_at_once(len(first.split.fit), _width(first), first.split.data.outputs)
+                for start in range(0, len(members), size):
+                    part = members[start : start + size]
+                    lanes = _train_lanes([trials[i] for i in part], made_by(self, device))
+                    trained.update(zip(part, lanes, strict=True))
+        yield from (trained[i] for i in range(len(trials)))
+
+
+def _is_paper_network(net: nn.Module) -> bool:
+    layers = list(net.named_children())
+    kinds = [type(layer) for _, layer in layers]
+    return kinds == [nn.Linear, nn.ReLU, nn.Linear] and [n for n, _ in layers] == ["hidden", "relu", "output"]
+
+
+def _hidden(setting: Setting) -> int:
+    return len(setting.network.get_parameter("hidden.weight"))
+
+
+def _neurons_left(pending: Pending, setting: Setting) -> int:
+    """Return how many hidden neurons are trained: those with an outgoing weight, about so many if weights go."""
+    of_neurons, sparsity = pending.recipe.granularity == "neuron", pending.run.sparsity
+    share = sparsity if of_neurons else sparsity**setting.split.data.outputs
+    return max(1, _hidden(setting) - int(share * _hidden(setting)))
 
 
 def width(kept: int) -> int:
@@ -85,28 +149,29 @@ def lanes_at_once(rows: int, neurons: int, outputs: int) -> int:
     return max(1, LANE_FLOATS // (rows * (neurons + outputs)))
 
 
-def _neurons(ticket: Ticket) -> Tensor:
+def _neurons(trial: Trial) -> Tensor:
     """Return the indices of the neurons to compute: those with an outgoing weight."""
-    return ticket.mask.weights["output.weight"].any(0).nonzero().flatten()
+    return trial.mask.weights["output.weight"].any(0).nonzero().flatten()
 
 
-def _width(ticket: Ticket) -> int:
-    return width(len(_neurons(ticket)))
+def _width(trial: Trial) -> int:
+    return width(len(_neurons(trial)))
 
 
 # -- one group of lanes ------------------------------------------------------------------------------------------
 
 
-def _train_lanes(tickets: Sequence[Ticket], training: Training, device: str) -> list[Trained]:
+def _train_lanes(trials: Sequence[Trial], maker: Maker) -> list[Trained]:
     started = time.perf_counter()
-    lanes = _kind(device).of(tickets, device)
-    histories = [History(training.patience, training.target) for _ in tickets]
+    training = trials[0].training
+    lanes = _OnCPU.of(trials, "cpu")
+    histories = [History(training) for _ in trials]
     best = lanes.theta.clone()
-    alive = list(range(len(tickets)))  # the ticket of each lane still training
-    for step in range(1, training.epochs + 1):
+    alive = list(range(len(trials)))  # the trial of each lane still training
+    for step in range(1, training.total_steps(len(trials[0].split.fit)) + 1):
         losses, metrics = lanes.step(step), lanes.validate()
         measured = zip(alive, losses, metrics, strict=True)
-        better = [histories[i].record(loss, metric) for i, loss, metric in measured]
+        better = [histories[i].record(step, loss, math.nan, metric) for i, loss, metric in measured]
         if any(better):
             best[[i for i, is_better in zip(alive, better, strict=True) if is_better]] = lanes.theta[better]
         going = [lane for lane, i in enumerate(alive) if not histories[i].over]
@@ -115,11 +180,10 @@ def _train_lanes(tickets: Sequence[Ticket], training: Training, device: str) -> 
         if len(going) < len(alive):
             alive = [alive[lane] for lane in going]
             lanes = lanes.only(going)
-    seconds = (time.perf_counter() - started) / len(tickets)
-    made_by = f"batched engine, {device}"
+    seconds = (time.perf_counter() - started) / len(trials)
     return [
-        conclude(ticket, history, _parameters(ticket, theta), seconds, made_by)
-        for ticket, history, theta in zip(tickets, histories, best.cpu(), strict=True)
+        conclude(trial, history, _parameters(trial, theta), seconds, maker)
+        for trial, history, theta in zip(trials, histories, best.cpu(), strict=True)
     ]
 
 
@@ -143,23 +207,25 @@ class _Lanes:
     """
 
     def __init__(
-        self, ticket: Ticket, theta: Tensor, mask: Tensor | None, moments: Tensor, fit: _Rows, val: _Rows
+        self, trial: Trial, theta: Tensor, mask: Tensor | None, moments: Tensor, fit: _Rows, val: _Rows
     ) -> None:
-        self.ticket, self.theta, self.mask, self.moments = ticket, theta, mask, moments
+        self.trial, self.theta, self.mask, self.moments = trial, theta, mask, moments
         self.fit, self.val = fit, val
         self.gradient, self.scratch = torch.empty_like(theta), torch.empty_like(theta)
 
     @classmethod
-    def of(cls, tickets: Sequence[Ticket], device: str) -> Self:
-        """Return newborn lanes for tickets of one task, width and learning rate."""
-        theta = torch.stack([_flatten(t, t.born()) for t in tickets])
+    def of(cls, trials: Sequence[Trial], device: str) -> Self:
+        """Return newborn lanes for trials of one task, width and learning rate."""
+        theta = torch.stack([_flatten(t, _parameters_of(t.born())) for t in trials])
         mask: Tensor | None = None
-        if any(t.mask.kept < t.mask.total for t in tickets):
-            kept = [{name: torch.ones_like(p) for name, p in t.parameters.items()} for t in tickets]
-            for t, keep in zip(tickets, kept, strict=True):
+        if any(t.mask.kept < t.mask.total for t in trials):
+            kept = [
+                {name: torch.ones_like(p) for name, p in _parameters_of(t.network).items()} for t in trials
+            ]
+            for t, keep in zip(trials, kept, strict=True):
                 t.mask.apply_(keep)
-            mask = torch.stack([_flatten(t, keep) for t, keep in zip(tickets, kept, strict=True)]).to(device)
-        few, rows = _ones_a_row(tickets[0].split.data.inputs), [t.rows() for t in tickets]
+            mask = torch.stack([_flatten(t, keep) for t, keep in zip(trials, kept, strict=True)]).to(device)
+        few, rows = _ones_a_row(trials[0].split.data.inputs), [t.rows() for t in trials]
         fit, val = (
             cls.rows(
                 torch.stack([r[part][0] for r in rows]).to(device),
@@ -169,13 +235,13 @@ class _Lanes:
             for part in ("fit", "val")
         )
         moments = torch.zeros(2, *theta.shape, dtype=theta.dtype, device=device)
-        return cls(tickets[0], theta.to(device), mask, moments, fit, val)
+        return cls(trials[0], theta.to(device), mask, moments, fit, val)
 
     def only(self, lanes: list[int]) -> Self:
         """Return the same training with fewer lanes."""
         mask = None if self.mask is None else self.mask[lanes]
         fit, val = self.fit.only(lanes), self.val.only(lanes)
-        return type(self)(self.ticket, self.theta[lanes], mask, self.moments[:, lanes], fit, val)
+        return type(self)(self.trial, self.theta[lanes], mask, self.moments[:, lanes], fit, val)
 
     @staticmethod
     def rows(inputs: Tensor, targets: Tensor, few: int) -> _Rows:
@@ -195,27 +261,27 @@ class _OnCPU(_Lanes):
     """Lanes whose steps are compiled, one lane after the other."""
 
     def __init__(
-        self, ticket: Ticket, theta: Tensor, mask: Tensor | None, moments: Tensor, fit: _Rows, val: _Rows
+        self, trial: Trial, theta: Tensor, mask: Tensor | None, moments: Tensor, fit: _Rows, val: _Rows
     ) -> None:
-        super().__init__(ticket, theta, mask, moments, fit, val)
+        super().__init__(trial, theta, mask, moments, fit, val)
         inputs, outputs, rows = (
-            ticket.split.data.inputs.shape[1],
-            ticket.split.data.outputs,
+            trial.split.data.inputs.shape[1],
+            trial.split.data.outputs,
             fit.inputs.shape[1],
         )
-        shape = kernels.Shape(inputs, _width(ticket), outputs)
+        shape = kernels.Shape(inputs, _width(trial), outputs)
         number = theta.numpy().dtype.type
         room = kernels.room(shape, rows, number)
         self.sums = np.zeros(len(theta))
         of_lanes = (theta.numpy(), self.gradient.numpy(), shape, fit.inputs.numpy(), fit.targets.numpy())
-        classes = ticket.task.loss.name == "cross-entropy"
+        classes = trial.task.loss.name == "cross-entropy"
         self.averaged = rows if classes else rows * outputs
         scale = number(1 / rows if classes else 2 / self.averaged)
         self.gradients = partial(kernels.gradients, *of_lanes, scale, room, self.sums)
         self.scores = partial(
             kernels.scores, theta.numpy(), shape, val.inputs.numpy(), val.targets.numpy(), room, self.sums
         )
-        self.metric = _METRICS[ticket.task.metric.name](val.targets)
+        self.metric = _METRICS[trial.task.metric.name](val.targets)
         first, second = moments.numpy()
         betas = (number(1 - BETA1), number(1 - BETA2), number(BETA2))
         self.adam = partial(
@@ -237,7 +303,7 @@ class _OnCPU(_Lanes):
         self.adam()
         if self.as_oracle:
             torch.sqrt(self.moments[1], out=self.scratch)  # MKL's, which rounds otherwise
-        rate, correction = self.ticket.learning_rate / (1 - BETA1**t), (1 - BETA2**t) ** 0.5
+        rate, correction = self.trial.learning_rate / (1 - BETA1**t), (1 - BETA2**t) ** 0.5
         self.move(self.number(rate), self.number(correction), self.number(EPS))
         return losses
 
@@ -246,65 +312,12 @@ class _OnCPU(_Lanes):
         return self.metric(self.sums)
 
 
-class _OnAccelerator(_Lanes):
-    """Lanes whose steps are torch's operations over all of them, zeros multiplied too."""
-
-    def __init__(
-        self, ticket: Ticket, theta: Tensor, mask: Tensor | None, moments: Tensor, fit: _Rows, val: _Rows
-    ) -> None:
-        super().__init__(ticket, theta, mask, moments, fit, val)
-        self.w1, self.w2, self.b2 = _views(theta, ticket)
-        self.g1, self.g2, self.gb2 = _views(self.gradient, ticket)
-        self.gradient.zero_()
-        self.loss, self.score = _LOSSES[ticket.task.loss.name], _SCORES[ticket.task.metric.name]
-        self.metric = _METRICS[ticket.task.metric.name](val.targets)
-
-    @staticmethod
-    def rows(inputs: Tensor, targets: Tensor, few: int) -> _Rows:
-        return _Rows(F.pad(inputs, (1, 0), value=1.0), targets)
-
-    def step(self, t: int) -> list[float]:
-        hidden, out = self._forward(self.fit.inputs)
-        losses, pull = self.loss(out, self.fit.targets)
-        self.g2.copy_(torch.bmm(pull.mT, hidden))
-        # ReLU's slope: what comes back where hidden > 0, else 0
-        back = torch.ops.aten.threshold_backward(torch.bmm(pull, self.w2), hidden, 0)
-        self.g1.copy_(torch.bmm(self.fit.inputs.mT, back))
-        self.gb2.copy_(pull.sum(1))
-        self._adam(t)
-        total: list[float] = losses.tolist()
-        return total
-
-    def validate(self) -> list[float]:
-        return self.metric(self.score(self._forward(self.val.inputs)[1], self.val.targets).cpu().numpy())
-
-    def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return hidden activations (lane, row, neuron) and outputs (lane, row, output) of some rows."""
-        hidden = torch.bmm(inputs, self.w1).relu_()
-        return hidden, torch.bmm(hidden, self.w2.mT).add_(self.b2[:, None])
-
-    def _adam(self, t: int) -> None:
-        """Adam's step t, then the mask: θ ← m ⊙ (θ - η m̂ / (√v̂ + ε)) (Kingma & Ba 2015, algorithm 1)."""
-        first, second = self.moments
-        first.lerp_(self.gradient, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(self.gradient, self.gradient, value=1 - BETA2)
-        torch.sqrt(second, out=self.scratch)
-        self.scratch.div_((1 - BETA2**t) ** 0.5).add_(EPS)
-        self.theta.addcdiv_(first, self.scratch, value=-self.ticket.learning_rate / (1 - BETA1**t))
-        if self.mask is not None:
-            self.theta.mul_(self.mask)
-
-
-def _kind(device: str) -> type[_Lanes]:
-    return _OnCPU if device == "cpu" else _OnAccelerator
-
-
-def _views(flat: Tensor, ticket: Ticket) -> list[Tensor]:
+def _views(flat: Tensor, trial: Trial) -> list[Tensor]:
     """Return ``w1``, ``w2`` and ``b2`` as views of the lanes' vectors (lane, parameter)."""
     inputs, neurons, outputs = (
-        ticket.parameters["hidden.weight"].shape[1],
-        _width(ticket),
-        ticket.split.data.outputs,
+        trial.network.get_parameter("hidden.weight").shape[1],
+        _width(trial),
+        trial.split.data.outputs,
     )
     shapes = ((inputs + 1, neurons), (outputs, neurons), (outputs,))
     sizes = [math.prod(shape) for shape in shapes]
@@ -314,12 +327,14 @@ def _views(flat: Tensor, ticket: Ticket) -> list[Tensor]:
     return [part.view(len(flat), *shape) for part, shape in zip(parts[:3], shapes, strict=True)]
 
 
-def _flatten(ticket: Ticket, parameters: dict[str, Tensor]) -> Tensor:
+def _flatten(trial: Trial, parameters: dict[str, Tensor]) -> Tensor:
     """Return full-size parameters by name as a lane's vector; neurons that only fill up the width are zero."""
-    kept, outputs = _neurons(ticket), ticket.split.data.outputs
-    size = (ticket.parameters["hidden.weight"].shape[1] + 1 + outputs) * _width(ticket) + width(outputs)
+    kept, outputs = _neurons(trial), trial.split.data.outputs
+    size = (trial.network.get_parameter("hidden.weight").shape[1] + 1 + outputs) * _width(trial) + width(
+        outputs
+    )
     flat = torch.zeros(1, size, dtype=parameters["hidden.weight"].dtype)
-    w1, w2, b2 = (view[0] for view in _views(flat, ticket))
+    w1, w2, b2 = (view[0] for view in _views(flat, trial))
     w1[0, : len(kept)] = parameters["hidden.bias"][kept]
     w1[1:, : len(kept)] = parameters["hidden.weight"][kept].T
     w2[:, : len(kept)] = parameters["output.weight"][:, kept]
@@ -327,11 +342,11 @@ def _flatten(ticket: Ticket, parameters: dict[str, Tensor]) -> Tensor:
     return flat[0]
 
 
-def _parameters(ticket: Ticket, flat: Tensor) -> dict[str, Tensor]:
+def _parameters(trial: Trial, flat: Tensor) -> dict[str, Tensor]:
     """Return a lane's vector as full-size parameters by name; neurons left out are as they were born."""
-    w1, w2, b2 = (view[0] for view in _views(flat[None], ticket))
-    kept = _neurons(ticket)
-    full = ticket.born()
+    w1, w2, b2 = (view[0] for view in _views(flat[None], trial))
+    kept = _neurons(trial)
+    full = _parameters_of(trial.born())
     full["hidden.bias"][kept] = w1[0, : len(kept)]
     full["hidden.weight"][kept] = w1[1:, : len(kept)].T
     full["output.weight"][:, kept] = w2[:, : len(kept)]
@@ -339,10 +354,14 @@ def _parameters(ticket: Ticket, flat: Tensor) -> dict[str, Tensor]:
     return full
 
 
+def _parameters_of(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in net.named_parameters()}
+
+
 def _ones_a_row(inputs: Tensor) -> int:
     """Return how many ones every row has if all are as few ones among zeros, as in one-hot groups, else 0.
 
-    ``inputs``: (row, input), all training rows of a ticket, so that the answer is its own affair.
+    ``inputs``: (row, input), all training rows of a trial, so that the answer is its own affair.
     """
     is_one = inputs == 1
     few = int(is_one[0].sum())
@@ -352,34 +371,6 @@ def _ones_a_row(inputs: Tensor) -> int:
         and bool((is_one | (inputs == 0)).all())
     )
     return few if alike else 0
-
-
-# -- losses and metrics of many lanes, on an accelerator ----------------------------------------------------------
-
-
-def _cross_entropy(out: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return -Σ log softmax(z)_y / rows per lane and its gradient (softmax(z) - onehot(y)) / rows."""
-    at, rows = classes[..., None], classes.shape[1]
-    logs = F.log_softmax(out, 2)
-    wanted = out.zero_().scatter_(2, at, -1 / rows)
-    pull: Tensor = torch.ops.aten._log_softmax_backward_data(wanted, logs, 2, logs.dtype)
-    return -logs.gather(2, at).sum((1, 2)) / rows, pull
-
-
-def _squared_error(out: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Σ (z - y)² / (rows · outputs) per lane and its gradient 2 (z - y) / (rows · outputs)."""
-    error, count = out - targets, targets.shape[1] * targets.shape[2]
-    return error.square().sum((1, 2)) / count, error * (2 / count)
-
-
-def _right(out: Tensor, classes: Tensor) -> Tensor:
-    """Return how many rows of each lane have their class as the largest output."""
-    return (out.argmax(2) == classes).sum(1)
-
-
-def _squares(out: Tensor, targets: Tensor) -> Tensor:
-    """Return Σ (z - y)² of each lane."""
-    return (out - targets).square().sum((1, 2))
 
 
 def _accuracy(classes: Tensor) -> Callable[[NDArray[Any]], list[float]]:
@@ -396,20 +387,7 @@ def _r2(targets: Tensor) -> Callable[[NDArray[Any]], list[float]]:
     ]
 
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "cross-entropy": _cross_entropy,
-    "squared-error": _squared_error,
-}
-_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": _right, "R²": _squares}
 _METRICS: dict[str, Callable[[Tensor], Callable[[NDArray[Any]], list[float]]]] = {
     "accuracy": _accuracy,
     "R²": _r2,
 }
-
-
-def check(device: str) -> None:
-    """Raise NatalError unless ``device`` is one this machine has."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has = ["cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
-    if device not in has:
-        raise NatalError(f"unknown device {device!r}; this machine has: {', '.join(has)}")
