@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natal.draws import SameEverywhere
 from natal.lab.engines import ENGINES
+from natal.lab.networks.draws import SameEverywhere
 from natal.lab.tasks import LOSSES, METRICS, Data, Split, Task
 from natal.lab.trial import Trained, Trial
 from natal.pruning.mask import Mask
 from natal.study import Training
 
-CLASSES = Task("classes", lambda seed: None, LOSSES["cross-entropy"], METRICS["accuracy"], 0.01, 0.1)  # type: ignore[arg-type,return-value]
-NUMBERS = Task("numbers", lambda seed: None, LOSSES["squared-error"], METRICS["R²"], 0.01, 0.0)  # type: ignore[arg-type,return-value]
+CLASSES = Task("classes", lambda seed: None, LOSSES["cross-entropy"], METRICS["accuracy"], 0.01, None)  # type: ignore[arg-type,return-value]
+NUMBERS = Task("numbers", lambda seed: None, LOSSES["squared-error"], METRICS["R²"], 0.01, None)  # type: ignore[arg-type,return-value]
 
 
 def rows(
@@ -58,7 +58,7 @@ def trial(
     net = nn.Sequential(*layers[:-1]).to(dtype)
     kept = {
         f"{2 * n}.weight": torch.from_numpy(rng.random((outer, inner)) < density)
-        for n, (inner, outer, density) in enumerate(zip(sizes, sizes[1:], densities))
+        for n, (inner, outer, density) in enumerate(zip(sizes, sizes[1:], densities, strict=False))
     }
     gone = {
         name: torch.from_numpy(rng.random(len(p)) >= without)
@@ -67,7 +67,7 @@ def trial(
     }
     train, test = (rows(rng, task, count, sizes[0], sizes[-1], ones) for count in (fit + 20, 15))
     order = torch.from_numpy(rng.permutation(fit + 20))
-    split = Split(Data(*train, *test, outputs=sizes[-1]), fit=order[20:], val=order[:20])
+    split = Split(Data(*train, *test, outputs=sizes[-1]), fit=order[20:], val=order[:20], chance=0.0)
     return Trial("key", task, split, net, Mask(kept, gone), training, 0.01, seed)
 
 

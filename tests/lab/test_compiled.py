@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import CLASSES, NUMBERS, train, trial, ways
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chains import CLASSES, NUMBERS, train, trial, ways
 from natal.lab.tasks import Task
 
 OPTIMISERS: list[Any] = [
@@ -50,9 +50,7 @@ def test_in_float64_it_agrees_with_the_torch_engine_after_20_steps(
         schedule=schedule,
         label_smoothing=smoothing if task is CLASSES else 0.0,
     )
-    one = trial(
-        seed, training, sizes, densities, task=task, ones=ones, bias=bias, without=without, fit=fit
-    )
+    one = trial(seed, training, sizes, densities, task=task, ones=ones, bias=bias, without=without, fit=fit)
     (ours,), (theirs,) = (train(engine, one) for engine in ("compiled", "torch"))
     for name, p in theirs.state.items():
         q = ours.state[name]

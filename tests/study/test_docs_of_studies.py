@@ -43,7 +43,15 @@ def test_every_default_is_told_right() -> None:
             key, *_, default = (part.strip() for part in line.strip("| ").split(" | "))
             rows[key.strip("`")] = default.strip("`")
     of_training = Training()
-    for key in ("length", "patience", "target", "validation_fraction", "evaluate", "decide", "label_smoothing"):
+    for key in (
+        "length",
+        "patience",
+        "target",
+        "validation_fraction",
+        "evaluate",
+        "decide",
+        "label_smoothing",
+    ):
         (told,) = tomllib.loads(f"x = {rows[key]}").values()
         assert told == getattr(of_training, key), key
     assert (rows["batch"], of_training.batch) == ('"full"', None)

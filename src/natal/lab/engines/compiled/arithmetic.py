@@ -26,10 +26,14 @@ f, d = np.float32, np.float64  # a Python float would make every sum it meets a 
 _F_LOG2_E, _F_LN2, _F_LN2_REST = f(1.4426950408889634), f(0.693145751953125), f(1.428606765330187e-06)
 _F6, _F5, _F4 = f(0.00019852761761285365), f(0.0013930435525253415), f(0.008333360776305199)
 _F3, _F2, _F1 = f(0.041666485369205475), f(0.1666666716337204), f(0.5)
-_F_ONE, _F_NONE, _F_LEAST = f(1), f(0), f(-87)
-_D_LOG2_E, _D_LN2, _D_LN2_REST = d(1.4426950408889634), d(0.693147180369123816490), d(1.90821492927058770002e-10)
+_F_ONE, _F_NONE, _F_LEAST = f(1), f(0), f(-87.3365)
+_D_LOG2_E, _D_LN2, _D_LN2_REST = (
+    d(1.4426950408889634),
+    d(0.693147180369123816490),
+    d(1.90821492927058770002e-10),
+)
 _TAYLOR = tuple(d(1 / math.factorial(n)) for n in range(13, 1, -1))
-_D_ONE, _D_NONE, _D_LEAST = d(1), d(0), d(-708)
+_D_ONE, _D_NONE, _D_LEAST = d(1), d(0), d(-708.396)
 
 
 @overload(exponential)
@@ -66,7 +70,7 @@ def logarithm(x: Any) -> Any:
     """
     x = np.float64(x)
     bits = to_int64(x)
-    e = ((bits - 0x3FE6A09E667F3BCD) >> 52)  # the bits of √½
+    e = (bits - 0x3FE6A09E667F3BCD) >> 52  # the bits of √½
     m = to_float64(bits - (e << 52))
     t = (m - _D_ONE) / (m + _D_ONE)
     square, series = t * t, _D_NONE

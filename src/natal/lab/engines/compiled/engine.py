@@ -89,7 +89,7 @@ class Compiled:
     def _train_one(self, trial: Trial, chain: Chain, rows: _Rows, device: str) -> Trained:
         started = time.perf_counter()
         training, net = trial.training, trial.born()
-        loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing), 0.0)
+        loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing))
         learner = Learner(net, chain, trial.mask, training.optimiser, rows.ones > 0, loss)
         steps = trial.batches()
         rates = trial.learning_rate * np.array(training.factors(trial.rows_to_fit))
@@ -116,7 +116,7 @@ class Compiled:
 
 
 class _Rows:
-    """A split as the kernels read it, and what measurements on its parts mean: ``fit``, ``val``, ``train``, ``test``."""
+    """A split as the kernels read it, and what measurements on its parts mean: fit, val, train and test."""
 
     def __init__(self, split: Split, chain: Chain, task: Task, dtype: torch.dtype) -> None:
         data, self.split = split.data, split
@@ -156,5 +156,7 @@ class _Rows:
         """Measure the best numbers of a network on all parts."""
         measured = {part: self.measure(learner, part, theta) for part in ("train", "val", "test")}
         return Finals(
-            {part: metric for part, (_, metric, _) in measured.items()}, measured["train"][0], measured["test"][2]
+            {part: metric for part, (_, metric, _) in measured.items()},
+            measured["train"][0],
+            measured["test"][2],
         )

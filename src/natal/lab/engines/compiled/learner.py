@@ -13,7 +13,7 @@ from natal.lab.engines.compiled.chain import lay_out
 from natal.lab.engines.compiled.network import Chain, arrays, data_of, linears
 from natal.lab.engines.compiled.optimisers import ADAM, ADAMW, SGD, Rule
 from natal.lab.engines.compiled.steps import Data, Loss, State, evaluate, learn, room
-from natal.lab.engines.compiled.vectors import Array
+from natal.lab.engines.compiled.vectors import Array, aligned
 from natal.pruning.mask import Mask
 from natal.study import Optimiser
 
@@ -45,19 +45,22 @@ class Learner:
     ) -> None:
         self.chain, self.optimiser, self.tokens = chain, optimiser, tokens
         self.loss, self.plain = loss, loss._replace(smoothing=0.0)
+        (beta1, beta2), rule = optimiser.betas, optimiser
         self.rule = Rule(
-            KINDS[optimiser.name],
-            float(optimiser.momentum),
-            optimiser.nesterov,
-            *map(float, optimiser.betas),
+            KINDS[rule.name],
+            float(rule.momentum),
+            rule.nesterov,
+            float(beta1),
+            float(beta2),
             EPSILON,
-            float(optimiser.weight_decay),
+            float(rule.weight_decay),
         )
         numbers = arrays(net, chain)
         self.dtype = numbers[0][0].dtype.type
         self._lay_out(net, mask)
         theta = self.layout.pack(numbers, self.dtype)
-        self.state = State(theta, *(np.zeros_like(theta) for _ in range(3)), np.ones(2))
+        gradient, first, second = aligned((3, *theta.shape), self.dtype)
+        self.state = State(theta, gradient, first, second, np.ones(2))
 
     def _lay_out(self, net: nn.Module, mask: Mask) -> None:
         drop = self.optimiser.weight_decay == 0
@@ -78,9 +81,7 @@ class Learner:
     def learn(self, data: Data, order: Array, cuts: Array, rates: Array) -> Array:
         """Take steps, see `natal.lab.engines.compiled.steps.learn`; return the mean loss of each before it."""
         losses = np.zeros(len(rates))
-        learn(
-            self.layout.net, self.state, self.rule, self.loss, data, order, cuts, rates, self.room, losses
-        )
+        learn(self.layout.net, self.state, self.rule, self.loss, data, order, cuts, rates, self.room, losses)
         return losses
 
     def measure(self, data: Data, rows: Array, theta: Array | None = None) -> Measured:
@@ -133,7 +134,7 @@ def load() -> None:
     """Compile what training in float32 needs, or read it from disk, so that no training waits for it."""
     net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
     chain, mask = Chain(nn.Sequential(), ("0", "2"), (True, False)), Mask({}, {})
-    learner = Learner(net, chain, mask, Optimiser(), False, Loss(True, 0.0, 0.0))
+    learner = Learner(net, chain, mask, Optimiser(), False, Loss(True, 0.0))
     data = data_of(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), 0, torch.float32)
     rows = torch.zeros(1, dtype=torch.int64).numpy()
     learner.learn(data, *batches([None], rows), np.ones(1))

@@ -61,7 +61,7 @@ def cross_entropy(z: Array, top: Array, total: Array, classes: Array, rows: Arra
         if product > 1e200:
             loss += logarithm(product)
             product = 1.0
-    return loss + logarithm(product)
+    return loss + float(logarithm(product))
 
 
 @inlined

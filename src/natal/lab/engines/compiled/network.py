@@ -49,7 +49,9 @@ def chain_of(net: nn.Module) -> Chain | str:
         return "it takes chains of linear layers with ReLU, and this network has no linear layer"
     if relu[-1]:
         return "it takes chains that end in a linear layer, and this one ends in ReLU"
-    if len({id(p) for p in net.parameters()}) < sum(2 if _layer(net, n).bias is not None else 1 for n in layers):
+    if len({id(p) for p in net.parameters()}) < sum(
+        2 if _layer(net, n).bias is not None else 1 for n in layers
+    ):
         return "it does not take layers that share their weights"
     return Chain(nn.Sequential(*before), tuple(layers), tuple(relu))
 

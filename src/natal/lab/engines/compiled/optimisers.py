@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,15 +69,3 @@ def adam(
         first[i] = fma(rate1, g - first[i], first[i])
         second[i] = fma(rate2 * g, g, second[i] * keep2)
         theta[i] = theta[i] * shrunk - step * first[i] / fma(np.sqrt(second[i]), correction, epsilon)
-
-
-@inlined
-def clipped(gradient: Array, most: float) -> None:
-    """Scale the gradient down to a norm of ``most`` if it is longer (Pascanu et al. 2013)."""
-    squares = 0.0
-    for i in range(len(gradient)):
-        squares += np.float64(gradient[i]) * gradient[i]
-    share = most / (np.sqrt(squares) + 1e-6)
-    if share < 1:
-        for i in range(len(gradient)):
-            gradient[i] *= gradient.dtype.type(share)

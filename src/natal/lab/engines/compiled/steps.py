@@ -22,11 +22,11 @@ from natal.lab.engines.compiled.losses import (
     squared_error,
     squared_error_pull,
 )
-from natal.lab.engines.compiled.optimisers import SGD, Rule, adam, clipped, sgd
+from natal.lab.engines.compiled.optimisers import SGD, Rule, adam, sgd
 from natal.lab.engines.compiled.products import add_product
 from natal.lab.engines.compiled.sparse import add_kept_products, add_sparse_product
 from natal.lab.engines.compiled.turn import turn
-from natal.lab.engines.compiled.vectors import LANES, Array, aligned, wide
+from natal.lab.engines.compiled.vectors import Array, aligned, wide
 
 
 class Data(NamedTuple):
@@ -50,12 +50,10 @@ class State(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What is minimised: cross-entropy (``classes``) with label smoothing, or squared error; ``clip``: most norm of a
-    gradient, or 0 for any."""
+    """What is minimised: cross-entropy (``classes``) with label smoothing, or squared error."""
 
     classes: bool
     smoothing: float
-    clip: float
 
 
 class Room(NamedTuple):
@@ -206,8 +204,8 @@ def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Arr
     else:
         _read(data, rows, by_rows)
     turn(by_rows, _part(room.activations, (first.after if by_ones else first.before) * n, neurons, n))
-    for l in range(by_ones, len(net.layers)):
-        layer = net.layers[l]
+    for at in range(by_ones, len(net.layers)):
+        layer = net.layers[at]
         biases = _biases(net, layer, theta, room)
         before = _part(room.activations, layer.before * n, layer.inputs, n)
         after = _part(room.activations, layer.after * n, wide(layer.outputs), n)
@@ -236,14 +234,14 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
     pull = _part(room.activations, last.after * n, wide(last.outputs), n)
     spare, next_spare = room.pull, room.back
     for back in range(len(net.layers)):
-        l = len(net.layers) - 1 - back
-        layer = net.layers[l]
+        at = len(net.layers) - 1 - back
+        layer = net.layers[at]
         sums = room.biases[: layer.outputs]
         sums[:] = 0
         add_row_sums(pull[: layer.outputs], sums)
         for k in range(layer.kept_biases):
             gradient[layer.biases + k] += sums[net.pattern[layer.bias_places + k]]
-        if l == 0 and by_ones:
+        if at == 0 and by_ones:
             pulls = _part(room.turned, 0, n, wide(layer.outputs))
             turn(pull, pulls)
             _add_to_ones(data, rows, pulls, _matrix(layer, gradient, room.slopes, True))
@@ -254,12 +252,14 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
             kept = gradient[layer.weights : layer.weights + layer.kept]
             add_kept_products(starts, columns, before, pull[: layer.outputs], kept)
         else:
-            known = l == by_ones
+            known = at == by_ones
             across = _part(room.inputs if known else room.turned, 0, n, wide(layer.inputs))
             if not known:
                 turn(before, across)
-            add_product(pull[: layer.outputs, : len(rows)], across, _matrix(layer, gradient, room.slopes, False))
-        if l == 0:
+            add_product(
+                pull[: layer.outputs, : len(rows)], across, _matrix(layer, gradient, room.slopes, False)
+            )
+        if at == 0:
             break
         pulled = _part(spare, 0, wide(layer.inputs), n)
         pulled[:] = 0
@@ -269,7 +269,7 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
         else:
             weights = _matrix(layer, theta, room.matrices, False)
             add_product(weights.T[: layer.inputs], pull[: layer.outputs], pulled)
-        if net.layers[l - 1].relu:
+        if net.layers[at - 1].relu:
             for i in range(layer.inputs):
                 for r in range(n):
                     pulled[i, r] = pulled[i, r] if before[i, r] > 0 else pulled.dtype.type(0)
@@ -304,10 +304,8 @@ def learn(
                 total += squared_error(z, data.values, rows)
                 squared_error_pull(z, rows, z.dtype.type(2 * share))
             _backward(net, state.theta, state.gradient, data, rows, room)
-        losses[s] = total * share
+        losses[s] = state.theta.dtype.type(total * share)  # what the network's numbers overflow, it does
         _collect(net, state.gradient, room)
-        if loss.clip > 0:
-            clipped(state.gradient, loss.clip)
         if rule.kind == SGD:
             sgd(state.theta, state.gradient, state.first, rule, rates[s])
         else:
@@ -342,4 +340,4 @@ def evaluate(net: Net, theta: Array, loss: Loss, data: Data, rows: Array, room: 
             results[0] += squares
             results[1] += squares
     results[2], results[3] = apart, most
-    results[0] /= len(rows) if loss.classes else len(rows) * outputs
+    results[0] = theta.dtype.type(results[0] / (len(rows) if loss.classes else len(rows) * outputs))

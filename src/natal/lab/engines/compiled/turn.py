@@ -24,7 +24,9 @@ def _square(e: Emitter) -> None:
         upper = [lane + bit if not lane & bit else lane + LANES for lane in range(LANES)]
         before = rows
         rows = [
-            e.shuffle(before[r], before[r + bit], lower) if not r & bit else e.shuffle(before[r - bit], before[r], upper)
+            e.shuffle(before[r], before[r + bit], lower)
+            if not r & bit
+            else e.shuffle(before[r - bit], before[r], upper)
             for r in range(LANES)
         ]
         bit //= 2

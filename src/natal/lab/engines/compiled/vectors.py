@@ -69,7 +69,9 @@ def _reinterpreted(source: Any, target: Any, kind: Any) -> Any:
     return reinterpret
 
 
-to_float32 = _reinterpreted(types.int32, types.float32, ir.FloatType())  # the number whose bits a whole number has
+to_float32 = _reinterpreted(
+    types.int32, types.float32, ir.FloatType()
+)  # the number whose bits a whole number has
 to_float64 = _reinterpreted(types.int64, types.float64, ir.DoubleType())
 to_int64 = _reinterpreted(types.float64, types.int64, ir.IntType(64))  # and back
 
