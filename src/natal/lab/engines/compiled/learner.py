@@ -43,7 +43,7 @@ class Learner:
     def __init__(
         self, net: nn.Module, chain: Chain, mask: Mask, optimiser: Optimiser, tokens: bool, loss: Loss
     ) -> None:
-        self.chain, self.optimiser, self.tokens = chain, optimiser, tokens
+        self.chain, self.tokens = chain, tokens
         self.loss, self.plain = loss, loss._replace(smoothing=0.0)
         (beta1, beta2), rule = optimiser.betas, optimiser
         self.rule = Rule(
@@ -57,13 +57,13 @@ class Learner:
         )
         numbers = arrays(net, chain)
         self.dtype = numbers[0][0].dtype.type
-        self._lay_out(net, mask)
+        # without decay a neuron that leads nowhere stays as it was born
+        self._lay_out(net, mask, drop=rule.weight_decay == 0)
         theta = self.layout.pack(numbers, self.dtype)
         gradient, first, second = aligned((3, *theta.shape), self.dtype)
         self.state = State(theta, gradient, first, second, np.ones(2))
 
-    def _lay_out(self, net: nn.Module, mask: Mask) -> None:
-        drop = self.optimiser.weight_decay == 0
+    def _lay_out(self, net: nn.Module, mask: Mask, drop: bool) -> None:
         self.layout = lay_out(linears(net, self.chain, mask), self.tokens, drop=drop)
         self.room = room(self.layout, self.dtype)
 
@@ -113,7 +113,7 @@ class Learner:
         before = self.layout
         for vector, full in ((self.theta, numbers), (self.state.first, first), (self.state.second, second)):
             before.unpack(vector, full)
-        self._lay_out(net, mask)
+        self._lay_out(net, mask, drop=False)  # moments may still move a neuron that leads nowhere any more
         theta, m, v = (self.layout.pack(full, self.dtype) for full in (numbers, first, second))
         self.state = State(theta, np.zeros_like(theta), m, v, self.state.powers)
 

@@ -49,10 +49,13 @@ def chain_of(net: nn.Module) -> Chain | str:
         return "it takes chains of linear layers with ReLU, and this network has no linear layer"
     if relu[-1]:
         return "it takes chains that end in a linear layer, and this one ends in ReLU"
-    if len({id(p) for p in net.parameters()}) < sum(
-        2 if _layer(net, n).bias is not None else 1 for n in layers
-    ):
+    parameters = [p for name in layers for p in _layer(net, name).parameters()]
+    if len({id(p) for p in parameters}) < len(parameters):
         return "it does not take layers that share their weights"
+    if not all(p.requires_grad for p in parameters):
+        return "it trains every weight, and some of this network's are frozen"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return "it does not take modules with hooks"
     return Chain(nn.Sequential(*before), tuple(layers), tuple(relu))
 
 
@@ -61,7 +64,8 @@ def _steps(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     if type(module) is not nn.Sequential:
         return [(name, module)]
     prefix = f"{name}." if name else ""
-    return [step for child, inner in module.named_children() for step in _steps(inner, prefix + child)]
+    children = zip(module._modules, module, strict=True)  # named_children leaves out what comes a second time
+    return [step for child, inner in children for step in _steps(inner, prefix + child)]
 
 
 def _flattens_rows(module: nn.Flatten) -> bool:
