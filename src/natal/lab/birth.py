@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from natal.determinism import deterministic, one_thread
 from natal.errors import NatalError
 from natal.lab.engines import Engine, Setting, made_by
-from natal.lab.networks import born, networks
+from natal.lab.networks import born, networks, small_dense
 from natal.lab.tasks import Split, load, tasks
 from natal.lab.trial import Trial
 from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.doctor import diagnose
-from natal.pruning.mask import Mask
+from natal.pruning.mask import Mask, dense, prunable
 from natal.study import Maker, Recipe, Run, Study
 from natal.study import keys as chains
 
@@ -63,6 +63,8 @@ def trial(
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net = newborn(study, run, split)
     recipe = study.recipe(run.strategy)
+    if recipe.control == "small-dense" and run.sparsity:
+        return _small_dense(study, run, learning_rate, key, dtype)
     # scores are sums too: their bits must not depend on the number of threads
     with one_thread(), deterministic():
         problem = _problem(study, run, split, net)
@@ -84,12 +86,44 @@ def trial(
     )
 
 
+def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: torch.dtype) -> Trial:
+    """Return a dense network of the same family with as many parameters as the run's recipe would keep."""
+    split = load(study.task(run.task), run.seed, study.training.validation_fraction)
+    net, plain = newborn(study, run, split), study.recipe(run.strategy).model_copy(update={"control": None})
+    with one_thread(), deterministic():
+        chosen = mask(plain, _problem(study, run, split, net), run.sparsity)
+    total = sum(p.numel() for p in net.parameters())
+    removed = sum(int((~kept).sum()) for kept in chosen.items().values())
+    shape, outputs = tuple(split.data.inputs.shape[1:]), split.data.outputs
+    small = born(
+        small_dense(study.network(run.network), shape, outputs, total - removed),
+        shape,
+        outputs,
+        run.seed,
+        dtype,
+    )
+    return Trial(
+        key=key,
+        task=tasks[study.task(run.task).entry],
+        split=split,
+        network=small,
+        mask=dense(prunable(small, ())),
+        training=study.training,
+        learning_rate=learning_rate,
+        seed=run.seed,
+        before=(chosen.total, total),
+    )
+
+
 def try_out(study: Study, run: Run, rows: int) -> None:
     """Make a run's mask from few rows, to see whether its recipe works on its network and data."""
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     with one_thread(), deterministic():
         problem = _problem(study, run, split, newborn(study, run, split), rows)
-        mask(study.recipe(run.strategy), problem, run.sparsity)
+        recipe = study.recipe(run.strategy)
+        if recipe.control == "small-dense":
+            recipe = recipe.model_copy(update={"control": None})
+        mask(recipe, problem, run.sparsity)
 
 
 def _problem(study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None) -> Problem:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from natal.lab import birth
+from natal.lab.engines import Pending
 from natal.lab.plan import Chosen, Plan
 from natal.lab.trial import Trial
 from natal.study import Run
@@ -36,14 +38,21 @@ def measure(plan: Plan) -> Estimate:
             continue
         dense = Run(task, plan.study.strategies[0].name, 0.0, plan.study.seeds[0], network)
         first = pending[0]._replace(run=dense)
-        started = time.perf_counter()
         trial = birth.trial(plan.study, dense, first.learning_rate)
-        making = time.perf_counter() - started
         each = _training(own, trial, plan.device)
         cost = own.engine.cost(first, own.setting)
-        share = sum(own.engine.cost(training, own.setting) for training in pending) / cost
-        seconds += making * len(pending) + each * share
+        seconds += each * sum(own.engine.cost(training, own.setting) for training in pending) / cost
+        seconds += sum(_making(plan, [t for t in pending if t.recipe == r]) for r in plan.study.strategies)
     return Estimate(seconds / plan.workers, _peak())
+
+
+def _making(plan: Plan, pending: Sequence[Pending]) -> float:
+    """Return the seconds of making all masks of one recipe and setting, from making the last one."""
+    if not pending:
+        return 0.0
+    started = time.perf_counter()
+    birth.trial(plan.study, pending[-1].run, pending[-1].learning_rate)
+    return (time.perf_counter() - started) * len(pending)
 
 
 def _training(own: Chosen, trial: Trial, device: str) -> float:

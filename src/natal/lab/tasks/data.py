@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Split:
     data: Data
     fit: Tensor
     val: Tensor
-    chance: float
+    chance: float = math.nan
 
     @property
     def augment(self) -> Augment | None:
