@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from natal.pruning.mask import Mask, select
     from natal.reading.results import Results, load
-    from natal.study import Recipe, Run, Study, Training, load_study
+    from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
 
 _HOMES = {
     "natal.pruning.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
@@ -49,17 +49,28 @@ _HOMES = {
     "natal.reading.results": ("Results", "load"),
     "natal.front": ("run",),
     "natal.lab.plan": ("plan",),
-    "natal.study": ("Recipe", "Run", "Study", "Training", "load_study"),
+    "natal.study": (
+        "Network",
+        "Optimiser",
+        "Recipe",
+        "Run",
+        "Schedule",
+        "Study",
+        "Task",
+        "Training",
+        "load_study",
+    ),
     "natal.lab.networks": ("network",),
     "natal.lab.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
-    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run",
-    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe", "Results",
+    "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply", "collapse_sparsity",
+    "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load", "load_mask", "load_study",
+    "load_ticket", "network", "plan", "prune", "run", "save_mask", "save_ticket", "savings", "select", "task",
+    "to_torch_prune",
 ]  # fmt: skip
 
 

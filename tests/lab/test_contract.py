@@ -28,8 +28,8 @@ NETWORKS: dict[str, tuple[Mapping[str, Any], tuple[int, ...]]] = {
     "linear": ({"network": "mlp", "hidden": []}, (6,)),
     "deep": ({"network": "mlp", "hidden": [9, 8, 7], "activation": "tanh"}, (6,)),
     "normed": (
-        {"network": "mlp", "hidden": [8, 7], "activation": "gelu", "batch_norm": True, "bias": False},
-        (6,),
+        {"network": "mlp", "hidden": [24, 20], "activation": "gelu", "batch_norm": True, "bias": False},
+        (24,),
     ),
     "residual": ({"network": "mlp", "hidden": [8, 8], "residual": True}, (6,)),
     "embedding": ({"network": "mlp", "embedding": 5}, TOKENS),

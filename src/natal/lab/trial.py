@@ -177,24 +177,46 @@ def measure(net: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([net(part) for part in torch.split(inputs, CHUNK)])
 
 
+@dataclass(frozen=True)
+class Finals:
+    """The best weights of a training, measured: the metric of the parts of the data, the loss on all training rows, and
+    whether all test rows get the same outputs. Nothing, of a training that diverged."""
+
+    metric: Mapping[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(("train", "val", "test"))
+    )
+    loss: float | None = None
+    constant: bool = False
+
+
+def finals(trial: Trial, state: Mapping[str, Tensor]) -> Finals:
+    """Measure the best weights of a training, in torch, on the device where they are."""
+    device = next(iter(state.values())).device
+    net = copy.deepcopy(trial.network).to(device).eval()
+    net.load_state_dict(dict(state))
+    rows = trial.rows(device)
+    outputs = {part: measure(net, rows[part][0]) for part in ("train", "val", "test")}
+    return Finals(
+        {part: trial.task.metric.value(out, rows[part][1]) for part, out in outputs.items()},
+        trial.task.loss.value(outputs["train"], rows["train"][1]).item(),
+        _constant(outputs["test"]),
+    )
+
+
 def conclude(
-    trial: Trial, history: History, state: Mapping[str, Tensor], seconds: float, made_by: Maker
+    trial: Trial,
+    history: History,
+    state: Mapping[str, Tensor],
+    seconds: float,
+    made_by: Maker,
+    measured: Finals | None = None,
 ) -> Trained:
-    """Measure the best weights of a training, on the device where they are, and sum it up.
+    """Sum up a training, whose best weights are measured here unless the engine has ``measured`` them itself.
 
     Train metric and loss are over all training rows, validation rows included.
     """
-    metric: dict[str, float | None] = dict.fromkeys(("train", "val", "test"))
-    loss, constant = None, False
-    if not history.diverged:
-        device = next(iter(state.values())).device
-        rows = trial.rows(device)
-        net = copy.deepcopy(trial.network).to(device).eval()
-        net.load_state_dict(dict(state))
-        outputs = {part: measure(net, rows[part][0]) for part in metric}
-        metric = {part: trial.task.metric.value(outputs[part], rows[part][1]) for part in metric}
-        loss = trial.task.loss.value(outputs["train"], rows["train"][1]).item()
-        constant = _constant(outputs["test"])
+    if measured is None:
+        measured = Finals() if history.diverged else finals(trial, state)
     mask, fit = trial.mask, trial.rows_to_fit
     removed = mask.total - mask.kept + sum(int((~kept).sum()) for kept in mask.biases.values())
     remaining = sum(p.numel() for p in trial.network.parameters()) - removed
@@ -213,11 +235,11 @@ def conclude(
             steps_trained=int(history.curves["step"][-1]),
             best_step=history.best_step,
             learning_rate=trial.learning_rate,
-            train_metric=metric["train"],
-            val_metric=metric["val"],
-            test_metric=metric["test"],
-            final_loss=loss,
-            constant=constant,
+            train_metric=measured.metric["train"],
+            val_metric=measured.metric["val"],
+            test_metric=measured.metric["test"],
+            final_loss=measured.loss,
+            constant=measured.constant,
             seconds=seconds,
             made_by=made_by,
             diagnosis=dict(trial.diagnosis),
