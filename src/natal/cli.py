@@ -131,23 +131,16 @@ def plan(
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.lab.estimate import measure
     from natal.progress import outdated
-    from natal.reading.wording import power
+    from natal.reading.wording import network, power
     from natal.wording import duration, percent, plural
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {study.description}" if study.description else study.name
     yield "tasks", ", ".join(study.task_names)
     for about in planned.networks:
-        own = planned.settings[about["task"], about["network"]]
-        yield (
-            "network",
-            (
-                f"{about['network']} on {about['task']}: {about['parameters']:,} parameters, "
-                f"{about['prunable']:,} prunable weights in {about['layers']} layers, "
-                f"{about['macs']:,} multiply-adds a row; engine {about['engine']}"
-                + "".join(f", not {name}: {reason}" for name, reason in own.refused.items())
-            ),
-        )
+        refused = planned.settings[about.setting].refused
+        why = "".join(f", not {name}: {reason}" for name, reason in refused.items())
+        yield "network", f"{network(about)}; engine {about.engine}{why}"
     yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
     yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
     yield "seeds", ", ".join(str(s) for s in study.seeds)
@@ -215,11 +208,12 @@ def diagnose(
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this, such as 0.9.")] = None,
+    network: Annotated[str | None, typer.Option("--network", help="Only this network.")] = None,
 ) -> None:
     """Say what each mask did to its network before training, gravest first; narrowed down, by layer."""
     from natal.reading.checkup import lines
 
-    print("\n".join(lines(directory, task, strategy, sparsity)))
+    print("\n".join(lines(directory, task, strategy, sparsity, network)))
 
 
 @app.command()
