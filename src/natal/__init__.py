@@ -56,10 +56,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Row", "Run", "Savings", "Scores",
-    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
-    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Row", "Run",
+    "Savings", "Scores", "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training",
+    "criterion", "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune",
+    "run", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -182,14 +182,8 @@ def controlled(directory: Path) -> Path:
             o = replace(o, test_metric=(o.test_metric or 0) + 0.01)
         if kind == "random" and run.sparsity:  # at chance for 101 epochs, and then it memorises
             curve, loss = np.full(500, 0.004), np.linspace(4.5, 0.5, 500)
-            o = replace(
-                o,
-                epochs_trained=500,
-                best_epoch=1,
-                train_metric=0.9,
-                val_metric_curve=curve,
-                train_loss_curve=loss,
-            )
+            curves = {"step": np.arange(1.0, 501), "train_loss": loss, "val_loss": loss, "val_metric": curve}
+            o = replace(o, steps_trained=500, best_step=1, train_metric=0.9, curves=curves)
         outcomes[run] = o
     return reference_store.build(directory, outcomes, study)
 
@@ -260,12 +254,14 @@ def test_diverged_and_mixed_runs_are_reported_loudly(tmp_path: Path) -> None:
         run = Run("modular", "structured", 0.95, seed)
         outcomes[run] = reference_store.diverged(outcomes[run])
     other = Run("regression", "random", 0.5, 7)
-    outcomes[other] = replace(outcomes[other], made_by="batched, cuda")
+    outcomes[other] = replace(
+        outcomes[other], made_by=replace(reference_store.MAKER, engine="stacked", device="cuda")
+    )
     directory = reference_store.build(tmp_path, outcomes)
     content = report.text(load(directory))
     assert "DIVERGED: 3 trainings" in content
     assert "MIXED PROVENANCE" in content
-    assert "batched, cuda: 1" in content
+    assert "stacked engine (revision 1) on cuda, natal 0.2.0, torch 2.13.0+cpu, numpy 2.4.6: 1" in content
     row = next(
         r
         for r in table(directory)

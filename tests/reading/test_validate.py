@@ -173,8 +173,8 @@ def test_gaps_in_the_provenance_are_named(tmp_path: Path, manifest: Any, said: s
     (MAGNITUDE, {"test_metric": None}, "test_metric is not a finite number"),
     (MAGNITUDE, {"final_loss": float("inf")}, "train_loss is not a finite number"),
     (MAGNITUDE, {"val_metric": 1.5}, "val_metric 1.5 is out of range"),
-    (MAGNITUDE, {"best_epoch": 0}, "best epoch 0 of"),
-    (Run("regression", "random", 0.5, 7), {"epochs_trained": 499}, "499 were trained"),
+    (MAGNITUDE, {"best_step": 0}, "best step 0 of"),
+    (Run("regression", "random", 0.5, 7), {"steps_trained": 499}, "499 evaluations of 499 steps were made"),
 ])  # fmt: skip
 def test_a_wrong_run_is_named(tmp_path: Path, run: Run, change: Any, said: str) -> None:
     text = errors_of(tmp_path, {**REFERENCE, run: replace(REFERENCE[run], **change)})
@@ -312,8 +312,8 @@ def test_a_store_that_was_tampered_with_is_named(directory: Path) -> None:
     ("UPDATE manifest SET value = 'false' WHERE name = 'deterministic'", "determinism is off: the manifest's"),
     ("UPDATE training SET facts = json_set(facts, '$.deterministic', json('false'))", "144 runs were trained with det"),
     ("UPDATE manifest SET value = json_set(value, '$.hidden', 64) WHERE name = 'study'", "not the hash of its study"),
-    ("UPDATE training SET facts = json_set(facts, '$.best_epoch', 2)", "its best epoch is 2"),
-    ("UPDATE training SET val_metric = zeroblob(8)", "its curves have"),
+    ("UPDATE training SET facts = json_set(facts, '$.best_step', 2)", "its best step is 2"),
+    ("UPDATE curve SET numbers = zeroblob(8) WHERE name = 'val_metric'", "1 of val_metric"),
 ])  # fmt: skip
 def test_tampering_with_the_store_fails_with_a_list(directory: Path, statement: str, said: str) -> None:
     assert said in "\n".join(changed(directory, statement))
