@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from test_results import searching
 
 import natal
 import reference_store
 from conftest import tiny
 from natal.reading import report, validate
-from natal.study import SCOPES, Run, presets
+from natal.study import SCOPES, Run, load_study, presets
 
 REFERENCE = reference_store.reference_outcomes()
 TASKS = reference_store.TASKS
@@ -350,3 +352,135 @@ def test_a_missing_or_foreign_diagnosis_is_named(tmp_path: Path) -> None:
         "strategy=random, sparsity=50%, seed=7: effective sparsity 0.2500 is less than the mask's own"
         in found
     )
+
+
+# -- several networks, other trainings, searches and stopped commands ---------------------------------------------
+
+
+def complaints(directory: Path) -> list[str]:
+    return [line for line in validate.validate(directory) if "cannot be read" not in line]
+
+
+def test_two_networks_are_whole_or_named(tmp_path: Path) -> None:
+    study, outcomes = reference_store.two_networks()
+    assert complaints(reference_store.build(tmp_path / "whole", outcomes, study)) == []
+    wide = {run: o for run, o in outcomes.items() if run.network == "wide"}
+    found = complaints(reference_store.build(tmp_path / "half", wide, study))
+    assert "no run has network narrow" in found
+    assert (
+        "144 of 288 runs are missing, the first task=modular, network=narrow, strategy=magnitude, sparsity=0%, seed=42; "
+        "`natal run` with the same study resumes"
+    ) in found
+    assert "modular / narrow / magnitude at 0% has 0 runs; the study has 3 seeds" in found
+
+
+def test_a_stopped_study_is_not_blamed_for_what_is_said_at_its_end(tmp_path: Path) -> None:
+    outcomes = dict(list(REFERENCE.items())[:30])
+    directory = reference_store.build(tmp_path, outcomes, deterministic=None, finished_at=None)
+    assert not any("determinism" in line for line in validate.validate(directory))
+    loose = {run: replace(o, deterministic=False) for run, o in outcomes.items()}
+    directory = reference_store.build(tmp_path / "loose", loose, deterministic=None, finished_at=None)
+    assert any("were trained with determinism off" in line for line in validate.validate(directory))
+
+
+def test_a_dense_network_that_learns_nothing_is_an_error_for_the_papers_alone(tmp_path: Path) -> None:
+    study, outcomes = reference_store.two_networks()
+    outcomes = {run: replace(o, test_metric=0.0) if run.sparsity == 0 else o for run, o in outcomes.items()}
+    directory = reference_store.build(tmp_path, outcomes, study)
+    assert complaints(directory) == []
+    assert "dense modular / narrow does not learn: mean test_acc is 0, chance 0.01031" in validate.notes(
+        directory
+    )
+
+
+def _trained(decide: str, best: int) -> Any:
+    curves = {
+        "step": np.array([10.0, 20, 30]), "train_loss": np.array([3.0, 2, 1]),
+        "val_loss": np.array([3.0, 1, 2]), "val_metric": np.array([0.9, 0.5, 0.5]),
+    }  # fmt: skip
+    training = {"length": "30it", "evaluate": "10it", "patience": "none", "target": "none", "decide": decide}
+    study, outcomes = reference_store.two_networks(training={**training, "learning_rate": 0.01})
+    return study, {
+        run: replace(o, steps_planned=30, steps_trained=30, best_step=best, curves=curves)
+        for run, o in outcomes.items()
+    }
+
+
+@pytest.mark.parametrize(("decide", "best", "said"), [
+    ("val-metric", 10, "validation curve is highest at step 10"),
+    ("val-loss", 20, "validation loss is lowest at step 20"),
+    ("end", 30, "last step is at step 30"),
+])  # fmt: skip
+def test_the_best_evaluation_is_the_one_that_the_study_decides_by(
+    tmp_path: Path, decide: str, best: int, said: str
+) -> None:
+    study, outcomes = _trained(decide, best)
+    assert complaints(reference_store.build(tmp_path / "right", outcomes, study)) == []
+    for other in {10, 20, 30} - {best}:
+        study, outcomes = _trained(decide, other)
+        found = complaints(reference_store.build(tmp_path / str(other), outcomes, study))
+        assert f"{said}, its best step is {other}" in found[0]
+
+
+def test_a_training_of_another_length_is_named(tmp_path: Path) -> None:
+    outcomes = {**REFERENCE, MAGNITUDE: replace(REFERENCE[MAGNITUDE], steps_planned=600)}
+    assert "its whole training has 600 steps, the study's 500" in errors_of(tmp_path, outcomes)
+
+
+def test_the_choice_among_learning_rates_is_checked(tmp_path: Path) -> None:
+    assert complaints(searching(tmp_path / "right")) == []
+    [first, second] = complaints(searching(tmp_path / "wrong", chosen=0.1))
+    assert first == (
+        "task=regression, strategy=random, sparsity=50%, seed=42: the store shows the training at learning rate 0.1, "
+        "validation rows choose 1.0"
+    )
+    # until a search is over, a store shows the first rate of each row
+    assert not any(
+        "learning rate" in line
+        for line in complaints(searching(tmp_path / "o", chosen=0.1, finished_at=None))
+    )
+
+
+def test_a_smaller_dense_network_stands_for_a_pruned_one(tmp_path: Path) -> None:
+    study = reference_store.reference_study()
+    small = study.recipe("magnitude").model_copy(update={"control": "small-dense"})
+    study = study.model_copy(update={"strategies": (small, *study.strategies[1:])})
+    # 62 neurons: 62 * 291 of the 37,248 weights, all of them kept, and 62 + 97 biases
+    dense = replace(REFERENCE[MAGNITUDE], kept=18042, nonzero_params=18201, densities={"hidden": 1.0, "output": 1.0},
+                    diagnosis={})  # fmt: skip
+    like = {run: dense if run.task == "modular" and run.strategy == "magnitude" and run.sparsity else o
+            for run, o in REFERENCE.items() if run.strategy != "magnitude" or run.task == "modular"}  # fmt: skip
+    assert not [
+        line
+        for line in complaints(reference_store.build(tmp_path / "right", like, study))
+        if "modular, st" in line
+    ]
+    holey = replace(dense, densities={"hidden": 0.5, "output": 1.0})
+    found = complaints(reference_store.build(tmp_path / "wrong", {**like, MAGNITUDE: holey}, study))
+    assert any("it must be a smaller dense network" in line for line in found)
+
+
+def test_layers_of_any_network_keep_what_the_recipe_asks_for(tmp_path: Path) -> None:
+    """A network of a convolution and a linear layer, by its shapes alone."""
+    layers = {"conv": [4, 1, 3, 3], "fc": [10, 64]}  # 36 and 640 weights, 14 biases
+    study = load_study(
+        reference_store.reference_study(), ['tasks=["modular"]', "sparsities=[0.25]", "claims=[]"]
+    )
+    facts = {"task": "modular", "network": "mlp", "engine": "torch", "parameters": 690, "layers": layers,
+             "macs": 1000, "steps": 500, "steps_per_epoch": 1}  # fmt: skip
+    outcome = replace(REFERENCE[MAGNITUDE], total_params=690, prunable=676, kept=507, nonzero_params=521,
+                      densities={"conv": 27 / 36, "fc": 480 / 640}, diagnosis={})  # fmt: skip
+
+    def found(o: Any) -> list[str]:
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        outcomes = dict.fromkeys(study.runs(), o)
+        lines = complaints(reference_store.build(directory, outcomes, study, networks=[facts]))
+        return [line for line in lines if "magnitude" in line and "diagnosed" not in line]
+
+    assert found(outcome) == []
+    assert (
+        "its layers keep {'conv': 26, 'fc': 480}, which is not 507 in all"
+        in found(replace(outcome, densities={"conv": 26 / 36, "fc": 480 / 640}))[0]
+    )
+    assert "691 parameters; the network has 690" in found(replace(outcome, total_params=691))[0]
+    assert "has 14 other parameters" in found(replace(outcome, nonzero_params=522))[0]
