@@ -84,9 +84,9 @@ MISTAKES: dict[str, list[str]] = {
         "task=regression, strategy=fails, sparsity=0.9, seed=1: KeyError: 'no such thing' (fails.py, line 3)"
     ],
     "--set=plugins=['flees']": ["strategy=flees, sparsity=0.9, seed=1: SystemExit: 0 (flees.py, line 3)"],
-    "--set=plugins=['nodata']": ["task=nodata, strategy=magnitude", "OSError: no data (nodata.py, line 3)"],
+    "--set=plugins=['nodata']": ["task=nodata, network=mlp", "OSError: no data (nodata.py, line 3)"],
     "--set=plugins=['wrong.py']": ["plugins", "'wrong.py'", "without .py"],
-    "--set=hidden=1000000000000": ["task=regression, strategy=magnitude", "RuntimeError", "memory"],
+    "--set=hidden=1000000000000": ["task=regression, network=mlp", "RuntimeError", "memory"],
     "--set=training=3": ["training: must be a table of keys, got 3"],
     "--set=strategies=[3]": ["strategies.0: must be a strategy's name or a table of keys, got 3"],
     "--set=strategies=[{criterion='snip',scope='globl'}]": [
@@ -284,12 +284,15 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: P
     code, out, err = inside("plan")
     assert (code, err) == (0, "")
     said = {line[:12].strip(): line[13:] for line in out.splitlines()}
-    assert said["runs"] == "144 = 2 tasks x 3 strategies x 8 sparsities x 3 seeds"
+    assert said["runs"] == "144 = 2 tasks x 1 network x 3 strategies x 8 sparsities x 3 seeds"
     assert said["shared"].startswith("12 runs reuse another run's training")
     assert said["shared"].endswith("132 trainings")
     assert said["done"] == "0 of 144 runs are stored in results"
     assert said["to do"].startswith("132 trainings in ")
-    assert re.fullmatch(r"at most about \d+ s, less what early stopping saves", said["estimate"])
+    expected = (
+        r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
+    )
+    assert re.fullmatch(expected, said["estimate"])
     assert list(tmp_path.iterdir()) == []
 
 

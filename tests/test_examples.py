@@ -47,7 +47,7 @@ def test_the_example_criterion_does_what_it_says(example: Results) -> None:
         for row in example.runs
         if row["seed"] == 1
     }
-    for task in example.study.tasks:
+    for task in example.study.task_names:
         assert densities[task, "magnitude", 0.9]["output"] == 0
         assert densities[task, "relative", 0.9]["output"] == pytest.approx(0.1, abs=0.06)
     dense = {row["task"]: row["test_metric"] for row in example.runs if row["sparsity"] == 0}

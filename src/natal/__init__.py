@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natal.errors import NatalError
     from natal.front import run
+    from natal.lab.networks import network
     from natal.lab.plan import plan
     from natal.lab.tasks import Data, task
     from natal.pruning.apply import apply, prune
@@ -51,6 +52,7 @@ _HOMES = {
     "natal.front": ("run",),
     "natal.lab.plan": ("plan",),
     "natal.study": ("Recipe", "Run", "Study", "Training", "load_study"),
+    "natal.lab.networks": ("network",),
     "natal.lab.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -58,8 +60,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Row", "Run",
     "Savings", "Scores", "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training",
-    "criterion", "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune",
-    "run", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "criterion", "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "network",
+    "plan", "prune", "run", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

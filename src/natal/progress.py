@@ -47,7 +47,7 @@ def _before(plan: Plan) -> Iterator[str]:
 def outdated(plan: Plan) -> str:
     """Say what becomes of trainings that other versions left behind."""
     return (
-        f"{plan.outdated} stored trainings were made by another version of natal, torch or NumPy; "
+        f"{plan.outdated} stored trainings were made by another revision of the engine, torch or NumPy; "
         "they are kept, but not used"
     )
 

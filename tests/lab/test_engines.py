@@ -18,12 +18,12 @@ from threadpoolctl import threadpool_info
 from natal import Data, Run, Study, load_study
 from natal.lab import birth
 from natal.lab.engines import ENGINES, compiled, kernels
-from natal.lab.networks import mlp
 from natal.lab.tasks import Split, load, task, tasks
 from natal.lab.trial import History, Trained, Trial
 from natal.pruning import mask as masks
 from natal.study import Task as TaskChoice
 from natal.study import Training
+from networks import mlp
 
 BOTH = pytest.mark.parametrize("engine", list(ENGINES))
 EPOCHS = Training(epochs=8, patience=None, target=None)

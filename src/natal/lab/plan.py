@@ -227,7 +227,7 @@ def _facts(
     for (task, network), own in settings.items():
         at, data = own.setting, own.setting.split.data
         about_tasks[task] = TaskFacts(
-            metric=at.task.metric.name, field=at.task.metric.field, chance=at.task.chance, loss=at.task.loss.name,
+            metric=at.task.metric.name, field=at.task.metric.field, chance=at.split.chance, loss=at.task.loss.name,
             learning_rate=_rate_of_task(study, task, at.task.learning_rate),
             inputs=at.row.numel(), outputs=data.outputs, fit_rows=len(at.split.fit), val_rows=len(at.split.val),
             train_rows=len(data.inputs), test_rows=len(data.test_inputs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 
@@ -28,7 +28,9 @@ MAX_SEED = 2**32 - 1
 
 
 class Model(BaseModel):
-    """A table of a study file."""
+    """A table of a study file; ``ALSO``: keys it takes that stand for others."""
+
+    ALSO: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

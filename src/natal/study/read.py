@@ -75,6 +75,10 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
         raise NatalError(f"{where}: not valid TOML: {error}") from None
 
 
+_SAME = {"length": "epochs", "epochs": "length", "networks": "hidden", "hidden": "networks"}
+"""Keys that say the same thing."""
+
+
 def _set(table: dict[str, Any], override: str) -> None:
     path, equals, literal = override.partition("=")
     if not equals or not path.strip():
@@ -91,3 +95,5 @@ def _set(table: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise NatalError(f"--set {override!r}: {parent!r} is not a table of keys")
     table[last] = value
+    # what the study says of the same thing in another way gives way
+    table.pop(_SAME.get(last, ""), None)

@@ -18,7 +18,14 @@ Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", 
 
 
 Control = Literal[
-    "shuffle", "reinit", "invert", "quota-random", "random-neurons", "highest-norm", "fresh-narrow"
+    "shuffle",
+    "reinit",
+    "invert",
+    "quota-random",
+    "random-neurons",
+    "highest-norm",
+    "fresh-narrow",
+    "small-dense",
 ]
 
 

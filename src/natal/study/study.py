@@ -8,7 +8,7 @@ the dense baseline is shared by all strategies, and how a stored run is found ag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
@@ -54,6 +54,10 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence | set) and not isinstance(value, str) else value
 
 
+_EVER = ("name", "description", "plugins", "tasks", "strategies", "sparsities", "seeds", "training", "claims")
+"""Keys of a study that are written out even at their default."""
+
+
 class Study(Model):
     """A grid of runs: tasks x networks x strategies x sparsities x seeds, trained in one way.
 
@@ -61,6 +65,7 @@ class Study(Model):
     of one hidden layer. ``share``: whether rows that ask for the same training get the same one.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("hidden",)
     name: Words
     description: str = ""
     plugins: tuple[str, ...] = ()
@@ -97,11 +102,9 @@ class Study(Model):
     def _as_ever(self, handler: Any) -> dict[str, Any]:
         # as the first studies were written: digests of stored studies stay the same
         table: dict[str, Any] = handler(self)
-        if self.share:
-            del table["share"]
-        if self.hidden is not None:
+        table = self.without_defaults(table, (*_EVER, "networks"))
+        if self.hidden is not None and table.pop("networks", None):
             table["hidden"] = self.hidden
-            del table["networks"]
         return table
 
     @field_validator("tasks", "networks", "strategies", "sparsities", "seeds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_serializer, model_validator
 
@@ -151,6 +151,7 @@ class Training(Model):
     out. ``test_curve``: measure the test rows at every evaluation too; nothing is ever chosen by them.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("epochs",)
     length: Span = "500ep"
     patience: Annotated[Integer | None, BeforeValidator(_none)] = 100
     target: Annotated[Number | None, BeforeValidator(_none)] = 0.999

@@ -1,28 +1,32 @@
-"""Networks a study can train."""
+"""Networks a study can train: a registry of functions from a row's shape to a module, and a network's birth."""
 
-from __future__ import annotations
+from natal.lab.networks.convolutional import conv_2, conv_4, conv_6, lenet_5, vgg_11, vgg_16
+from natal.lab.networks.init import SCHEMES
+from natal.lab.networks.mlp import lenet_300_100, mlp
+from natal.lab.networks.network import Builder, born, network, networks, options, parameters
+from natal.lab.networks.resnet import resnet_20, resnet_32, resnet_56
+from natal.lab.networks.small import small_dense
+from natal.lab.networks.transformer import transformer
 
-import torch
-from torch import nn
-
-from natal.errors import NatalError
-from natal.lab.networks.mlp import mlp
-from natal.registry import Registry
-from natal.study import Network
-
-networks: Registry[object] = Registry("network")
-networks.register("mlp")(mlp)
-
-
-def born(
-    choice: Network, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
-) -> nn.Module:
-    """Return a newborn network."""
-    networks[choice.entry]
-    (hidden,) = choice.options["hidden"]
-    if hidden < 1:
-        raise NatalError("hidden must be positive")
-    return mlp(shape[0], hidden, outputs, seed, dtype)
-
-
-__all__ = ["born", "mlp", "networks"]
+__all__ = [
+    "SCHEMES",
+    "Builder",
+    "born",
+    "conv_2",
+    "conv_4",
+    "conv_6",
+    "lenet_5",
+    "lenet_300_100",
+    "mlp",
+    "network",
+    "networks",
+    "options",
+    "parameters",
+    "resnet_20",
+    "resnet_32",
+    "resnet_56",
+    "small_dense",
+    "transformer",
+    "vgg_11",
+    "vgg_16",
+]
