@@ -352,8 +352,8 @@ def searching(directory: Path, finished: int = 4, chosen: float = 1.0, **manifes
     """A study of two seeds and one cell that tries two rates; of its four trainings, the first so many are done."""
     base = reference_store.reference_study().model_dump(mode="json")
     training = {"epochs": 500, "learning_rate": {"search": [0.1, 1.0]}}
-    study = load_study({**base, "tasks": ["regression"], "strategies": ["random"], "sparsities": [0.5],
-                        "seeds": [42, 7], "training": training, "claims": []})  # fmt: skip
+    study = load_study({**base, "tasks": ["regression"], "strategies": [base["strategies"][1]],
+                        "sparsities": [0.5], "seeds": [42, 7], "training": training, "claims": []})  # fmt: skip
     tried = {i: {rate: f"{rate}-{seed}" for rate in (0.1, 1.0)} for i, seed in enumerate(study.seeds)}
     outcome = reference_store.reference_outcomes()[Run("regression", "random", 0.5, 7)]
     values = {"0.1-42": 0.5, "1.0-42": 0.6, "0.1-7": 0.5, "1.0-7": 0.6}

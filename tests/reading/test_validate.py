@@ -196,9 +196,16 @@ def test_layerwise_masks_are_exact_in_every_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", sorted(presets()))
 def test_what_a_preset_makes_is_valid(preset: str, tmp_path: Path) -> None:
-    changes = ['tasks=["regression"]', "seeds=[1]", "sparsities=[0.0, 0.5, 0.9]", "training.epochs=150"]
+    changes = ["seeds=[1]", "sparsities=[0.0, 0.5, 0.9]", *_SHORTER.get(preset, _SHORT)]
     natal.run(preset, tmp_path, overrides=changes, workers=1)
     assert validate.validate(tmp_path) == []
+
+
+_SHORT = ['tasks=["regression"]', "training.epochs=150"]
+_SHORTER = {
+    "depth": ['tasks=["regression"]', "training.epochs=10"],
+    "digits": ["sparsities=[0.0, 0.9]", 'training.length="4it"', 'training.evaluate="4it"'],
+}
 
 
 def test_every_scope_and_granularity_is_valid(tmp_path: Path, no_report: None) -> None:
@@ -368,8 +375,8 @@ def test_two_networks_are_whole_or_named(tmp_path: Path) -> None:
     found = complaints(reference_store.build(tmp_path / "half", wide, study))
     assert "no run has network narrow" in found
     assert (
-        "144 of 288 runs are missing, the first task=modular, network=narrow, strategy=magnitude, sparsity=0%, seed=42; "
-        "`natal run` with the same study resumes"
+        "144 of 288 runs are missing, the first task=modular, network=narrow, strategy=magnitude, sparsity=0%, "
+        "seed=42; `natal run` with the same study resumes"
     ) in found
     assert "modular / narrow / magnitude at 0% has 0 runs; the study has 3 seeds" in found
 
@@ -429,7 +436,7 @@ def test_a_training_of_another_length_is_named(tmp_path: Path) -> None:
 
 def test_the_choice_among_learning_rates_is_checked(tmp_path: Path) -> None:
     assert complaints(searching(tmp_path / "right")) == []
-    [first, second] = complaints(searching(tmp_path / "wrong", chosen=0.1))
+    [first, _] = complaints(searching(tmp_path / "wrong", chosen=0.1))
     assert first == (
         "task=regression, strategy=random, sparsity=50%, seed=42: the store shows the training at learning rate 0.1, "
         "validation rows choose 1.0"
@@ -442,22 +449,28 @@ def test_the_choice_among_learning_rates_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_smaller_dense_network_stands_for_a_pruned_one(tmp_path: Path) -> None:
-    study = reference_store.reference_study()
-    small = study.recipe("magnitude").model_copy(update={"control": "small-dense"})
-    study = study.model_copy(update={"strategies": (small, *study.strategies[1:])})
-    # 62 neurons: 62 * 291 of the 37,248 weights, all of them kept, and 62 + 97 biases
-    dense = replace(REFERENCE[MAGNITUDE], kept=18042, nonzero_params=18201, densities={"hidden": 1.0, "output": 1.0},
-                    diagnosis={})  # fmt: skip
-    like = {run: dense if run.task == "modular" and run.strategy == "magnitude" and run.sparsity else o
-            for run, o in REFERENCE.items() if run.strategy != "magnitude" or run.task == "modular"}  # fmt: skip
-    assert not [
-        line
-        for line in complaints(reference_store.build(tmp_path / "right", like, study))
-        if "modular, st" in line
-    ]
-    holey = replace(dense, densities={"hidden": 0.5, "output": 1.0})
-    found = complaints(reference_store.build(tmp_path / "wrong", {**like, MAGNITUDE: holey}, study))
-    assert any("it must be a smaller dense network" in line for line in found)
+    base = reference_store.reference_study().model_dump(mode="json")
+    small = {"name": "small", "criterion": "magnitude", "control": "small-dense"}
+    study = load_study(
+        {**base, "tasks": ["modular"], "strategies": [small], "sparsities": [0.5], "claims": []}
+    )
+    # pruned, the 37,473 parameters are 18,849; 64 neurons have 64 * 291 weights and 64 + 97 biases, 18,785 in all
+    dense = replace(
+        REFERENCE[MAGNITUDE],
+        kept=18624,
+        nonzero_params=18785,
+        densities={"hidden": 1.0, "output": 1.0},
+        diagnosis={},
+    )
+
+    def wrong(**change: Any) -> list[str]:
+        outcomes = dict.fromkeys(study.runs(), replace(dense, **change))
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        return complaints(reference_store.build(directory, outcomes, study))
+
+    assert wrong() == []
+    assert "it must be a dense network of at most 18849" in wrong(nonzero_params=18850)[0]
+    assert "it must be a dense network" in wrong(densities={"hidden": 0.5, "output": 1.0})[0]
 
 
 def test_layers_of_any_network_keep_what_the_recipe_asks_for(tmp_path: Path) -> None:

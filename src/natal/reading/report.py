@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -157,7 +158,11 @@ def _grid(results: Results) -> Iterator[tuple[str, str]]:
             f"one hidden layer of {study.hidden} ReLU neurons; biases are never pruned or counted",
         )
     else:
-        yield from (("network", f"{network(f)}; engine {f.engine}") for f in results.networks.values())
+        for facts in results.networks.values():
+            first, *more = textwrap.wrap(
+                f"{network(facts)}; engine {facts.engine}", 96, break_long_words=False
+            )
+            yield from (("network", first), *(("", line) for line in more))
         yield (
             "pruned",
             "weights of linear and convolution layers; other parameters are never pruned or counted",
@@ -167,17 +172,23 @@ def _grid(results: Results) -> Iterator[tuple[str, str]]:
         rates = ", ".join(f"{rate:g}" for rate in sorted({a.row.learning_rate or 0 for a in results.tried}))
         yield "rates", f"{rates}, chosen per strategy and level on validation rows; see LEARNING RATES"
     elif study.hidden is None:
-        yield "rates", ", ".join(f"{name} {rate:g}" for name, rate in _rates_used(results).items())
+        yield from _rates_used(results)
     for name, task in results.tasks.items():
         rows = ", ".join(f"{task[f'{part}_rows']} {part}" for part in ("fit", "val", "test"))
         yield name, f"rows: {rows}; {task.metric}, chance {number(task.chance)}"
 
 
-def _rates_used(results: Results) -> dict[str, float]:
-    """Return the learning rate of each setting, by its name."""
-    return {
-        results.words(run.setting): run.learning_rate for run in results.runs if run.learning_rate is not None
-    }
+def _rates_used(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the learning rates, a line each, with the settings that use it if there are several."""
+    used: dict[float, list[Setting]] = {}
+    for setting, rate in {run.setting: run.learning_rate for run in results.runs}.items():
+        if rate is not None:
+            used.setdefault(rate, []).append(setting)
+    for rate, settings in used.items():
+        tasks = list(dict.fromkeys(setting.task for setting in settings))
+        every = len(settings) == len(tasks) * len(results.study.networks)
+        names = tasks if every else [results.words(setting) for setting in settings]
+        yield "rate", f"{rate:g}" + f" on {', '.join(names)}" * (len(used) > 1)
 
 
 def _making(results: Results) -> Iterator[tuple[str, str]]:
@@ -473,6 +484,8 @@ _CONTROL_MEANING: dict[str, str] = {
     "highest-norm": "the neurons with the largest norm go instead. No difference says that norms are no guide.",
     "fresh-narrow": "a newly drawn network of the width that is left. No difference says that pruning chose a "
     "width and nothing else; it does not say that this width could be known beforehand.",
+    "small-dense": "a dense network of the same family, with at most as many parameters as pruning leaves. No "
+    "difference says that a smaller network does as well as a pruned one; its layers have other shapes, too.",
     "scope": "the same scores competing within other bounds. A difference belongs to where scores compete, "
     "not to the scores.",
     "units": "magnitude in units of each layer's initialisation. A difference is what a global threshold "

@@ -68,7 +68,9 @@ class Results:
             try:
                 stored = store.curves()
             except ValueError as error:
-                raise NatalError(f"{store.path}: a curve is damaged ({error}); run the study with --fresh") from None
+                raise NatalError(
+                    f"{store.path}: a curve is damaged ({error}); run the study with --fresh"
+                ) from None
         if any(run.key not in stored for run in self.runs):
             raise NatalError(f"{self.directory} was written to since it was read; read it again")
         return [curve(run, stored[run.key]) for run in self.runs]

@@ -269,16 +269,20 @@ def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
         return
     if row.total_params != network.parameters:
         yield f"{row.total_params} parameters; the network has {network.parameters}"
+    if s > 0 and recipe.control == SMALL_DENSE:
+        # another network: it has no more parameters than the pruned one would keep, and keeps all of them
+        most = row.total_params - sum(int(s * n) for n in sizes.values())
+        if set(row.densities.values()) != {1.0} or row.nonzero_params > most:
+            yield (
+                f"{row.nonzero_params} parameters, densities {dict(row.densities)}; it must be a dense network of at "
+                f"most {most}"
+            )
+        return
     if row.nonzero_params > row.total_params - (total - kept):
         yield (
             f"{row.nonzero_params} of {row.total_params} parameters are not zero; it keeps {kept} of "
             f"{total} weights and has {row.total_params - total} other parameters"
         )
-    if s > 0 and recipe.control == SMALL_DENSE:
-        # another network, dense, and smaller: its layers have fewer weights, and keep all of them
-        if set(row.densities.values()) != {1.0} or kept > total:
-            yield f"keeps {kept} of {total} weights, by layer {dict(row.densities)}; it must be a smaller dense network"
-        return
     by_layer = {layer: round(row.densities[layer] * n) for layer, n in sizes.items()}
     if sum(by_layer.values()) != kept:
         yield f"its layers keep {by_layer}, which is not {kept} in all"
