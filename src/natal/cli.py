@@ -56,6 +56,10 @@ _Engine = Annotated[
 ]
 _Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
+_Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Folder of MNIST's or CIFAR's files; or set NATAL_DATA."),
+]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -63,7 +67,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but e
 def run(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
-    quiet: _Quiet = False,
+    data: _Data = None, quiet: _Quiet = False,
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     try:
@@ -87,6 +91,7 @@ def run(
                 engine=engine,
                 device=device,
                 fresh=fresh,
+                data=data,
                 watcher=watcher,
             )
         if not quiet:
@@ -111,6 +116,7 @@ def run(
 def plan(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
+    data: _Data = None,
 ) -> None:  # fmt: skip
     """Show what `natal run` with the same options would do; trains nothing."""
     import natal
@@ -123,6 +129,7 @@ def plan(
         engine=engine,
         device=device,
         fresh=fresh,
+        data=data,
     )
     for name, value in _plan_lines(planned):
         print(f"{name:<12} {value}", flush=True)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from natal import NatalError
+from natal.lab import DATA
 from natal.lab.tasks import Data, files, images, load
 from natal.lab.tasks.augment import Images
 from natal.lab.tasks.task import _data, _split
@@ -39,7 +40,7 @@ def counts(labels: Tensor) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def _no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(files.FOLDER, raising=False)
+    monkeypatch.delenv(DATA, raising=False)
     for cache in (_data, _split):
         cache.cache_clear()
 
@@ -203,7 +204,7 @@ def test_idx_files_are_found_and_read(
     name: Callable[[str], str],
 ) -> None:
     lay(tmp_path / below, tiny, name)
-    monkeypatch.setenv(files.FOLDER, str(tmp_path))
+    monkeypatch.setenv(DATA, str(tmp_path))
     data = data_of("mnist", normalise="none")
     stored = np.frombuffer(tiny["train-images-idx3-ubyte"][16:], np.uint8).reshape(30, 1, 4, 5)
     assert torch.equal(data.inputs, torch.from_numpy(stored.astype(np.float32)))
@@ -216,7 +217,7 @@ def test_a_folder_with_other_files_is_passed_over_for_the_originals(
 ) -> None:
     lay(tmp_path, {name: data + b"more" for name, data in tiny.items()})
     lay(tmp_path / "mnist", tiny)
-    monkeypatch.setenv(files.FOLDER, str(tmp_path))
+    monkeypatch.setenv(DATA, str(tmp_path))
     assert len(data_of("mnist").inputs) == 30
 
 
@@ -244,7 +245,7 @@ def test_files_that_are_not_the_originals_are_named(
 ) -> None:
     lay(tmp_path, tiny, lambda n: n + ".gz")
     spoil(tmp_path)
-    monkeypatch.setenv(files.FOLDER, str(tmp_path))
+    monkeypatch.setenv(DATA, str(tmp_path))
     with pytest.raises(NatalError, match="^task 'mnist': .*" + words) as refusal:
         load("mnist", 1, 0.1)
     assert "\n" not in str(refusal.value)
@@ -257,11 +258,11 @@ def test_absent_files_are_one_line_that_names_the_option(
     start = f"task {entry!r}: the files of {title} are needed, and "
     cure = "; name their folder with --data DIR or NATAL_DATA"
     for folder, where in (("", "no folder is named"), (str(tmp_path), f"they are not in {str(tmp_path)!r}")):
-        monkeypatch.setenv(files.FOLDER, folder)
+        monkeypatch.setenv(DATA, folder)
         with pytest.raises(NatalError) as refusal:
             load(entry, 1, 0.1)
         assert str(refusal.value) == start + where + cure
-    monkeypatch.setenv(files.FOLDER, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(DATA, str(tmp_path / "nowhere"))
     with pytest.raises(NatalError, match=r"NATAL_DATA or --data names '.*nowhere', which is not a folder"):
         load(entry, 1, 0.1)
 
@@ -309,7 +310,7 @@ def test_cifar_is_read_red_first(
                 archive.addfile(member, io.BytesIO(data))
     else:
         lay(tmp_path / ("cifar-10-batches-bin" if form == "folder" else ""), tiny_cifar)
-    monkeypatch.setenv(files.FOLDER, str(tmp_path))
+    monkeypatch.setenv(DATA, str(tmp_path))
     data = data_of("cifar-10", normalise="none")
     assert (data.inputs.shape, data.test_inputs.shape) == ((50, 3, 32, 32), (10, 3, 32, 32))
     for row in (0, 13, 49):

@@ -1,1 +1,4 @@
 """Running studies: tasks, networks, engines, executors, and the plan that joins them."""
+
+DATA = "NATAL_DATA"
+"""The environment variable that names the folder of data files; the option ``data`` sets it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
+from natal.lab import DATA
 from natal.store import FILE, NetworkFacts, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Study, load_study
 
@@ -22,12 +23,13 @@ SMALL = 20e9
 
 @dataclass(frozen=True)
 class Job:
-    """Trainings that one worker does in one go, of one setting, by one engine."""
+    """Trainings that one worker does in one go, of one setting, by one engine; ``data``: the folder of data files."""
 
     study: Study
     engine: str
     device: str
     trainings: tuple[Pending, ...]
+    data: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def plan(
     engine: str = "auto",
     device: str = "cpu",
     fresh: bool = False,
+    data: str | Path | None = None,
 ) -> Plan:
     """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
@@ -107,6 +110,8 @@ def plan(
     """
     study = load_study(study, overrides)
     directory = writable(out, workers)
+    if data is not None:
+        os.environ[DATA] = os.path.abspath(data)
     from natal.lab import birth, worker
     from natal.lab.engines import Pending, choose, engine_named
     from natal.lab.tasks import tasks
@@ -205,7 +210,7 @@ def _jobs(
         pending.sort(key=lambda training: -own.engine.cost(training, own.setting))
         for part in own.engine.jobs(pending, own.setting, device):
             cost = sum(own.engine.cost(training, own.setting) for training in part)
-            jobs.append((cost, Job(study, own.engine.name, device, tuple(part))))
+            jobs.append((cost, Job(study, own.engine.name, device, tuple(part), os.environ.get(DATA, ""))))
     jobs.sort(key=lambda job: -job[0])
     return [job for _, job in jobs], sum(cost for cost, _ in jobs)
 

@@ -65,6 +65,7 @@ def train(
     engine: str,
     device: str,
     fresh: bool,
+    data: str | Path | None,
     watcher: Watcher,
     afterwards: Callable[[Path], object],
 ) -> None:
@@ -74,7 +75,9 @@ def train(
     """
     if device == "cpu" and (cores() if workers is None else workers) > 1:
         prepare()
-    look = partial(plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
+    look = partial(
+        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data
+    )
     planned = look()
     with _alone(directory), Store.create(directory) as store:
         if fresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from natal.errors import NatalError
-from natal.lab import birth
+from natal.lab import DATA, birth
 from natal.lab.engines import ENGINES
 from natal.lab.networks import networks
+from natal.lab.plan import Job
 from natal.lab.tasks import tasks
 from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
 from natal.study import STRATEGIES, Run, Study
 
 if TYPE_CHECKING:
-    from natal.lab.plan import Job
     from natal.store import Outcome
 
 
@@ -32,6 +33,8 @@ def train(job: Job) -> list[Outcome]:
 def each(job: Job) -> Iterator[Outcome]:
     """Train the runs of a job and yield their outcomes as they finish."""
     study, engine = job.study, ENGINES[job.engine]
+    if job.data:
+        os.environ[DATA] = job.data
     load_plugins(study)
     for pending in job.trainings:
         # a run that natal 0.2 stored has a key of its own, but is never pending

@@ -17,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natal.errors import NatalError
+from natal.lab import DATA
 
 Bytes = NDArray[np.uint8]
-
-FOLDER = "NATAL_DATA"
-"""The environment variable that names the folder of data files; the option ``--data`` sets it."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +59,19 @@ class Source:
             complaints.append(
                 f"{str(found[other[0]])!r} is not the original {other[0]!r}, its checksum differs"
             )
-        named = os.environ.get(FOLDER)
+        named = os.environ.get(DATA)
         where = (
             complaints[0] if complaints else f"they are not in {named!r}" if named else "no folder is named"
         )
         raise NatalError(
-            f"the files of {self.title} are needed, and {where}; name their folder with --data DIR or {FOLDER}"
+            f"the files of {self.title} are needed, and {where}; name their folder with --data DIR or {DATA}"
             + (f", or install {self.package}" if self.package else "")
         )
 
     def _searched(self) -> Iterator[Path]:
-        if named := os.environ.get(FOLDER):
+        if named := os.environ.get(DATA):
             if not Path(named).expanduser().is_dir():
-                raise NatalError(f"{FOLDER} or --data names {named!r}, which is not a folder")
+                raise NatalError(f"{DATA} or --data names {named!r}, which is not a folder")
             yield from (Path(named).expanduser() / below for below in ("", *self.folders))
         yield from map(Path, self.elsewhere)
 
