@@ -249,18 +249,25 @@ def compare(
 
 @app.command(name="list")
 def list_() -> None:
-    """List studies, tasks, strategies and criteria, one line each."""
+    """List studies, tasks, networks, strategies and criteria, one line each."""
     from natal.study import STRATEGIES, load_study, presets
 
     _section("studies", ((name, load_study(name).description) for name in presets()))
-    from natal.lab.tasks import tasks
-    from natal.pruning.criteria import criteria, traits
-
-    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
-    _section("strategies", (
+    strategies = (
         (name, ", ".join(f"{key} {value}" for key, value in recipe.model_dump(exclude={"name"}).items()))
         for name, recipe in STRATEGIES.items()
-    ))  # fmt: skip
+    )
+    try:
+        from natal.lab.networks import networks
+        from natal.lab.tasks import tasks
+        from natal.pruning.criteria import criteria, traits
+    except NatalError as error:  # only what reads results is installed
+        _section("strategies", strategies)
+        print(f"tasks, networks and criteria are not listed: {error}")
+        return
+    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
+    _section("networks", ((name, networks.summary(name)) for name in networks))
+    _section("strategies", strategies)
     _section(
         "criteria (each also a strategy: scope global, granularity weight)",
         ((name, f"{criteria.summary(name)} [{traits[name]}]") for name in criteria),

@@ -133,7 +133,9 @@ class View:
         if position == self.total:
             self._written_up()
         # results first: names may be longer than the terminal is wide
-        self.recent = [*self.recent, f"{_result(outcome, field):<16} {brief(run)} seed {run.seed}"][-self.RECENT :]
+        self.recent = [*self.recent, f"{_result(outcome, field):<16} {brief(run)} seed {run.seed}"][
+            -self.RECENT :
+        ]
         self._show()
 
     def _written_up(self) -> None:

@@ -14,9 +14,7 @@ def describe(run: Run) -> str:
     The network stands after the task, but for the paper's own, which goes without saying.
     """
     network = "" if run.network == run._field_defaults["network"] else f"network={run.network}, "
-    return (
-        f"task={run.task}, {network}strategy={run.strategy}, sparsity={percent(run.sparsity)}, seed={run.seed}"
-    )
+    return f"task={run.task}, {network}strategy={run.strategy}, sparsity={percent(run.sparsity)}, seed={run.seed}"
 
 
 def brief(run: Run) -> str:
