@@ -306,14 +306,14 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
 def _say_what_is_kept(out: Path) -> None:
     from natal.store import FILE, Store
 
-    kept = 0
+    kept = total = 0
     if (out / FILE).is_file():
         with Store.read(out) as store:
-            kept = len(store.outcomes())
+            total, kept = len(store.grid()), store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
+    runs = f"{kept} of {total} runs are" if total else "no run is"
     print(
-        f"{start}natal: stopped. {trainings} stored in {out}; the same command goes on from there.",
+        f"{start}natal: stopped, {runs} stored in {out}; the same command goes on from there.",
         file=sys.stderr,
     )
 

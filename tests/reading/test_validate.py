@@ -335,7 +335,7 @@ def test_a_recorded_divergence_is_a_note_not_an_error(tmp_path: Path) -> None:
     text, code = validate.verdict(directory)
     assert code == 0
     assert text.splitlines()[0].startswith(
-        "NOTE: 1 trainings diverged, the first task=modular, strategy=structured"
+        "NOTE: 1 training diverged, the first task=modular, strategy=structured"
     )
     assert text.splitlines()[-1] == "Validation PASSED. All checks OK."
 

@@ -184,9 +184,12 @@ def _at(key: str, value: float | None, loss: float = 1.0) -> Outcome:
 def test_what_a_row_tried_is_kept_beside_what_it_shows(store: Store) -> None:
     tried = {0: {0.1: "key-0", 1.0: "other"}}
     store.declare(STUDY, GRID, {}, tried)
-    store.add([FINISHED, replace(FINISHED, key="other")])
+    store.add([FINISHED])
+    assert store.complete() == 0
+    store.add([replace(FINISHED, key="other")])
     assert store.tried() == tried
     assert set(store.outcomes()) == {"key-0", "other"}
+    assert store.complete() == 1
     store.choose({0: "other"})
     assert (store.grid()[0][1], store.grid()[1][1]) == ("other", "key-1")
     assert store.tried() == tried

@@ -25,7 +25,7 @@ from natal.reading.results import Results, load
 from natal.reading.rows import Curve, Row
 from natal.store import NetworkFacts, Store
 from natal.study import Recipe
-from natal.wording import describe, percent
+from natal.wording import describe, percent, plural
 
 PASSED = "Validation PASSED. All checks OK."
 DENSE_BARS = {"modular": 0.05, "regression": 0.5}
@@ -70,7 +70,7 @@ def notes(directory: str | Path = "results") -> list[str]:
     found = []
     if lost:
         found.append(
-            f"{len(lost)} trainings diverged, the first {_name(lost[0])}; they count as run, not as results"
+            f"{plural(len(lost), 'training')} diverged, the first {_name(lost[0])}; they count as made, not as results"
         )
     if len(makers) > 1:
         found.append(f"trainings were made in {len(makers)} ways: {'; '.join(makers)}")

@@ -222,6 +222,13 @@ class Store:
             )
             return [(Run(*row[:5]), row[5]) for row in rows]
 
+    def complete(self) -> int:
+        """Return how many of the grid's rows have all their trainings."""
+        finished, tried = self.finished(), self.tried()
+        return sum(
+            finished.issuperset({key, *tried.get(i, {}).values()}) for i, (_, key) in enumerate(self.grid())
+        )
+
     def tried(self) -> dict[int, dict[float, str]]:
         """Return the key of the training at each learning rate, for the grid's rows that choose among several."""
         found: dict[int, dict[float, str]] = {}
