@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from natal.pruning.mask import Mask, select
     from natal.reading.results import Results, load
     from natal.reading.rows import Curve, Row
-    from natal.study import Recipe, Run, Study, Training, load_study
+    from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
 
 _HOMES = {
     "natal.pruning.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
@@ -51,17 +51,28 @@ _HOMES = {
     "natal.reading.rows": ("Curve", "Row"),
     "natal.front": ("run",),
     "natal.lab.plan": ("plan",),
-    "natal.study": ("Recipe", "Run", "Study", "Training", "load_study"),
+    "natal.study": (
+        "Network",
+        "Optimiser",
+        "Recipe",
+        "Run",
+        "Schedule",
+        "Study",
+        "Task",
+        "Training",
+        "load_study",
+    ),
     "natal.lab.networks": ("network",),
     "natal.lab.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Row", "Run",
-    "Savings", "Scores", "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training",
-    "criterion", "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "network",
-    "plan", "prune", "run", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe",
+    "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply",
+    "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load",
+    "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_mask", "save_ticket",
+    "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import tiny, toml
 from natal import NatalError, Recipe, Run, Study, load_study
-from natal.study import Maker, keys, presets
+from natal.study import Maker, Network, Task, Training, keys, presets
 
 
 def test_the_paper_preset_is_the_papers_grid() -> None:
@@ -71,6 +71,19 @@ def test_a_file_and_a_mapping_make_the_same_study(tmp_path: Path) -> None:
     file.write_text(toml(tiny()), "utf-8")
     assert load_study(file).digest == load_study(tiny()).digest
     assert load_study(file).folder == str(tmp_path)
+
+
+def test_a_study_is_made_of_objects_too() -> None:
+    training = Training(batch=32, length="2ep", optimiser="sgd")  # type: ignore[arg-type]
+    network = Network.model_validate({"network": "resnet-20", "width": 8})
+    parts = {"networks": [network], "tasks": [Task.model_validate("digits")], "training": training}
+    written = {
+        "networks": [{"network": "resnet-20", "width": 8}],
+        "tasks": ["digits"],
+        "training": {"batch": 32, "length": "2ep", "optimiser": "sgd"},
+    }
+    plain = {key: value for key, value in tiny().items() if key not in (*parts, "hidden")}
+    assert load_study({**plain, **parts}) == load_study({**plain, **written})
 
 
 def test_overrides_are_toml_literals_at_a_path() -> None:
