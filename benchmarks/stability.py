@@ -20,7 +20,7 @@ import natal
 from natal import Mask
 from natal.pruning.criteria import criteria, traits
 
-SPARSITY, ROWS, SEEDS = 0.9, 64, (0, 1, 2)
+SPARSITY, ROWS, SEEDS = 0.9, 32, (0, 1, 2)
 
 
 def lenet() -> nn.Module:
@@ -31,11 +31,11 @@ def lenet() -> nn.Module:
 
 def vgg() -> nn.Module:
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise((1, 16, 32, 64)):
+    for inputs, outputs in pairwise((1, 8, 16, 32)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 9, 10))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"LeNet-300-100": lenet, "VGG": vgg}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natal.errors import NatalError
     from natal.front import run
+    from natal.lab.networks import network
     from natal.lab.plan import plan
     from natal.lab.tasks import Data, task
     from natal.pruning.apply import apply, prune
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from natal.pruning.mask import Mask
     from natal.pruning.select import select
     from natal.reading.results import Results, load
-    from natal.study import Recipe, Run, Study, Training, load_study
+    from natal.reading.rows import Curve, Row
+    from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
 
 _HOMES = {
     "natal.pruning.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
@@ -48,18 +50,31 @@ _HOMES = {
     "natal.pruning.select": ("select",),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
+    "natal.reading.rows": ("Curve", "Row"),
     "natal.front": ("run",),
     "natal.lab.plan": ("plan",),
-    "natal.study": ("Recipe", "Run", "Study", "Training", "load_study"),
+    "natal.study": (
+        "Network",
+        "Optimiser",
+        "Recipe",
+        "Run",
+        "Schedule",
+        "Study",
+        "Task",
+        "Training",
+        "load_study",
+    ),
+    "natal.lab.networks": ("network",),
     "natal.lab.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
-    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
-    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe",
+    "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply",
+    "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load",
+    "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_mask", "save_ticket",
+    "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from natal.errors import NatalError
-from natal.lab.networks import mlp
 from natal.pruning.apply import apply
 from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, Scores, criteria, criterion, redraw, traits
 from natal.pruning.mask import Mask
 from natal.study import SCOPES, STRATEGIES, Recipe, load_study
-from networks import NETWORKS, network
+from networks import NETWORKS, mlp, network
 
 torch.set_num_threads(1)
 BUILT_IN = sorted(name for name in criteria if criteria[name].__module__.startswith("natal."))
