@@ -28,10 +28,10 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 import torch
-from machine import hardware
 from numba import njit
 
 import natal
+from machine import hardware
 from natal.determinism import one_thread
 from natal.lab.engines.compiled import products
 from natal.lab.engines.compiled.vectors import wide

@@ -191,10 +191,7 @@ def test_a_signal_that_a_library_wrapped_is_still_a_signal(
     monkeypatch.setattr(natal, "run", run)
     status, _, err = inside("run", "--workers=1")
     assert status == 128 + 15
-    assert (
-        err.strip()
-        == "natal: stopped. 0 trainings are stored in results; the same command goes on from there."
-    )
+    assert err.strip() == "natal: stopped, no run is stored in results; the same command goes on from there."
 
 
 def test_a_validation_that_fails_exits_with_1(inside: Inside) -> None:
@@ -307,6 +304,7 @@ def test_plan_knows_what_is_done(inside: Inside, tmp_path: Path, tiny_results: R
 
 
 def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
+    from natal.lab.networks import networks
     from natal.lab.tasks import tasks
     from natal.pruning.criteria import criteria
     from natal.study import STRATEGIES, presets
@@ -314,7 +312,7 @@ def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     code, out, _ = inside("list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
-    assert {name for name, _ in lines} == {*presets(), *tasks, *STRATEGIES, *criteria}
+    assert {name for name, _ in lines} == {*presets(), *tasks, *networks, *STRATEGIES, *criteria}
     assert all(len(line) == 2 for line in lines)
 
 

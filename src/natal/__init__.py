@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from natal.pruning.mask import Mask, select
     from natal.reading.results import Results, load
+    from natal.reading.rows import Curve, Row
     from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "natal.pruning.mask": ("Mask", "select"),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
+    "natal.reading.rows": ("Curve", "Row"),
     "natal.front": ("run",),
     "natal.lab.plan": ("plan",),
     "natal.study": (
@@ -66,11 +68,11 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe", "Results",
-    "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply", "collapse_sparsity",
-    "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load", "load_mask", "load_study",
-    "load_ticket", "network", "plan", "prune", "run", "save_mask", "save_ticket", "savings", "select", "task",
-    "to_torch_prune",
+    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe",
+    "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply",
+    "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load",
+    "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_mask", "save_ticket",
+    "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

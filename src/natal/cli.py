@@ -138,23 +138,16 @@ def plan(
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.lab.estimate import measure
     from natal.progress import outdated
-    from natal.reading.wording import power
+    from natal.reading.wording import network, power
     from natal.wording import duration, percent, plural
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {study.description}" if study.description else study.name
     yield "tasks", ", ".join(study.task_names)
     for about in planned.networks:
-        own = planned.settings[about["task"], about["network"]]
-        yield (
-            "network",
-            (
-                f"{about['network']} on {about['task']}: {about['parameters']:,} parameters, "
-                f"{about['prunable']:,} prunable weights in {about['layers']} layers, "
-                f"{about['macs']:,} multiply-adds a row; engine {about['engine']}"
-                + "".join(f", not {name}: {reason}" for name, reason in own.refused.items())
-            ),
-        )
+        refused = planned.settings[about.setting].refused
+        why = "".join(f", not {name}: {reason}" for name, reason in refused.items())
+        yield "network", f"{network(about)}; engine {about.engine}{why}"
     yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
     yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
     yield "seeds", ", ".join(str(s) for s in study.seeds)
@@ -222,11 +215,12 @@ def diagnose(
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this, such as 0.9.")] = None,
+    network: Annotated[str | None, typer.Option("--network", help="Only this network.")] = None,
 ) -> None:
     """Say what each mask did to its network before training, gravest first; narrowed down, by layer."""
     from natal.reading.checkup import lines
 
-    print("\n".join(lines(directory, task, strategy, sparsity)))
+    print("\n".join(lines(directory, task, strategy, sparsity, network)))
 
 
 @app.command()
@@ -255,18 +249,25 @@ def compare(
 
 @app.command(name="list")
 def list_() -> None:
-    """List studies, tasks, strategies and criteria, one line each."""
+    """List studies, tasks, networks, strategies and criteria, one line each."""
     from natal.study import STRATEGIES, load_study, presets
 
     _section("studies", ((name, load_study(name).description) for name in presets()))
-    from natal.lab.tasks import tasks
-    from natal.pruning.criteria import criteria, traits
-
-    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
-    _section("strategies", (
+    strategies = (
         (name, ", ".join(f"{key} {value}" for key, value in recipe.model_dump(exclude={"name"}).items()))
         for name, recipe in STRATEGIES.items()
-    ))  # fmt: skip
+    )
+    try:
+        from natal.lab.networks import networks
+        from natal.lab.tasks import tasks
+        from natal.pruning.criteria import criteria, traits
+    except NatalError as error:  # only what reads results is installed
+        _section("strategies", strategies)
+        print(f"tasks, networks and criteria are not listed: {error}")
+        return
+    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
+    _section("networks", ((name, networks.summary(name)) for name in networks))
+    _section("strategies", strategies)
     _section(
         "criteria (each also a strategy: scope global, granularity weight)",
         ((name, f"{criteria.summary(name)} [{traits[name]}]") for name in criteria),
@@ -305,14 +306,14 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
 def _say_what_is_kept(out: Path) -> None:
     from natal.store import FILE, Store
 
-    kept = 0
+    kept = total = 0
     if (out / FILE).is_file():
         with Store.read(out) as store:
-            kept = len(store.outcomes())
+            total, kept = len(store.grid()), store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
+    runs = f"{kept} of {total} runs are" if total else "no run is"
     print(
-        f"{start}natal: stopped. {trainings} stored in {out}; the same command goes on from there.",
+        f"{start}natal: stopped, {runs} stored in {out}; the same command goes on from there.",
         file=sys.stderr,
     )
 

@@ -9,8 +9,18 @@ if TYPE_CHECKING:
 
 
 def describe(run: Run) -> str:
-    """Return a run's identity as in ``task=modular, strategy=random, sparsity=30%, seed=42``."""
-    return f"task={run.task}, strategy={run.strategy}, sparsity={percent(run.sparsity)}, seed={run.seed}"
+    """Return a run's identity as in ``task=modular, strategy=random, sparsity=30%, seed=42``.
+
+    The network stands after the task, but for the paper's own, which goes without saying.
+    """
+    network = "" if run.network == run._field_defaults["network"] else f"network={run.network}, "
+    return f"task={run.task}, {network}strategy={run.strategy}, sparsity={percent(run.sparsity)}, seed={run.seed}"
+
+
+def brief(run: Run) -> str:
+    """Return a cell's identity as in ``modular random 30%``; the network as in `describe`."""
+    network = "" if run.network == run._field_defaults["network"] else f"{run.network} "
+    return f"{run.task} {network}{run.strategy} {percent(run.sparsity)}"
 
 
 def percent(share: float) -> str:

@@ -126,7 +126,7 @@ def test_another_versions_trainings_are_kept_but_never_mixed(
 ) -> None:
     natal.run(tiny(seeds=[1]), tmp_path)
     before = trainings(tmp_path)
-    monkeypatch.setattr(compiled.Compiled, "revision", 99)
+    monkeypatch.setattr(engine.Compiled, "revision", 99)
     planned = natal.plan(tiny(seeds=[1, 2]), tmp_path)
     assert (planned.outdated, planned.done, len(planned.pending)) == (7, [], 14)
     trained.clear()

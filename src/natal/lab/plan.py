@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
 from natal.lab import DATA
-from natal.store import FILE, Store
-from natal.study import Maker, Run, Study, load_study
+from natal.store import FILE, NetworkFacts, Store, TaskFacts
+from natal.study import Maker, Run, Setting, Study, load_study
 
 if TYPE_CHECKING:
-    from natal.lab.engines import Engine, Pending, Setting
+    from natal.lab import engines
+    from natal.lab.engines import Engine, Pending
 
 SMALL = 20e9
 """Operations that are not worth starting processes for: about a tenth of a second."""
@@ -35,7 +36,7 @@ class Job:
 class Chosen:
     """One setting with the engine that trains it, and why each preferred one does not."""
 
-    setting: Setting
+    setting: engines.Setting
     engine: Engine
     refused: Mapping[str, str]
 
@@ -62,9 +63,9 @@ class Plan:
     jobs: list[Job] = field(repr=False)
     flops: float
     outdated: int
-    settings: Mapping[tuple[str, str], Chosen] = field(repr=False)
-    tasks: dict[str, dict[str, Any]] = field(repr=False)
-    networks: list[dict[str, Any]] = field(repr=False)
+    settings: Mapping[Setting, Chosen] = field(repr=False)
+    tasks: Mapping[str, TaskFacts] = field(repr=False)
+    networks: Sequence[NetworkFacts] = field(repr=False)
 
     @property
     def pending(self) -> list[Pending]:
@@ -120,10 +121,10 @@ def plan(
     worker.load_plugins(study)
     worker.check_names(study)
     settings = {}
-    for task, network in study.settings():
-        with worker.named(f"task={task}, network={network}"):
-            at = birth.setting(study, task, network)
-            settings[task, network] = Chosen(at, *choose(asked, at, device))
+    for name in study.settings():
+        with worker.named(f"task={name.task}, network={name.network}"):
+            at = birth.setting(study, *name)
+            settings[name] = Chosen(at, *choose(asked, at, device))
     worker.check(study)
 
     makers = _stored_makers(directory) if not fresh else {}
@@ -135,7 +136,7 @@ def plan(
     tried: dict[int, dict[float, str]] = {}
     missing: dict[str, Pending] = {}
     for position, run in enumerate(study.runs()):
-        own = settings[run.task, run.network]
+        own = settings[run.setting]
         rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
         keys = {}
         for rate in rates:
@@ -197,12 +198,12 @@ def _jobs(
     study: Study,
     device: str,
     missing: Iterable[Pending],
-    settings: Mapping[tuple[str, str], Chosen],
+    settings: Mapping[Setting, Chosen],
 ) -> tuple[list[Job], float]:
     """Return the jobs, those that take longest first, which keeps all workers busy to the end; and all operations."""
-    by_setting: dict[tuple[str, str], list[Pending]] = {}
+    by_setting: dict[Setting, list[Pending]] = {}
     for training in missing:
-        by_setting.setdefault((training.run.task, training.run.network), []).append(training)
+        by_setting.setdefault(training.run.setting, []).append(training)
     jobs: list[tuple[float, Job]] = []
     for name, pending in by_setting.items():
         own = settings[name]
@@ -222,27 +223,33 @@ def _outdated(makers: Mapping[Maker, int], engines: set[Engine], device: str) ->
 
 
 def _facts(
-    study: Study, settings: Mapping[tuple[str, str], Chosen]
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    study: Study, settings: Mapping[Setting, Chosen]
+) -> tuple[dict[str, TaskFacts], list[NetworkFacts]]:
     """Return what the reading wing needs to know of tasks and networks, which it cannot import."""
     from natal.pruning.mask import prunable
 
     about_tasks, about_networks = {}, []
     for (task, network), own in settings.items():
         at, data = own.setting, own.setting.split.data
-        about_tasks[task] = {
-            "metric": at.task.metric.name, "field": at.task.metric.field, "chance": at.split.chance,
-            "loss": at.task.loss.name, "learning_rate": _rate_of_task(study, task, at.task.learning_rate),
-            "inputs": at.row.numel(), "outputs": data.outputs,
-            "fit_rows": len(at.split.fit), "val_rows": len(at.split.val),
-            "train_rows": len(data.inputs), "test_rows": len(data.test_inputs),
-        }  # fmt: skip
-        weights = prunable(at.network, ())
-        about_networks.append({
-            "task": task, "network": network, "engine": own.engine.name, "parameters": at.parameters,
-            "prunable": sum(w.numel() for w in weights.values()), "layers": len(weights), "macs": at.macs,
-            "steps": at.steps, "steps_per_epoch": study.training.steps_per_epoch(len(at.split.fit)),
-        })  # fmt: skip
+        about_tasks[task] = TaskFacts(
+            metric=at.task.metric.name, field=at.task.metric.field, chance=at.split.chance, loss=at.task.loss.name,
+            learning_rate=_rate_of_task(study, task, at.task.learning_rate),
+            inputs=at.row.numel(), outputs=data.outputs, fit_rows=len(at.split.fit), val_rows=len(at.split.val),
+            train_rows=len(data.inputs), test_rows=len(data.test_inputs),
+        )  # fmt: skip
+        weights = {name.removesuffix(".weight"): tuple(w.shape) for name, w in prunable(at.network).items()}
+        about_networks.append(
+            NetworkFacts(
+                task,
+                network,
+                own.engine.name,
+                at.parameters,
+                weights,
+                at.macs,
+                at.steps,
+                study.training.steps_per_epoch(len(at.split.fit)),
+            )
+        )
     return about_tasks, about_networks
 
 

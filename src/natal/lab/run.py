@@ -5,14 +5,14 @@ The coordinating process alone writes to the store.
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
 from natal.lab.plan import Job, Plan, cores, plan
-from natal.store import Outcome, Store
+from natal.store import Outcome, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
 
@@ -88,7 +88,7 @@ def train(
             _declare(store, planned)
         _drive(planned, store, watcher)
         if planned.tried:
-            store.choose(_chosen(planned, store.outcomes()))
+            store.choose(chosen(planned.grid, planned.tried, store.outcomes(), study.training.decide))
         if store.manifest()["finished_at"] is None:
             outcomes = store.outcomes().values()
             store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
@@ -134,35 +134,6 @@ def _declared(store: Store, planned: Plan) -> bool:
     )
 
 
-def _chosen(planned: Plan, outcomes: Mapping[str, Outcome]) -> dict[int, str]:
-    """Return the key of every row that chooses among learning rates, by position.
-
-    A strategy's level takes the rate with the highest mean, over its seeds, of what decides on validation rows; one
-    that diverged never wins, and of equals the first does.
-    """
-    decide = planned.study.training.decide
-
-    def value(key: str) -> float:
-        found = outcomes[key]
-        if found.val_metric is None:
-            return -math.inf
-        steps, loss = found.curves["step"], found.curves["val_loss"]
-        return float(-loss[steps == found.best_step][0]) if decide == "val-loss" else found.val_metric
-
-    cells: dict[Run, list[int]] = {}
-    for position, (row, _) in enumerate(planned.grid):
-        cells.setdefault(row._replace(seed=0), []).append(position)
-    chosen = {}
-    for positions in cells.values():
-        rates = planned.tried[positions[0]]
-        means = {
-            rate: sum(value(planned.tried[p][rate]) for p in positions) / len(positions) for rate in rates
-        }
-        best = max(means, key=means.__getitem__)
-        chosen.update({p: planned.tried[p][best] for p in positions})
-    return chosen
-
-
 def _declare(store: Store, planned: Plan) -> None:
     """Write down what is about to be trained, and by what.
 
@@ -177,8 +148,8 @@ def _declare(store: Store, planned: Plan) -> None:
         planned.grid,
         {
             "study_hash": planned.study.digest,
-            "tasks": planned.tasks,
-            "networks": planned.networks,
+            "tasks": {name: asdict(facts) for name, facts in planned.tasks.items()},
+            "networks": [asdict(facts) for facts in planned.networks],
             "natal_version": metadata.version("natal"),
             "python_version": platform.python_version(),
             "torch_version": torch.__version__,
@@ -186,7 +157,7 @@ def _declare(store: Store, planned: Plan) -> None:
             "platform": platform.platform(),
             "processor": _processor(),
             "device": planned.device,
-            "engine": ", ".join(dict.fromkeys(about["engine"] for about in planned.networks)),
+            "engine": ", ".join(dict.fromkeys(facts.engine for facts in planned.networks)),
             "dtype": "float32",
             "threads": 1,
             "workers": planned.workers,
@@ -232,7 +203,7 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                 wanted.discard(outcome.key)
                 if not wanted:
                     position += 1
-                    watcher.finished(position, row, outcome, planned.tasks[row.task]["field"])
+                    watcher.finished(position, row, outcome, planned.tasks[row.task].field)
 
     engines = tuple(dict.fromkeys(job.engine for job in planned.jobs))
     watcher.started(planned)

@@ -4,17 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from natal.study import Maker
+from natal.study import Maker, Setting
 
 Curves = Mapping[str, NDArray[np.float64]]
 """One number per evaluation, by name: ``step`` (optimiser steps taken by then), ``train_loss`` (mean of the steps since
 the evaluation before), ``val_loss``, ``val_metric``, and ``test_metric`` where a study asks for it. Trainings stored by
 natal 0.2 have no ``val_loss``."""
+
+
+class Record:
+    """A typed row whose fields can also be read by name, ``row["task"]``, as the rows of natal 0.2 were."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:  # type: ignore[attr-defined]
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+@dataclass(frozen=True)
+class TaskFacts(Record):
+    """What a study's results say of one of its tasks.
+
+    ``metric``: what is measured (``accuracy``), and ``field`` its short name (``acc``); ``chance``: its value for a
+    network that has learned nothing. ``loss``: what is minimised. ``learning_rate``: of every network, None where they
+    differ. ``inputs``: numbers of one input row; ``outputs``: of one output.
+    """
+
+    metric: str
+    field: str
+    chance: float
+    loss: str
+    learning_rate: float | None
+    inputs: int
+    outputs: int
+    fit_rows: int
+    val_rows: int
+    train_rows: int
+    test_rows: int
+
+
+@dataclass(frozen=True)
+class NetworkFacts(Record):
+    """What a study's results say of one network on one task.
+
+    ``engine``: what trained it. ``parameters``: all of them; ``layers``: the shape of each prunable layer's weights.
+    ``macs``: multiply-adds of one row's forward pass. ``steps``: of a whole training; ``steps_per_epoch``.
+    """
+
+    task: str
+    network: str
+    engine: str
+    parameters: int
+    layers: Mapping[str, tuple[int, ...]]
+    macs: int
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def setting(self) -> Setting:
+        """The task with the network."""
+        return Setting(self.task, self.network)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of weights of each prunable layer."""
+        return {name: prod(shape) for name, shape in self.layers.items()}
+
+    @property
+    def prunable(self) -> int:
+        """Number of prunable weights."""
+        return sum(self.sizes.values())
+
+    @property
+    def epochs(self) -> float:
+        """The length of a whole training in epochs."""
+        return whole(self.steps / self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -59,12 +129,12 @@ class Outcome:
     @property
     def epochs_trained(self) -> float:
         """Epochs trained; a whole number wherever training ended with an epoch."""
-        return _whole(self.steps_trained / self.steps_per_epoch)
+        return whole(self.steps_trained / self.steps_per_epoch)
 
     @property
     def best_epoch(self) -> float:
         """The epoch after which the best weights were measured."""
-        return _whole(self.best_step / self.steps_per_epoch)
+        return whole(self.best_step / self.steps_per_epoch)
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that are stored as one JSON text: all but the key, the status, the maker and the curves."""
@@ -76,5 +146,6 @@ class Outcome:
         return asdict(self.made_by)
 
 
-def _whole(number: float) -> float:
+def whole(number: float) -> float:
+    """Return a whole number as one."""
     return int(number) if number == int(number) else number

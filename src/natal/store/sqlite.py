@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from natal.errors import NatalError
 from natal.store.migrations import MIGRATIONS
-from natal.store.record import Outcome
+from natal.store.record import Curves, Outcome
 from natal.study import Maker, Run, Study
 
 FILE = "study.sqlite"
@@ -222,6 +222,13 @@ class Store:
             )
             return [(Run(*row[:5]), row[5]) for row in rows]
 
+    def complete(self) -> int:
+        """Return how many of the grid's rows have all their trainings."""
+        finished, tried = self.finished(), self.tried()
+        return sum(
+            finished.issuperset({key, *tried.get(i, {}).values()}) for i, (_, key) in enumerate(self.grid())
+        )
+
     def tried(self) -> dict[int, dict[float, str]]:
         """Return the key of the training at each learning rate, for the grid's rows that choose among several."""
         found: dict[int, dict[float, str]] = {}
@@ -230,19 +237,24 @@ class Store:
                 found.setdefault(position, {})[rate] = key
         return found
 
+    def curves(self) -> dict[str, Curves]:
+        """Return the curves of the study's trainings by key, see `outcomes`."""
+        found: dict[str, dict[str, NDArray[np.float64]]] = {}
+        with _plainly(self.path):
+            for key, name, numbers in self._db.execute(
+                f"SELECT key, name, numbers FROM curve WHERE {_OF_STUDY}"
+            ):
+                found.setdefault(key, {})[name] = np.frombuffer(numbers)
+        return dict(found)
+
     def outcomes(self, *, curves: bool = True) -> dict[str, Outcome]:
         """Return the stored trainings of the study by key: the grid's, and those at learning rates not chosen.
 
         Without ``curves``, theirs are left empty, which is much quicker for a large study.
         """
-        of_study = "key IN (SELECT key FROM grid UNION SELECT key FROM tried)"
+        lines = self.curves() if curves else {}
         with _plainly(self.path):
-            lines: dict[str, dict[str, NDArray[np.float64]]] = {}
-            if curves:
-                rows = self._db.execute(f"SELECT key, name, numbers FROM curve WHERE {of_study}")
-                for key, name, numbers in rows:
-                    lines.setdefault(key, {})[name] = np.frombuffer(numbers)
-            rows = self._db.execute(f"SELECT key, status, made_by, facts FROM training WHERE {of_study}")
+            rows = self._db.execute(f"SELECT key, status, made_by, facts FROM training WHERE {_OF_STUDY}")
             return {
                 key: Outcome(
                     key=key,
@@ -253,6 +265,9 @@ class Store:
                 )
                 for key, status, made_by, facts in rows
             }
+
+
+_OF_STUDY = "key IN (SELECT key FROM grid UNION SELECT key FROM tried)"
 
 
 def _found(path: Path) -> None:

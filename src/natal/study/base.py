@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 
 Integer = Annotated[int, Strict()]
 
 
 Number = Annotated[float, Strict()]
+
+
+def _printable(value: str) -> str:
+    # names and sentences reach terminals, reports and file formats as they are
+    if value and not value.isprintable():
+        raise ValueError("must be printable text on one line")
+    return value
+
+
+Words = Annotated[str, AfterValidator(_printable)]
 
 
 MAX_SEED = 2**32 - 1

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator, model_serializer
 
 from natal.registry import did_you_mean
-from natal.study.base import Model
+from natal.study.base import Model, Words
 
 SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
 """Where scores compete; `natal.pruning.mask` says what each means."""
@@ -55,7 +55,7 @@ class Recipe(Model):
     that replaces the mask or the initial weights, see `natal.pruning.criteria.mask`.
     """
 
-    name: str
+    name: Words
     criterion: str
     scope: Annotated[str | dict[str, float], PlainValidator(_scope)] = "global"
     granularity: Literal["weight", "neuron"] = "weight"

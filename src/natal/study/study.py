@@ -13,12 +13,22 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from natal.registry import did_you_mean
-from natal.study.base import MAX_SEED, Integer, Model, Number
+from natal.study.base import MAX_SEED, Integer, Model, Number, Words
 from natal.study.choice import Network, Task
 from natal.study.claim import Claim
 from natal.study.keys import digest
 from natal.study.recipe import Recipe, recipe_of
 from natal.study.training import Search, Training
+
+PAPERS = "mlp"
+"""The name of the paper's network, which the published files leave unsaid."""
+
+
+class Setting(NamedTuple):
+    """A task with a network, by their names in a study."""
+
+    task: str
+    network: str = PAPERS
 
 
 class Run(NamedTuple):
@@ -28,11 +38,16 @@ class Run(NamedTuple):
     strategy: str
     sparsity: float
     seed: int
-    network: str = "mlp"
+    network: str = PAPERS
+
+    @property
+    def setting(self) -> Setting:
+        """Its task with its network."""
+        return Setting(self.task, self.network)
 
 
 def _paper_network(hidden: Any) -> dict[str, Any]:
-    return {"network": "mlp", "hidden": [hidden], "name": "mlp"}
+    return {"network": "mlp", "hidden": [hidden], "name": PAPERS}
 
 
 def _listed(value: Any) -> Any:
@@ -51,7 +66,7 @@ class Study(Model):
     """
 
     ALSO: ClassVar[tuple[str, ...]] = ("hidden",)
-    name: str
+    name: Words
     description: str = ""
     plugins: tuple[str, ...] = ()
     tasks: Annotated[tuple[Task, ...], BeforeValidator(_listed)]
@@ -97,10 +112,11 @@ class Study(Model):
     def _listed_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value:
             raise ValueError("must name at least one")
-        names = [getattr(v, "name", v) for v in value]
-        twice = [n for n in names if names.count(n) > 1]
-        if twice:
-            raise ValueError(f"lists {twice[0]!r} twice; name each once")
+        seen = set()
+        for name in (getattr(v, "name", v) for v in value):
+            if name in seen:
+                raise ValueError(f"lists {name!r} twice; name each once")
+            seen.add(name)
         return value
 
     @field_validator("sparsities")
@@ -128,6 +144,15 @@ class Study(Model):
                     f"name modules, without .py or folders, such as 'my_criteria', got {plugin!r}"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _claims_of_one_network(self) -> Self:
+        for i, claim in enumerate(self.claims):
+            if claim.network is None and len(self.networks) > 1:
+                raise ValueError(
+                    f"claims.{i} needs the key network, since the study has several: {', '.join(self.network_names)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_rate_per_setting(self) -> Self:
@@ -183,9 +208,9 @@ class Study(Model):
         """Return the network behind a name."""
         return next(n for n in self.networks if n.name == name)
 
-    def settings(self) -> list[tuple[str, str]]:
-        """Return every pair of a task's and a network's name, in the grid's order."""
-        return [(task, network) for task in self.task_names for network in self.network_names]
+    def settings(self) -> list[Setting]:
+        """Return every task with every network, in the grid's order."""
+        return [Setting(task, network) for task in self.task_names for network in self.network_names]
 
     def runs(self) -> list[Run]:
         """Return the grid, in the paper's order: task, network, strategy, sparsity, then seed."""
