@@ -19,7 +19,7 @@ from conftest import tiny, toml, trainings
 from natal import NatalError, Problem, Run, criterion
 from natal.lab import run as runner
 from natal.lab import worker
-from natal.lab.engines import compiled
+from natal.lab.engines.compiled import engine
 from natal.lab.plan import Job, Plan
 from natal.lab.run import Silent
 from natal.progress import Lines
@@ -126,7 +126,7 @@ def test_another_versions_trainings_are_kept_but_never_mixed(
 ) -> None:
     natal.run(tiny(seeds=[1]), tmp_path)
     before = trainings(tmp_path)
-    monkeypatch.setattr(compiled.Compiled, "revision", 99)
+    monkeypatch.setattr(engine.Compiled, "revision", 99)
     planned = natal.plan(tiny(seeds=[1, 2]), tmp_path)
     assert (planned.outdated, planned.done, len(planned.pending)) == (7, [], 14)
     trained.clear()
@@ -180,7 +180,7 @@ def test_the_same_bits_with_two_workers_one_by_one_and_after_a_resume(
             natal.run(tiny(seeds=seeds, strategies=strategies), tmp_path / "pieces")
     assert trainings(tmp_path / "pieces") == expected
 
-    monkeypatch.setattr(compiled, "LANE_FLOATS", 1)  # each training a job of its own
+    monkeypatch.setattr(engine, "WORTH_A_JOB", 0)  # each training a job of its own
 
     class Stop(Silent):
         def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:

@@ -7,6 +7,7 @@ and what is written down of it, they all have from here.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -64,20 +65,12 @@ class Trial:
         """Number of rows trained on."""
         return len(self.split.fit)
 
-    def rows(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return (inputs, targets) of the rows trained on (``fit``), ``val``, ``train`` (both) and ``test``."""
-        data = self.split.data
-        x, y, test_x, test_y = data.inputs, data.targets, data.test_inputs, data.test_targets
-        parts = {
-            "fit": (x[self.split.fit], y[self.split.fit]),
-            "val": (x[self.split.val], y[self.split.val]),
-            "train": (x, y),
-            "test": (test_x, test_y),
-        }
-        return {name: (self._cast(a), self._cast(b)) for name, (a, b) in parts.items()}
+    def rows(self, device: str | torch.device = "cpu") -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return (inputs, targets) of the rows trained on (``fit``), ``val``, ``train`` (both) and ``test``.
 
-    def _cast(self, rows: Tensor) -> Tensor:
-        return rows.to(self.dtype) if rows.is_floating_point() else rows
+        In the network's precision, on a device. They belong to all trainings of the split; treat them as read-only.
+        """
+        return _rows(self.split, self.dtype, torch.device(device))
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return this run's generator for one purpose: ``order``, ``augment``, ``dropout``."""
@@ -88,25 +81,48 @@ class Trial:
         smoothing = self.training.label_smoothing
         return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else self.task.loss.value
 
-    def batches(self) -> Iterator[Tensor | None]:
+    def batches(self, device: str | torch.device = "cpu") -> Iterator[Tensor | None]:
         """Yield the positions, among the rows to fit, of each step's batch; None: all of them, in their order.
 
         Every epoch draws a new order from the stream ``order`` and cuts it into batches; the last may be short.
         """
         rows, size = self.rows_to_fit, self.training.batch
-        if size is None:
+        if size is None or size >= rows:
             while True:
                 yield None
         generator = self.stream("order")
         while True:
-            yield from torch.split(torch.randperm(rows, generator=generator), size)
+            order = torch.randperm(rows, generator=generator, device="cpu")
+            yield from torch.split(order.to(device), size)
+
+
+def layout(images: Tensor) -> torch.memory_format:
+    """Return the order in memory of (rows, channels, height, width): on CPU convolutions like channels last."""
+    last = images.ndim == 4 and images.device.type == "cpu"
+    return torch.channels_last if last else torch.contiguous_format
+
+
+# data are cut up and placed once for all the trainings that follow each other on them
+@functools.lru_cache(maxsize=4)
+def _rows(split: Split, dtype: torch.dtype, device: torch.device) -> Mapping[str, tuple[Tensor, Tensor]]:
+    def placed(rows: Tensor, part: Tensor | None = None) -> Tensor:
+        rows = rows.to(device, dtype if rows.is_floating_point() else None)
+        return rows if part is None else rows[part.to(device)].contiguous(memory_format=layout(rows))
+
+    x, y, data = split.data.inputs, split.data.targets, split.data
+    return {
+        "fit": (placed(x, split.fit), placed(y, split.fit)),
+        "val": (placed(x, split.val), placed(y, split.val)),
+        "train": (placed(x), placed(y)),
+        "test": (placed(data.test_inputs), placed(data.test_targets)),
+    }
 
 
 class History:
     """A training as it unfolds: its curves, and which evaluation was the best so far.
 
     A strictly better one (`Training.decide`) is a new best. Training ends after ``patience`` evaluations without one,
-    at ``target``, or when the loss is no longer finite.
+    at ``target``, or when a loss, of training or validation, is no longer finite.
     """
 
     def __init__(self, training: Training) -> None:
@@ -125,7 +141,7 @@ class History:
         values = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "val_metric": val_metric}
         for name, curve in self.curves.items():
             curve.append(float(values.get(name, test_metric)))
-        self.diverged = not math.isfinite(train_loss)
+        self.diverged = not (math.isfinite(train_loss) and math.isfinite(val_loss))
         value = {"val-metric": val_metric, "val-loss": -val_loss, "end": float(step)}[self.training.decide]
         better = value > self.best and not self.diverged
         self._waited = 0 if better else self._waited + 1
@@ -161,23 +177,46 @@ def measure(net: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([net(part) for part in torch.split(inputs, CHUNK)])
 
 
+@dataclass(frozen=True)
+class Finals:
+    """The best weights of a training, measured: the metric of the parts of the data, the loss on all training rows, and
+    whether all test rows get the same outputs. Nothing, of a training that diverged."""
+
+    metric: Mapping[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(("train", "val", "test"))
+    )
+    loss: float | None = None
+    constant: bool = False
+
+
+def finals(trial: Trial, state: Mapping[str, Tensor]) -> Finals:
+    """Measure the best weights of a training, in torch, on the device where they are."""
+    device = next(iter(state.values())).device
+    net = copy.deepcopy(trial.network).to(device).eval()
+    net.load_state_dict(dict(state))
+    rows = trial.rows(device)
+    outputs = {part: measure(net, rows[part][0]) for part in ("train", "val", "test")}
+    return Finals(
+        {part: trial.task.metric.value(out, rows[part][1]) for part, out in outputs.items()},
+        trial.task.loss.value(outputs["train"], rows["train"][1]).item(),
+        _constant(outputs["test"]),
+    )
+
+
 def conclude(
-    trial: Trial, history: History, state: Mapping[str, Tensor], seconds: float, made_by: Maker
+    trial: Trial,
+    history: History,
+    state: Mapping[str, Tensor],
+    seconds: float,
+    made_by: Maker,
+    measured: Finals | None = None,
 ) -> Trained:
-    """Measure the best weights of a training and sum it up.
+    """Sum up a training, whose best weights are measured here unless the engine has ``measured`` them itself.
 
     Train metric and loss are over all training rows, validation rows included.
     """
-    rows = trial.rows()
-    metric: dict[str, float | None] = dict.fromkeys(("train", "val", "test"))
-    loss, constant = None, False
-    if not history.diverged:
-        net = copy.deepcopy(trial.network).eval()
-        net.load_state_dict(dict(state))
-        outputs = {part: measure(net, rows[part][0]) for part in metric}
-        metric = {part: trial.task.metric.value(outputs[part], rows[part][1]) for part in metric}
-        loss = trial.task.loss.value(outputs["train"], rows["train"][1]).item()
-        constant = _constant(outputs["test"])
+    if measured is None:
+        measured = Finals() if history.diverged else finals(trial, state)
     mask, fit = trial.mask, trial.rows_to_fit
     removed = mask.total - mask.kept + sum(int((~kept).sum()) for kept in mask.biases.values())
     remaining = sum(p.numel() for p in trial.network.parameters()) - removed
@@ -196,18 +235,18 @@ def conclude(
             steps_trained=int(history.curves["step"][-1]),
             best_step=history.best_step,
             learning_rate=trial.learning_rate,
-            train_metric=metric["train"],
-            val_metric=metric["val"],
-            test_metric=metric["test"],
-            final_loss=loss,
-            constant=constant,
+            train_metric=measured.metric["train"],
+            val_metric=measured.metric["val"],
+            test_metric=measured.metric["test"],
+            final_loss=measured.loss,
+            constant=measured.constant,
             seconds=seconds,
             made_by=made_by,
             diagnosis=dict(trial.diagnosis),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             curves={name: np.array(curve, dtype=np.float64) for name, curve in history.curves.items()},
         ),
-        state,
+        {name: value.cpu().contiguous() for name, value in state.items()},
     )
 
 

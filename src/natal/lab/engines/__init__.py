@@ -6,17 +6,18 @@ from natal.errors import NatalError
 from natal.lab.engines.compiled import Compiled
 from natal.lab.engines.engine import Engine, Pending, Setting
 from natal.lab.engines.made import made_by
+from natal.lab.engines.stacked import Stacked
 from natal.lab.engines.torch import Torch
 from natal.registry import did_you_mean
 
-_ALL: tuple[Engine, ...] = (Torch(), Compiled())
+_ALL: tuple[Engine, ...] = (Torch(), Compiled(), Stacked())
 ENGINES = {engine.name: engine for engine in _ALL}
 """Every engine by name."""
 
 ALIASES = {"sequential": "torch", "batched": "compiled"}
 """What two of them were called in natal 0.2."""
 
-PREFERENCE = {"cpu": ("compiled", "torch"), "cuda": ("torch",)}
+PREFERENCE = {"cpu": ("compiled", "torch"), "cuda": ("stacked", "torch")}
 """The engines that ``auto`` tries on a kind of device, in order."""
 
 

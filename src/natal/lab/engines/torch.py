@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from natal.determinism import deterministic, single_threaded
 from natal.lab.engines.engine import Pending, Setting
 from natal.lab.engines.made import made_by
-from natal.lab.trial import History, Trained, Trial, conclude, measure
+from natal.lab.trial import History, Trained, Trial, conclude, layout, measure
+from natal.pruning.mask import Mask
 from natal.study import Optimiser
 
 WORTH_A_JOB = 5e9
@@ -60,66 +61,75 @@ class Torch:
 
     def _train_one(self, trial: Trial, device: str) -> Trained:
         started = time.perf_counter()
-        training = trial.training
-        net = trial.born().to(device)
-        parameters = dict(net.named_parameters())
-        mask = trial.mask.to(device)
-        kept = [(parameters[name], k.to(parameters[name].dtype)) for name, k in mask.items().items()]
-        rows = {
-            name: (x.to(device), y.to(device)) for name, (x, y) in trial.rows().items() if name != "train"
-        }
+        training, task = trial.training, trial.task
+        rows = trial.rows(device)
         x, y = rows["fit"]
-        batches, augmented = trial.batches(), trial.stream("augment")
-        loss_of, metric_of = trial.loss(), trial.task.metric.value
+        net = trial.born().to(device).to(memory_format=layout(x))  # type: ignore[call-overload]
+        removing = _removing(net, trial.mask)
+        batches, augment, augmented = trial.batches(device), trial.split.augment, trial.stream("augment")
+        loss_of = trial.loss()
         optimiser = optimiser_of(training.optimiser, net, trial.learning_rate)
-        factors = training.factors(trial.rows_to_fit)
         evaluations = set(training.evaluations(trial.rows_to_fit))
         history = History(training)
         best = _state(net)
         losses: list[Tensor] = []
-        net.train()
 
+        def measured(part: str) -> tuple[float, float]:
+            inputs, targets = rows[part]
+            outputs = measure(net, inputs)
+            return task.loss.value(outputs, targets).item(), task.metric.value(outputs, targets)
+
+        net.train()
         with dropout_from(trial, device):
-            for step, factor in enumerate(factors, start=1):
+            for step, factor in enumerate(training.factors(trial.rows_to_fit), start=1):
                 batch = next(batches)
                 inputs, targets = (x, y) if batch is None else (x[batch], y[batch])
-                if trial.split.augment is not None:
-                    inputs = trial.split.augment(inputs, augmented)
+                if augment is not None:
+                    inputs = augment(inputs, augmented)
                 optimiser.zero_grad()
                 loss = loss_of(net(inputs), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if training.clip is not None:
+                    # a removed weight has no gradient in the network that is left
+                    for weight, kept in removing:
+                        if weight.grad is not None:
+                            weight.grad.mul_(kept)
                     nn.utils.clip_grad_norm_(net.parameters(), training.clip)
                 for group in optimiser.param_groups:
                     group["lr"] = trial.learning_rate * factor
                 optimiser.step()
                 with torch.no_grad():
-                    for weight, keep in kept:
-                        weight.mul_(keep)
+                    for weight, kept in removing:
+                        weight.mul_(kept)
                 losses.append(loss.detach())
                 if step not in evaluations:
                     continue
+                # what the loss is, the device says here for the first time since the last evaluation
                 mean = torch.stack(losses).mean().item() if losses[1:] else losses[0].item()
                 losses.clear()
-                values = [math.nan, math.nan, math.nan]
+                val_loss = val_metric = test_metric = math.nan
                 if math.isfinite(mean):
                     net.eval()
-                    outputs = measure(net, rows["val"][0])
-                    values = [
-                        trial.task.loss.value(outputs, rows["val"][1]).item(),
-                        metric_of(outputs, rows["val"][1]),
-                    ]
+                    val_loss, val_metric = measured("val")
                     if training.test_curve:
-                        values.append(metric_of(measure(net, rows["test"][0]), rows["test"][1]))
-                if history.record(step, mean, *values[:3]):
+                        _, test_metric = measured("test")
+                    net.train()
+                if history.record(step, mean, val_loss, val_metric, test_metric):
                     best = _state(net)
                 if history.over:
                     break
-                net.train()
 
-        seconds = time.perf_counter() - started
-        state = {name: value.cpu() for name, value in best.items()}
-        return conclude(trial, history, state, seconds, made_by(self, device))
+        return conclude(trial, history, best, time.perf_counter() - started, made_by(self, device))
+
+
+def _removing(net: nn.Module, mask: Mask) -> list[tuple[Tensor, Tensor]]:
+    """Return every parameter that loses weights, with 1 for what is kept and 0 for the rest, laid out alike."""
+    parameters = dict(net.named_parameters())
+    return [
+        (parameters[name], torch.empty_like(parameters[name], requires_grad=False).copy_(kept))
+        for name, kept in mask.items().items()
+        if not kept.all()
+    ]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from natal.determinism import one_thread
 from natal.errors import NatalError
+from natal.lab.networks.draws import SameEverywhere
 from natal.registry import did_you_mean
 from natal.streams import stream
 
@@ -57,7 +58,8 @@ def redraw(net: nn.Module, scheme: str, scale: float, seed: int) -> None:
         if p.ndim < 2:
             continue
         if draw:
-            draw(p, generator)
+            with SameEverywhere(normal=True):
+                draw(p, generator)
             if (bias := parameters.get(name.removesuffix("weight") + "bias")) is not None:
                 bias.zero_()
         if scale != 1:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from natal.errors import NatalError
+from natal.lab.networks.draws import SameEverywhere
 from natal.lab.networks.init import redraw
 from natal.lab.options import settled
 from natal.lab.shapes import example, said
@@ -132,7 +133,7 @@ def _try(entry: str, settings: dict[str, Any], shape: tuple[int, ...], outputs: 
 def _world(seed: int) -> Iterator[None]:
     """Give torch's global generator a stream of ``seed``, float32 and the CPU, whatever the caller's are."""
     dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), SameEverywhere():
         torch.set_rng_state(stream(seed, "init").get_state())
         torch.set_default_dtype(torch.float32)
         try:

@@ -45,24 +45,29 @@ class Loss:
 class Metric:
     """How good a network is; higher is better.
 
-    ``value(outputs, targets)``: a Python float. ``field``: its name in run objects (``test_acc``).
+    ``of(outputs, targets)``: a scalar float64 tensor, which `value` makes a Python float. ``field``: its name in run
+    objects (``test_acc``).
     """
 
     name: str
     field: str
-    value: Callable[[Tensor, Tensor], float]
+    of: Callable[[Tensor, Tensor], Tensor]
+
+    def value(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the metric of some outputs."""
+        return self.of(outputs, targets).item()
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of rows whose largest output is the target class, computed in float32 as the published program did."""
-    return (outputs.argmax(1) == targets).float().mean().item()
+    return (outputs.argmax(1) == targets).float().mean().double()
 
 
-def r2(outputs: Tensor, targets: Tensor) -> float:
+def r2(outputs: Tensor, targets: Tensor) -> Tensor:
     """R² = 1 - SS_res / SS_tot: 1 is perfect, 0 is the mean of ``targets``, negative is worse than that mean."""
-    residual = ((targets - outputs) ** 2).sum().item()
-    total = ((targets - targets.mean()) ** 2).sum().item()
-    return 1 - residual / total if total else math.nan
+    residual = ((targets - outputs) ** 2).sum().double()
+    total = ((targets - targets.mean()) ** 2).sum().double()
+    return torch.where(total == 0, math.nan, 1 - residual / total)
 
 
 LOSSES = {
