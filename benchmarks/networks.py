@@ -35,7 +35,8 @@ from natal.lab.plan import cores
 from natal.lab.run import _processor as processor
 from natal.lab.tasks import Data, Split, load, tasks
 from natal.lab.trial import Trial
-from natal.pruning.mask import Mask, prunable, select
+from natal.pruning.mask import Mask, prunable
+from natal.pruning.select import select
 from natal.study import Network, Task, Training
 
 SPARSITY = 0.9

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         save_ticket,
         to_torch_prune,
     )
-    from natal.pruning.mask import Mask, select
+    from natal.pruning.mask import Mask
+    from natal.pruning.select import select
     from natal.reading.results import Results, load
     from natal.reading.rows import Curve, Row
     from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
@@ -45,7 +46,8 @@ _HOMES = {
         "save_ticket",
         "to_torch_prune",
     ),
-    "natal.pruning.mask": ("Mask", "select"),
+    "natal.pruning.mask": ("Mask",),
+    "natal.pruning.select": ("select",),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
     "natal.reading.rows": ("Curve", "Row"),

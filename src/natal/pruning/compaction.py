@@ -32,10 +32,10 @@ from natal.pruning.flow import (
     Layer,
     arguments,
     first_line,
-    masked,
     trace,
 )
 from natal.pruning.mask import Mask
+from natal.pruning.masked import masked
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")

@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.pruning.flow import POINTWISE, Example, check, first_line, masked, remove, trace, unmasked
+from natal.pruning.flow import POINTWISE, Example, first_line, trace
 from natal.pruning.mask import Mask
+from natal.pruning.masked import check, masked, remove, unmasked
 
 Severity = Literal["fatal", "warning", "note"]
 SIGNIFICANT = 1e-3

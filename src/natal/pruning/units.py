@@ -126,7 +126,7 @@ class _Follower:
         target = str(node.target)
         if node.op != "call_module" or not isinstance(self.modules[target], LAYERS):
             return ""
-        return self.canonical[f"{target}.weight"]
+        return self.canonical.get(f"{target}.weight", "")
 
     def units_of(self, node: fx.Node) -> Units:
         """Return what hangs on the units of the layer that ``node`` calls."""
@@ -150,7 +150,7 @@ class _Follower:
             name = str(user.target)
             module = self.modules[name]
             if isinstance(module, LAYERS):
-                return self._consumed(module, self.canonical[f"{name}.weight"], count, convolution)
+                return self._consumed(module, self.canonical.get(f"{name}.weight", ""), count, convolution)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 if module.num_features != count or not module.affine:
                     return Units(tie=f"go through {name!r}, which cannot silence one of them")
@@ -182,8 +182,7 @@ class _Follower:
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    weight = layer._parameters["weight"]
-    assert weight is not None
+    weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight
 
 
