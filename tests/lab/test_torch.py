@@ -286,6 +286,19 @@ def test_a_network_with_batch_norm_whose_weights_overflow_has_diverged() -> None
         assert torch.equal(trained.state[name], value)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_training_whose_validation_overflows_has_diverged_though_its_last_loss_is_finite(
+    engine: str,
+) -> None:
+    # after the first step the weights are huge: the loss before it says nothing of that, NaN outputs have an argmax
+    made = trial("mlp", optimiser="sgd", rate=1e38, length="4it", evaluate="1it", decide="end")
+    (trained,) = train(engine, made)
+    o = trained.outcome
+    assert math.isfinite(o.curves["train_loss"][0])
+    assert not math.isfinite(o.curves["val_loss"][0])
+    assert (o.status, o.steps_trained, o.best_step, o.val_metric) == ("diverged", 1, 0, None)
+
+
 def test_running_means_are_those_of_the_best_evaluation() -> None:
     made = trial(NORMED, rate=0.2, length="150it", evaluate="1it", decide="val-loss")
     (trained,) = train("torch", made)
