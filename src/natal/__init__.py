@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from natal.lab.plan import plan
     from natal.lab.tasks import Data, task
     from natal.pruning.apply import apply, prune
-    from natal.pruning.compaction import Compacted, Savings, compact, compact_training, savings
+    from natal.pruning.compaction import compact
     from natal.pruning.criteria import Problem, Scores, criterion
     from natal.pruning.doctor import Diagnosis, collapse_sparsity, diagnose
     from natal.pruning.files import (
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
         to_torch_prune,
     )
     from natal.pruning.mask import Mask, select
+    from natal.pruning.savings import Savings, savings
+    from natal.pruning.training import Compacted, compact_training
     from natal.reading.results import Results, load
     from natal.study import Recipe, Run, Study, Training, load_study
 
 _HOMES = {
-    "natal.pruning.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
+    "natal.pruning.compaction": ("compact",),
+    "natal.pruning.savings": ("Savings", "savings"),
+    "natal.pruning.training": ("Compacted", "compact_training"),
     "natal.pruning.criteria": ("Problem", "Scores", "criterion"),
     "natal.pruning.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
     "natal.errors": ("NatalError",),

@@ -31,6 +31,7 @@ def prune(
     granularity: str = "weight",
     *,
     aggregate: str = "incoming-l2",
+    reduce: str = "mean",
     control: str | None = None,
     batch: tuple[Any, Any] | None = None,
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
@@ -40,7 +41,8 @@ def prune(
     """Return the mask that a criterion chooses for a model; the model is untouched.
 
     ``sparsity``: share of the prunable weights (neurons) to remove. ``criterion``, ``scope``,
-    ``granularity``, ``aggregate``, ``control``: as in a study's strategies, see `natal.pruning.criteria.mask`.
+    ``granularity``, ``aggregate``, ``reduce``, ``control``: as in a study's strategies, see
+    `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
     ``"first"``, ``"last"``. Raises NatalError, one sentence naming the argument or the layer, for what cannot
@@ -64,6 +66,7 @@ def prune(
                 "scope": scope,
                 "granularity": granularity,
                 "aggregate": aggregate,
+                "reduce": reduce,
                 "control": control,
             }
         )

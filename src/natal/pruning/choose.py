@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.pruning.criteria.flow import redraw
-from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, gradient, private, traits
+from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, private, traits
+from natal.pruning.graph.capture import shapes_of
 from natal.pruning.mask import Mask, check_sparsity, dense, first_layer, prunable, select, select_units
-from natal.pruning.units import Units, columns, gates, removable, remove_units, units
+from natal.pruning.neurons import Neurons
 from natal.study import Recipe
 
 
@@ -56,26 +57,26 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
     if sparsity == 0:
         return dense(problem.weights)
     with private(replace(problem, sparsity=sparsity)) as own:
-        found = units(own.model, own.weights) if recipe.granularity == "neuron" else {}
-        hidden = removable(found) if found else {}
+        found = Neurons(own) if recipe.granularity == "neuron" else None
         chosen: Mask | None = None
         for turn in range(1, how.rounds + 1):
             last = turn == how.rounds
             reached = sparsity if last else 1 - (1 - sparsity) ** (turn / how.rounds)
             scores = _scores(recipe.criterion, own)
             gone = None if how.returns else chosen
-            if hidden:
-                of_units = _aggregate(recipe, scores, own, hidden)
-                ranked = _ranked(of_units, recipe, gone.units if gone else {})
+            if found is not None:
+                ranked = _ranked(found.scores(recipe, scores, own), recipe, gone.units if gone else {})
                 kept = select_units(ranked, reached, recipe.scope, last=last)
-                chosen = remove_units(own.weights, kept, found)
+                chosen = found.mask(own, kept)
             else:
                 ranked = _ranked(scores, recipe, gone.weights if gone else {})
                 chosen = Mask(select(ranked, reached, recipe.scope, last=last))
             weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
             own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
         assert chosen is not None
-        return _CONTROLS[recipe.control](chosen, own, found) if recipe.control in _CONTROLS else chosen
+        if recipe.control in _CONTROLS:
+            chosen = _CONTROLS[recipe.control](chosen, own, found)
+        return replace(chosen, inputs=shapes_of(problem.inputs))
 
 
 def _scores(name: str, problem: Problem) -> Scores:
@@ -113,74 +114,38 @@ def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict
     return {name: s.masked_fill(~stays[name], -torch.inf) for name, s in signed.items()}
 
 
-def _aggregate(
-    recipe: Recipe, scores: Scores, problem: Problem, hidden: Mapping[str, Units]
-) -> dict[str, Tensor]:
-    """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
-
-    ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
-    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al.
-    2019): SNIP for neurons.
-    """
-    if recipe.aggregate == "gate":
-        return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}
-    for name, of_weights in scores.items():
-        if (of_weights < 0).any():
-            raise NatalError(
-                f"criterion {recipe.criterion!r} gives weights of {name!r} negative scores, and a neuron's score "
-                "is a norm, which would drop the sign; use granularity 'weight'"
-            )
-    side, norm = recipe.aggregate.split("-")
-    aggregated = {}
-    for name, unit in hidden.items():
-        incoming, count = scores[name].flatten(1), len(scores[name])
-        outgoing = [columns(scores[consumer], count) for consumer, _ in unit.consumers]
-        if side == "outgoing" and not outgoing:
-            raise NatalError(
-                f"aggregate {recipe.aggregate!r} needs the weights that read the units of {name!r}, "
-                "and no prunable layer does"
-            )
-        parts = {"incoming": [incoming], "outgoing": outgoing, "both": [incoming, *outgoing]}[side]
-        # norm(dim=1) is the published program's to the last bit
-        aggregated[name] = torch.cat(parts, 1).norm(p=1 if norm == "l1" else 2, dim=1)
-    return aggregated
-
-
-def _gate_saliency(problem: Problem, name: str, unit: Units) -> Tensor:
-    c = torch.ones_like(problem.weights[name].flatten(1)[:, 0]).requires_grad_()
-    parameters = dict(problem.model.named_parameters()) | dict(problem.weights)
-    loss = problem.loss_at(parameters | gates(unit, name, parameters, c))
-    return gradient(loss, {name: c})[name].abs().detach()
-
-
-def _shuffle(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _shuffle(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
     generator = problem.stream("shuffle")
-    if chosen.units:
-        return remove_units(problem.initial, redraw(chosen.units, generator), found)
+    if found is not None:
+        return found.mask(problem, redraw(chosen.units, generator))
     return Mask(redraw(chosen.weights, generator))
 
 
-def _quota_random(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _quota_random(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
     generator = problem.stream("quota-random")  # not the stream of `random`: its control would be a copy
     draws = {n: torch.rand(k.shape, generator=generator).to(k.device) for n, k in chosen.weights.items()}
     return Mask({name: _best(draws[name], int(kept.sum())) for name, kept in chosen.weights.items()})
 
 
-def _random_neurons(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _random_neurons(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
     generator = problem.stream("random-neurons")
     draws = {n: torch.rand(len(k), generator=generator).to(k.device) for n, k in chosen.units.items()}
     return _with_units(draws, chosen, problem, found)
 
 
-def _highest_norm(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
-    norms = {name: -problem.initial[name].flatten(1).norm(dim=1) for name in chosen.units}
+def _highest_norm(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
+    assert found is not None
+    by_norm = Recipe(name="norm", criterion="magnitude", granularity="neuron")
+    sizes = {name: w.abs() for name, w in problem.initial.items()}
+    norms = {name: -found.score(by_norm, sizes, found.groups[name]) for name in chosen.units}
     return _with_units(norms, chosen, problem, found)
 
 
-def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
     """Keep as many units of each layer as ``chosen`` does, but those with the highest of these scores."""
+    assert found is not None
     kept = {name: _best(scores[name], int(stay.sum())) for name, stay in chosen.units.items()}
-    return remove_units(problem.initial, kept, found)
+    return found.mask(problem, kept)
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
@@ -189,11 +154,11 @@ def _best(scores: Tensor, count: int) -> Tensor:
     return kept.view(scores.shape)
 
 
-def _reinit(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _reinit(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
     return replace(chosen, redrawn=redraw(problem.initial, problem.stream("reinit")))
 
 
-def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
     """Draw U(±1/√fan_in) with the fan-in that is left, as PyTorch's linear and convolution layers of that
     width do."""
     generator = problem.stream("fresh-narrow")
@@ -209,7 +174,7 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) ->
     return replace(chosen, redrawn=redrawn)
 
 
-_CONTROLS: dict[str | None, Callable[[Mask, Problem, Mapping[str, Units]], Mask]] = {
+_CONTROLS: dict[str | None, Callable[[Mask, Problem, Neurons | None], Mask]] = {
     "shuffle": _shuffle,
     "reinit": _reinit,
     "quota-random": _quota_random,
@@ -227,6 +192,8 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     neurons = recipe.granularity == "neuron"
     if not neurons and control in ("random-neurons", "highest-norm", "fresh-narrow"):
         raise NatalError(f"control {control!r} is for whole neurons; use granularity 'neuron'")
+    if not neurons and recipe.reduce != "mean":
+        raise NatalError(f"reduce {recipe.reduce!r} is for whole neurons; use granularity 'neuron'")
     if neurons and control == "quota-random":
         raise NatalError("control 'quota-random' is for single weights; for neurons use 'random-neurons'")
     if not neurons and recipe.aggregate != "incoming-l2":

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,15 @@ class Mask:
     zero along with a removed neuron and never counted: its bias, and the scale and shift of a batch norm that
     follows it. ``units``: for a mask of whole neurons, which neurons of each layer stay, by the layer's
     weight. ``redrawn``: initial values that replace the network's own, for the controls that redraw them.
+    ``inputs``: of what the model was called with, (dtype, shape) by position or name, no data, so that compaction
+    needs no example.
     """
 
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     units: Mapping[str, Tensor] = field(default_factory=dict)
     redrawn: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -72,7 +76,7 @@ class Mask:
     def to(self, device: str | torch.device) -> Mask:
         """Return the mask on a device."""
         parts = (self.weights, self.biases, self.units, self.redrawn)
-        return Mask(*({name: t.to(device) for name, t in part.items()} for part in parts))
+        return Mask(*({name: t.to(device) for name, t in part.items()} for part in parts), self.inputs)
 
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:

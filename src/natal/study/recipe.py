@@ -22,6 +22,9 @@ Control = Literal[
 ]
 
 
+Reduce = Literal["sum", "mean", "max", "first"]
+
+
 def unknown_scope(value: Any) -> str:
     """Return the sentence about a scope that is none: the nearest one and, since they are few, all of them."""
     near = did_you_mean(str(value), SCOPES).partition("; known")[0]
@@ -44,8 +47,9 @@ class Recipe(Model):
 
     A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
     compete (a name in `SCOPES`, or densities by layer), ``granularity`` whether single weights or whole
-    neurons are removed, ``aggregate`` how a neuron's score comes from its weights', ``control`` the comparison
-    that replaces the mask or the initial weights, see `natal.pruning.criteria.mask`.
+    neurons are removed, ``aggregate`` how a neuron's score comes from its weights' within a layer, ``reduce`` how
+    it comes from the layers that go together, ``control`` the comparison that replaces the mask or the initial
+    weights, see `natal.pruning.choose.mask`.
     """
 
     name: str
@@ -54,11 +58,12 @@ class Recipe(Model):
     granularity: Literal["weight", "neuron"] = "weight"
     aggregate: Aggregate = "incoming-l2"
     control: Control | None = None
+    reduce: Reduce = "mean"
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: Any) -> dict[str, Any]:
         # left out unless used, so that the keys of runs stored before these fields existed stay the same
-        later = {"aggregate": "incoming-l2", "control": None}
+        later = {"aggregate": "incoming-l2", "control": None, "reduce": "mean"}
         return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
 
 
@@ -81,7 +86,7 @@ def recipe_of(entry: Any) -> Any:
     if isinstance(entry, str):
         return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
     if isinstance(entry, Mapping) and "name" not in entry:
-        order = ("criterion", "scope", "granularity", "aggregate", "control")
+        order = ("criterion", "scope", "granularity", "aggregate", "reduce", "control")
         words = [entry[k] for k in order if k in entry]
         return {"name": "-".join("by-layer" if isinstance(w, Mapping) else str(w) for w in words), **entry}
     return entry
