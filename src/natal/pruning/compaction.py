@@ -178,7 +178,10 @@ class _Trials:
 
     def build(self, needed: Tensor, whole: nn.Module | None = None) -> Shrunk:
         """Return the network in which only these classes are left."""
-        small = copy.deepcopy(self.whole if whole is None else whole)
+        if whole is None:
+            small = copy.deepcopy(self.whole)
+        else:  # a trial shares what is not cut
+            small = copy.deepcopy(whole, {id(t): t for t in [*whole.parameters(), *whole.buffers()]})
         kept: dict[str, Sequence[Tensor]] = dict(self.graph.kept(needed))
         modules = dict(small.named_modules())
         with torch.no_grad():
@@ -263,7 +266,9 @@ class _Judge:
         return ""
 
     def _run(self, net: nn.Module, training: bool, k: int, flag: str | None) -> list[Tensor] | str:
-        net = copy.deepcopy(net).train(training)
+        modes = {module: module.training for module in net.modules()}
+        buffers = {buffer: buffer.clone() for buffer in net.buffers()}
+        net.train(training)
         for module in net.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
@@ -278,6 +283,11 @@ class _Judge:
                 result = net(*args, **kwargs)
         except Exception as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
         return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
@@ -357,7 +367,8 @@ def _fold(
         module.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
         kept[f"{step.module}.bias"] = [stays]
     bias: Any = module.bias
-    bias.copy_(bias.to(constant.dtype).cpu() + constant)
+    folded = (bias.to(constant.dtype).cpu() + constant).to(bias)
+    module.bias = nn.Parameter(folded, requires_grad=bias.requires_grad)
 
 
 def _norms(

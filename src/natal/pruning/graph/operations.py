@@ -9,6 +9,7 @@ an elementwise one joins what meets in it. Teach natal another one with ``@rule(
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
                     result = _filled(result)
                 outputs[k].append(result)
     values = [VARIES] * len(shapes)
-    if any(s.constant() for s in signals) and name != "im2col":
+    if any(s.kept is not None or s.constant() for s in signals) and name != "im2col":
         values = run(lambda s: s.value.expand(s.shape))
     kept: list[Tensor | None] = [None] * len(shapes)
     source = signals[0] if len(signals) == 1 else Signal(())
@@ -106,7 +107,7 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
         Signal(
             shape,
             tuple(layer for layer in dict.fromkeys(layers) if layer.numel() > 1),
-            squash(value),
+            value if keep is not None else squash(value),
             keep,
             source.name,
             source.maker,
@@ -239,7 +240,7 @@ def pointwise(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list
     """Join what meets in an elementwise operation."""
     operands = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Signal)]
     shape = shapes[0]
-    aligned = [_aligned(s, len(shape)) for s in operands]
+    aligned = _by_heads(reader, [_aligned(s, len(shape)) for s in operands])
     layers: list[Tensor] = []
     for i, own in enumerate(aligned):
         for layer in own.layers:
@@ -269,6 +270,26 @@ def pointwise(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list
         ),
         *(Signal(other) for other in shapes[1:]),
     ]
+
+
+def _by_heads(reader: Reader, operands: list[Signal]) -> list[Signal]:
+    """Let units (heads, width) that meet numbers along their width alone go by heads.
+
+    A rotary embedding or a norm of each head has one number for every place in a head, the same for all heads.
+    """
+    last = max((s.ndim for s in operands), default=0) - 1
+    lines = [m for s in operands for m in s.layers if axes_of(m) == {last}]
+    changed = []
+    for signal in operands:
+        layers = tuple(
+            reader.collapse(m, {last}) if lines and last in axes_of(m) and len(axes_of(m)) > 1 else m
+            for m in signal.layers
+        )
+        changed.append(replace(signal, layers=layers))
+    if any(m is not n for a, b in zip(operands, changed, strict=True) for m, n in zip(a.layers, b.layers, strict=True)):
+        for m in lines:
+            reader.pin(m)
+    return changed
 
 
 def _aligned(signal: Signal, ndim: int) -> Signal:
@@ -601,10 +622,11 @@ def _layer(
 def _through(incoming: Tensor, kept: Tensor, gain: Tensor, zero_only: bool) -> Tensor:
     """Return what a layer puts out where all that it reads is constant, else NaN."""
     known = incoming.isfinite() & ((incoming == 0) | (not zero_only))
-    usable = torch.where(known, incoming, 0)
-    masked = torch.where(kept, gain, 0)
-    masked = torch.where(usable == 0, 0, masked)
-    return torch.where((kept & ~known).any(1), torch.nan, masked @ usable.to(masked.dtype))
+    value = torch.zeros(len(kept), dtype=incoming.dtype)
+    some = (known & (incoming != 0)).nonzero().flatten()
+    if len(some):
+        value = torch.where(kept[:, some], gain[:, some], 0).to(incoming.dtype) @ incoming[some]
+    return torch.where((kept[:, ~known] if known.any() else kept).any(1), torch.nan, value)
 
 
 def _with_bias(reader: Reader, bias: Signal, layers: tuple[Tensor, ...], ndim: int, axis: int) -> tuple[Tensor, ...]:
@@ -753,6 +775,7 @@ def _dense(w: Signal, groups: int, inputs: int, outputs: int, transposed: bool) 
     assert w.kept is not None
     kept, value = w.kept.expand(w.shape), w.value.expand(w.shape)
     kept = kept.flatten(2).any(2) if w.ndim > 2 else kept
+    value = value.to(torch.complex128 if value.is_complex() else torch.float64)
     value = value.flatten(2).sum(2) if w.ndim > 2 else value
     if transposed:
         blocks = [(k.T, v.T) for k, v in zip(kept.chunk(groups), value.chunk(groups), strict=True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,6 +96,12 @@ class Step:
     weight: str = ""
     module: str = ""
 
+    @cached_property
+    def any_kept(self) -> Tensor:
+        """Return (in,) bool: the inputs that any unit reads."""
+        assert self.kept is not None
+        return self.kept.any(0)
+
     def foldable(self) -> Tensor:
         """Return (in,) bool: the inputs whose contribution is the same constant everywhere."""
         return self.value.isfinite() & ((self.value == 0) | (not self.zero_only))
@@ -166,9 +173,9 @@ class Reader:
                 layers.append(torch.arange(start, start + size).view(_line(len(shape), axis)))
         value, kept = VARIES, None
         if self.masks is not None:
-            tensor = self.parameters[name].detach().cpu()
-            wide = torch.complex128 if tensor.is_complex() else torch.float64
-            value = tensor.to(wide)
+            value = self.parameters[name].detach().cpu()
+            if value.ndim < 2 or value.numel() < 4096:  # a large weight is taken as it is
+                value = value.to(torch.complex128 if value.is_complex() else torch.float64)
             kept = self.masks.get(name)
             kept = torch.ones(shape, dtype=torch.bool) if kept is None else kept.cpu()
             if self.training:
@@ -181,7 +188,9 @@ class Reader:
         for operation in self.tape.operations:
             self.operation = operation
             for signal, slot in zip(self.apply(operation), operation.outputs, strict=False):
-                self.signals[slot] = replace(signal, value=self.settled(signal.value))
+                if signal.kept is None:
+                    signal = replace(signal, value=self.settled(signal.value))
+                self.signals[slot] = signal
                 self.note(self.signals[slot])
         for slot in self.tape.outputs:
             for layer in self.signal(slot).layers:
