@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from natal.lab.plan import plan
     from natal.lab.tasks import Data, task
     from natal.pruning.apply import apply, prune
+    from natal.pruning.compact_files import load_compact, save_compact
     from natal.pruning.compaction import compact
     from natal.pruning.criteria import Problem, Scores, criterion
     from natal.pruning.doctor import Diagnosis, collapse_sparsity, diagnose
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from natal.study import Recipe, Run, Study, Training, load_study
 
 _HOMES = {
+    "natal.pruning.compact_files": ("load_compact", "save_compact"),
     "natal.pruning.compaction": ("compact",),
     "natal.pruning.savings": ("Savings", "savings"),
     "natal.pruning.training": ("Compacted", "compact_training"),
@@ -60,8 +62,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
     "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
-    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "diagnose", "from_torch_prune", "load", "load_compact", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
+    "save_compact", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

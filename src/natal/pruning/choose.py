@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.pruning.criteria.flow import redraw
-from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, private, traits
-from natal.pruning.graph.capture import shapes_of
+from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, duplicate, private, traits
+from natal.pruning.flow import masked
+from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.mask import Mask, check_sparsity, dense, first_layer, prunable, select, select_units
 from natal.pruning.neurons import Neurons
+from natal.pruning.targets import Floors, Target, measured, search
+from natal.pruning.targets import reached as left
 from natal.study import Recipe
 
 
@@ -39,7 +42,7 @@ def score(name: str, problem: Problem) -> Scores:
         return _scores(name, own)
 
 
-def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
+def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | None = None) -> Mask:
     """Return the mask a recipe chooses for a problem.
 
     Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the
@@ -51,13 +54,15 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
     keeps the mask and redraws the weights, see `natal.pruning.criteria.redraw`. For neurons: ``random-neurons``
     removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of
     weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's
-    initialisation. New weights are in the mask's ``redrawn``.
+    initialisation. New weights are in the mask's ``redrawn``. ``floors``: what every group of neurons keeps.
     """
     how = _check(recipe, problem, sparsity)
     if sparsity == 0:
-        return dense(problem.weights)
+        return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
     with private(replace(problem, sparsity=sparsity)) as own:
         found = Neurons(own) if recipe.granularity == "neuron" else None
+        if found is not None and floors is not None:
+            floors.check(found.groups)
         chosen: Mask | None = None
         for turn in range(1, how.rounds + 1):
             last = turn == how.rounds
@@ -67,6 +72,7 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
             if found is not None:
                 ranked = _ranked(found.scores(recipe, scores, own), recipe, gone.units if gone else {})
                 kept = select_units(ranked, reached, recipe.scope, last=last)
+                kept = kept if floors is None or not last else floors.raised(kept, ranked)
                 chosen = found.mask(own, kept)
             else:
                 ranked = _ranked(scores, recipe, gone.weights if gone else {})
@@ -77,6 +83,40 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
         if recipe.control in _CONTROLS:
             chosen = _CONTROLS[recipe.control](chosen, own, found)
         return replace(chosen, inputs=shapes_of(problem.inputs))
+
+
+def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -> Mask:
+    """Return the mask of whole neurons with the smallest sparsity that meets a target; its ``reached`` says what
+    is left."""
+    with private(problem) as own, warnings.catch_warnings():
+        found = Neurons(own)
+    floors.check(found.groups)
+    units = sum(map(len, found.groups.values()))
+    dense_time = 0.0
+
+    def candidate(sparsity: float) -> Mask:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once above
+            return mask(recipe, problem, sparsity, floors)
+
+    def shares(chosen: Mask) -> dict[str, float]:
+        return left(found.graph, problem.model, chosen.units)
+
+    def seconds(chosen: Mask) -> float:
+        from natal.pruning.compaction import compact
+
+        small = compact(masked(problem.model, chosen), chosen, example) if chosen.units else problem.model
+        return measured(duplicate(small).eval(), example) / dense_time
+
+    if target.of != "latency":
+        best = search(target, candidate, lambda chosen: shares(chosen)[target.of], units)
+        return replace(best, reached=shares(best))
+    example = problem.inputs
+    if example is None:
+        example = made_example(problem.model, "target 'latency'")
+    dense_time = measured(duplicate(problem.model).eval(), example)
+    best = search(target, candidate, seconds, units)
+    return replace(best, reached={**shares(best), "latency": seconds(best)})
 
 
 def _scores(name: str, problem: Problem) -> Scores:

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
 from natal.pruning.flow import masked
-from natal.pruning.graph.capture import Example, arguments, made_example, plain_kernels, rows_of
-from natal.pruning.graph.norms import LayerNorm, Widened
+from natal.pruning.graph.capture import Example, arguments, made_example, rows_of
+from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
 from natal.pruning.graph.reader import axes_of
 from natal.pruning.graph.units import Graph, read
 from natal.pruning.mask import Mask
@@ -191,6 +191,7 @@ class _Trials:
             _norms(small, self.graph, needed, kept, self.renormalise)
             _cut(small, kept)
         _declare(small, self.graph, kept)
+        _attention(small)
         if self.renamed:
             _rename(small, self.graph, needed)
         aliases = {alias: first for first, names in _names(self.whole).items() for alias in names}
@@ -278,7 +279,7 @@ class _Judge:
             kwargs = {**kwargs, name: value == "True"}
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, kwargs))
         try:
-            with torch.no_grad(), torch.random.fork_rng(), plain_kernels(net):
+            with torch.no_grad(), torch.random.fork_rng():
                 torch.default_generator.manual_seed(0)
                 result = net(*args, **kwargs)
         except Exception as error:
@@ -391,6 +392,26 @@ def _norms(
             kept.pop(f"{name}.{entry}", None)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         setattr(small.get_submodule(owner), leaf, Widened(module, stays.to(device), axis))
+
+
+def _attention(small: nn.Module) -> None:
+    """Let attention whose parts are no longer of one width know what is left of it."""
+    for module in small.modules():
+        if type(module) in (nn.MultiheadAttention, MultiheadAttention):
+            out: nn.Linear = module.out_proj
+            head = module.head_dim
+            if (module.embed_dim, module.embed_dim) == tuple(out.weight.shape):
+                continue
+            extra = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn
+            if extra or out.weight.shape[1] % head:
+                continue  # its own forward will refuse, and what cannot be cut stays
+            module.__class__ = MultiheadAttention
+            module.embed_dim, module.num_heads = out.weight.shape[0], out.weight.shape[1] // head
+    for module in small.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            exact = (module.self_attn, module.norm1, module.norm2)
+            if any(isinstance(m, LayerNorm | MultiheadAttention | Widened) for m in exact):
+                module.activation_relu_or_gelu = 0  # its fused kernel would read their weights, not call them
 
 
 def _cut(small: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> None:

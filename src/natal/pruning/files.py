@@ -33,7 +33,7 @@ FORMAT = 1
 """Version of the file layout; a reader refuses a higher one."""
 HEADER = {"kind": str, "format": int, "natal": str, "torch": str, "provenance": dict, "order": list}
 """What the JSON of every file holds, by type; a ticket's also holds its ``recipe``."""
-PARTS = [part.name for part in dataclasses.fields(Mask) if part.name != "inputs"]
+PARTS = [part.name for part in dataclasses.fields(Mask) if part.name not in ("inputs", "reached")]
 """The parts of a mask, each a folder of tensors in the file; initial weights are a ticket's ``initial``."""
 
 
@@ -131,11 +131,12 @@ def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _inputs(mask: Mask) -> dict[str, Any]:
-    return {"inputs": dict(mask.inputs)} if mask.inputs else {}
+    told = {"inputs": dict(mask.inputs), "reached": dict(mask.reached)}
+    return {word: value for word, value in told.items() if value}
 
 
 def _mask(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mask:
-    mask = Mask(*(_group(tensors, f"{part}/") for part in PARTS), inputs=about.get("inputs", {}))
+    mask = Mask(*(_group(tensors, f"{part}/") for part in PARTS), about.get("inputs", {}), about.get("reached", {}))
     for name, kept in [*mask.items().items(), *mask.units.items()]:
         if kept.dtype != torch.bool:
             raise NatalError(f"{path}: the mask of {name!r} is {kept.dtype}, not torch.bool")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
     signals = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Signal)]
     if name == "_to_copy":
         kwargs = {}
+    if name == "as_strided" and shapes[0] != signals[0].shape:
+        return None
     if name == "repeat_interleave" and not (args and isinstance(args[0], Signal) and len(args) > 1):
         return None
     real = [s for s in signals if not s.fresh]
@@ -69,7 +72,7 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
             new_args = (*new_args[:2], fill)
         if name.startswith(("upsample", "pixel", "im2col", "reflection", "replication")):
             new_args = pytree.tree_map_only(Tensor, lambda t: t.double(), new_args)
-        if name == "_to_copy":
+        if name in ("_to_copy", "as_strided"):  # another kind of number, another order in memory
             result = new_args[0].clone()
         elif name in ("view", "_unsafe_view", "_reshape_alias"):  # labels lie in memory in another way
             result = new_args[0].reshape(new_args[1])
@@ -79,7 +82,7 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
 
     if name in ("slice", "select", "split", "split_with_sizes", "unsafe_split", "unbind", "unsafe_chunk"):
         _cut_regularly(reader, name, signals[0], shapes, args)
-    if name in ("roll", "index", "index_select", "gather", "unfold", "im2col", "as_strided"):
+    if name in ("roll", "index", "index_select", "gather", "unfold", "im2col"):
         _in_order(reader, name, signals[0], args)
     if name in ("cat", "stack"):
         layers = _side_by_side(reader, name, signals, shapes[0], args, kwargs)
@@ -172,7 +175,7 @@ def _in_order(reader: Reader, name: str, signal: Signal, args: Sequence[Any]) ->
     elif name == "roll":
         dims = args[2] if len(args) > 2 else ()
         axes = {d % signal.ndim for d in (dims if isinstance(dims, list | tuple) else [dims])}
-    elif name in ("as_strided", "im2col"):
+    elif name == "im2col":
         axes = set(range(signal.ndim))
     else:
         axes = {args[1] % max(signal.ndim, 1)}
@@ -235,7 +238,8 @@ def made_of_nothing(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -
 
 
 @rule("pointwise", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "_prelu_kernel", "copy", "fill", "zero",
-      "fused_dropout", "native_dropout", "maximum", "minimum", "bitwise_and", "bitwise_or")  # fmt: skip
+      "hardswish", "hardsigmoid", "hardtanh", "relu6", "silu", "mish", "elu", "celu", "selu", "gelu", "leaky_relu",
+      "threshold", "softplus", "logit", "clamp", "round", "floor", "fused_dropout", "native_dropout", "maximum", "minimum", "bitwise_and", "bitwise_or")  # fmt: skip
 def pointwise(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Signal]:
     """Join what meets in an elementwise operation."""
     operands = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Signal)]
@@ -561,7 +565,8 @@ def _contract(
                 kept = [m for m in layers if axes_of(m) & axes]
                 if len(axes_of(kept[0])) > len(axes):
                     layers[layers.index(kept[0])] = layer
-    bias = VARIES if c is None else c.value
+    over = [m.reshape([1] * ndim + [-1]) for m in (ins_a or ins_b)]
+    reader.worked((*shape, a.shape[over_a]), [*(m[..., None] for m in layers), *over])
     if b.name and not a.name and b.kept is not None or (b.name and not a.name and reader.masks is None):
         return _layer(reader, shape, a, b, tuple(layers), c)
     out = Signal(shape, tuple(layers))
@@ -573,7 +578,6 @@ def _contract(
     if ins_a or ins_b:
         reader.mix(a, out, {over_a})
         reader.mix(b, out, {over_b})
-    _ = bias
     return out
 
 
@@ -705,11 +709,19 @@ def convolution(
             reader.pin(read, "read by a weight that cannot be cut")
     else:
         make, read = _grouped(reader, groups, inputs, outputs, make, column, read, transposed)
-        if inside and not transposed and (groups >= inputs // groups or column is None):
+        if inside and not transposed and (inputs // groups < 4 or column is None):
             reader.found.by_group.add(name)
     if make is not None:
         line = [1, -1] + [1] * (len(shape) - 2)
         layers.append(make.view(line))
+    met = x if transposed else Signal(shape)
+    counted = [m for m in (make, read) if m is not None]
+    if groups > 1:  # each unit reads its own group's
+        grouped = name in reader.found.by_group
+        counted = [m for m in (make,) if m is not None] + ([] if grouped or read is None else [read[: inputs // groups]])
+    sizes = (x.shape[0], outputs, inputs // groups, prod(met.shape[2:]), prod(w.shape[2:]))
+    placed = [m.reshape([-1 if k == (1 if m is make else 2) else 1 for k in range(5)]) for m in counted]
+    reader.worked(sizes, placed)
     module, folds = _folds(reader, name)
     zero_only = transposed or not folds or any(padding)
     value, kept, gain, incoming = VARIES, None, None, VARIES.expand(inputs)
@@ -754,7 +766,7 @@ def _grouped(
                 reader.pin(part, "a grouped transposed convolution")
         return None, read
     within = read.view(groups, fan_in)
-    if groups >= fan_in or column is None:
+    if fan_in < 4 or column is None:
         reader.join(within, within[:, :1])
         if column is not None:
             reader.pin(column)

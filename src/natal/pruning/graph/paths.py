@@ -156,7 +156,7 @@ class _Walk:
         args, kwargs = pytree.tree_map_only(Ref, bits_of, (operation.args, dict(operation.kwargs)))
         if name == "constant_pad_nd":
             args = (*args[:2], 0.0)
-        if name == "to_copy":
+        if name in ("to_copy", "as_strided") and args[0].shape == shapes[0]:
             result = args[0]
         elif name in ("view", "unsafe_view", "reshape_alias"):
             result = args[0].reshape(args[1])

@@ -116,7 +116,8 @@ class Reading:
     which they cannot be cut at all. ``steps``: what mixes units, in order. ``rows``: by weight, in order of
     execution, the axis of the units that it makes. ``columns``: by weight, the axis of the units it reads. ``norms``:
     modules that divide by the number of units, with the atoms they get, their axis, and those they give.
-    ``makers``: which norm follows each layer directly. ``passing``: atoms by (module, old size): shapes that a
+    ``makers``: which norm follows each layer directly. ``work``: of every product, the module, a factor and the layers whose
+    numbers of entries, multiplied with it, are its multiply-adds. ``passing``: atoms by (module, old size): shapes that a
     module's code may name. ``mixed``: weights used in more than one place.
     """
 
@@ -132,6 +133,7 @@ class Reading:
     passing: dict[str, list[Tensor]] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
     by_group: set[str] = field(default_factory=set)
+    work: list[tuple[str, float, tuple[Tensor, ...]]] = field(default_factory=list)
     atoms: int = 1
 
 
@@ -242,6 +244,17 @@ class Reader:
                 self.found.passing.setdefault(self.operation.module, []).append(layer)
             if len(axes_of(layer)) > 1:
                 self.box(layer)
+
+    def worked(self, shape: Sequence[int], layers: Sequence[Tensor]) -> None:
+        """Note a product that takes as many multiply-adds as there are numbers in ``shape``."""
+        factor, counted, seen = 1.0, [], set()
+        for layer in layers:
+            if not axes_of(layer) & seen:
+                seen |= axes_of(layer)
+                counted.append(layer)
+        for axis, size in enumerate(shape):
+            factor *= 1 if axis in seen else size
+        self.found.work.append((self.operation.module, factor, tuple(counted)))
 
     def where(self) -> str:
         """Return the running module, in words."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from natal.errors import NatalError
 from natal.pruning.graph.capture import Example, Tape, capture
 from natal.pruning.graph.operations import RULES
 from natal.pruning.graph.reader import FIXED, Reader, Reading, Step, axes_of, classes, components
@@ -193,6 +196,20 @@ class Graph:
                 needed[self.root[step.reads[_read(step, needed[self.root[step.writes]])]]] = True
         return needed
 
+    def multiply_adds(self, needed: Tensor) -> float:
+        """Return the multiply-adds of two rows' products where these classes are left."""
+        total = 0.0
+        for _, factor, layers in self.found.work:
+            for layer in layers:
+                factor *= int(needed[self.root[layer]].sum())
+            total += factor
+        return total
+
+    def size(self, needed: Tensor, names: Iterable[str]) -> int:
+        """Return the number of parameters, of those named, where these classes are left."""
+        kept = self.kept(needed)
+        return sum(math.prod(int(stays.sum()) for stays in kept[name]) for name in names)
+
     def kept(self, needed: Tensor) -> dict[str, list[Tensor]]:
         """Return, for every parameter and buffer and each of its axes, which entries stay."""
         return {
@@ -225,8 +242,8 @@ def read(
     tapes = [capture(private, example)]
     if _idle(private, tapes[0]):
         private.train(not model.training)
-        tapes.append(capture(private, example))
-        private.train(model.training)
+        with contextlib.suppress(NatalError):  # parts for another mode may need larger inputs; then nobody can know
+            tapes.append(capture(private, example))
     found: Reading | None = None
     for tape in tapes:
         found = Reader(model, tape, RULES, masks, training, found).read()
