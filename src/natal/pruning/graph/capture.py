@@ -198,7 +198,19 @@ def _record(model: nn.Module, example: Example) -> Tape:
         outputs = model(*args, **kwargs)
     tape = recorder.tape
     tape.outputs = [recorder.slot(t) for t in _tensors(outputs)]
+    tape.operations = _alive(tape)
     return tape
+
+
+def _alive(tape: Tape) -> list[Operation]:
+    """Return the operations whose results reach an output."""
+    wanted, alive = set(tape.outputs), []
+    for operation in reversed(tape.operations):
+        if wanted.intersection(operation.outputs):
+            alive.append(operation)
+            given = pytree.tree_leaves((operation.args, dict(operation.kwargs)))
+            wanted.update(ref.slot for ref in given if isinstance(ref, Ref))
+    return alive[::-1]
 
 
 def _tensors(value: Any) -> list[Tensor]:

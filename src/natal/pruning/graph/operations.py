@@ -55,7 +55,8 @@ NOTHING = -1
 def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Signal] | None:
     """Run the operation itself on the labels and read where they went."""
     op = reader.operation.op
-    name = op.overloadpacket.__name__
+    name = op.overloadpacket.__name__.rstrip("_")
+    in_place = op._schema.is_mutable
     signals = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Signal)]
     if name == "_to_copy":
         kwargs = {}
@@ -68,6 +69,8 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
     def run(of: Callable[[Signal], Tensor], fill: Any = None) -> list[Tensor]:
         """Return the operation's results on other numbers."""
         new_args, new_kwargs = pytree.tree_map_only(Signal, of, (args, kwargs))
+        if in_place:
+            new_args = pytree.tree_map_only(Tensor, torch.clone, new_args)
         if name == "constant_pad_nd" and fill is not None:
             new_args = (*new_args[:2], fill)
         if name.startswith(("upsample", "pixel", "im2col", "reflection", "replication")):
@@ -261,7 +264,8 @@ def pointwise(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list
             if not overlapping:
                 layers.append(layer)
             elif len(overlapping) == 1 and axes < axes_of(overlapping[0]):
-                layers[layers.index(overlapping[0])] = layer  # joined above: the coarser one says as much
+                # joined above: the coarser one says as much
+                layers = [layer if m is overlapping[0] else m for m in layers]
     makers = {s.maker for s in operands if s.layers and s.name == ""} - {""}
     alone = len([s for s in operands if s.layers and s.name == ""]) == 1 and makers
     return [
@@ -464,6 +468,7 @@ def batch_norm(
             value = torch.nn.functional.batch_norm(
                 x.value.expand(x.shape).double(), m, v, w, b, eps=rest[-1] if isinstance(rest[-1], float) else 1e-5
             )
+    value = _scaled(value, weight, bias, [1, -1] + [1] * (x.ndim - 2))
     owner = reader.operation.module
     if x.maker and isinstance(weight, Signal) and weight.name:
         reader.found.after[x.maker] = owner
@@ -488,6 +493,15 @@ def group_norm(
     return _norm(reader, shapes, x, set(range(1, x.ndim)), weight, bias, 1)
 
 
+def _scaled(value: Tensor, weight: Any, bias: Any, line: list[int]) -> Tensor:
+    """Return a norm's result, where a scale of zero leaves nothing but the shift."""
+    if not isinstance(weight, Signal) or not (weight.value == 0).any():
+        return value
+    scale = weight.value.reshape(line)
+    shift = bias.value.reshape(line) if isinstance(bias, Signal) else torch.zeros_like(scale)
+    return torch.where(scale == 0, shift, value)
+
+
 def _norm(
     reader: Reader, shapes: Shapes, x: Signal, axes: set[int], weight: Any, bias: Any, first: int
 ) -> list[Signal]:
@@ -503,7 +517,9 @@ def _norm(
                 reader.join(m, across)
             if not meets:
                 reader.pin(layer)
-    out = Signal(shapes[0], (*inside, *outside), maker="")
+    line = [1] * first + [-1] + [1] * (x.ndim - first - 1)
+    value = _scaled(VARIES, weight, bias, line) if first == 1 or len(axes) == 1 else VARIES
+    out = Signal(shapes[0], (*inside, *outside), value)
     if inside:
         if _in_small_module(reader):
             _note_norm(reader, "a norm runs over them")
@@ -564,7 +580,7 @@ def _contract(
             else:
                 kept = [m for m in layers if axes_of(m) & axes]
                 if len(axes_of(kept[0])) > len(axes):
-                    layers[layers.index(kept[0])] = layer
+                    layers = [layer if m is kept[0] else m for m in layers]
     over = [m.reshape([1] * ndim + [-1]) for m in (ins_a or ins_b)]
     reader.worked((*shape, a.shape[over_a]), [*(m[..., None] for m in layers), *over])
     if b.name and not a.name and b.kept is not None or (b.name and not a.name and reader.masks is None):
@@ -685,7 +701,9 @@ def convolution(
     for layer in w.layers:
         if axes_of(layer) & set(range(2, w.ndim)):
             reader.pin(layer)
-    inside, outside = reader.split(x, {1})
+    # channels that are spread over positions, as by a pixel shuffle, go together
+    spread = [reader.collapse(m, axes_of(m) - {1}) if 1 in axes_of(m) else m for m in x.layers]
+    inside, outside = reader.split(replace(x, layers=tuple(spread)), {1})
     layers = []
     for layer in outside:
         if axes_of(layer) & set(range(2, x.ndim)):
