@@ -129,7 +129,9 @@ class _Trials:
     def best(self, needed: Tensor) -> Tensor:
         """Return which classes stay, once every group whose removal fails is kept whole."""
         root = self.graph.root
-        going = [int(unit) for unit in root.unique() if not needed[unit]]
+        units = root.unique().tolist()
+        staying = [unit for unit in units if needed[unit]]
+        going = [unit for unit in units if not needed[unit]]
         if not going:
             return needed
         groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
@@ -148,7 +150,7 @@ class _Trials:
 
         def keeping(keys: Iterable[tuple[tuple[str, int], ...]]) -> Tensor:
             allowed = {unit for key in keys for unit in groups[key]}
-            return self.graph.needed([unit for unit in going if unit not in allowed])
+            return self.graph.needed([*staying, *(unit for unit in going if unit not in allowed)])
 
         def add(keys: list[tuple[tuple[str, int], ...]], deep: bool) -> None:
             for renamed in (False, True):

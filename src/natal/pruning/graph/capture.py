@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,14 +37,15 @@ class Ref:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: its arguments with `Ref` in place of tensors, the tensors it made, and the module that ran
-    it, by name."""
+    """One operation: its arguments with `Ref` in place of tensors, the tensors it made, the module that ran it, by
+    name, and whether an output depends on it."""
 
     op: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[int, ...]
     module: str = ""
+    alive: bool = True
 
 
 WRITTEN = "written"
@@ -203,14 +204,15 @@ def _record(model: nn.Module, example: Example) -> Tape:
 
 
 def _alive(tape: Tape) -> list[Operation]:
-    """Return the operations whose results reach an output."""
-    wanted, alive = set(tape.outputs), []
+    """Return the operations, marked by whether their results reach an output."""
+    wanted, marked = set(tape.outputs), []
     for operation in reversed(tape.operations):
-        if wanted.intersection(operation.outputs):
-            alive.append(operation)
+        alive = bool(wanted.intersection(operation.outputs))
+        if alive:
             given = pytree.tree_leaves((operation.args, dict(operation.kwargs)))
             wanted.update(ref.slot for ref in given if isinstance(ref, Ref))
-    return alive[::-1]
+        marked.append(replace(operation, alive=alive))
+    return marked[::-1]
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -267,7 +267,9 @@ class Reader:
         self.found.joins.append(pairs[:, pairs[0] != pairs[1]].unique(dim=1) if pairs.shape[1] > 4096 else pairs)
 
     def pin(self, layer: Tensor, reason: str = "") -> None:
-        """Let the atoms of a layer stay, for a reason."""
+        """Let the atoms of a layer stay, for a reason, unless nothing depends on it."""
+        if not self.operation.alive and reason != "output":
+            return
         why = reason + self.where() if reason and reason != "output" else reason
         self.found.pins.append((layer.reshape(-1), why))
 
