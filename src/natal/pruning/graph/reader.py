@@ -300,7 +300,10 @@ class Reader:
 
     def mix(self, signal: Signal, out: Signal, axes: set[int], module: str | None = None) -> None:
         """Note that every unit along ``axes`` of a signal is read by all of ``out``."""
-        module = self.operation.module if module is None else module
+        if module is None:
+            if not self.operation.alive:
+                return
+            module = self.operation.module
         for layer in signal.layers:
             if axes_of(layer) & axes:
                 reads = layer.reshape(-1)
