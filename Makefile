@@ -1,13 +1,15 @@
 # Two commands set everything up on a machine with Python >= 3.11, make and a package registry:
 #   make study   the paper's study, its tables, figures and report, validated
 #   make test    lint, types and tests
+# and for those who change natal:
+#   make test-all    what takes longer, too: full products of contract tests
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 OUT ?= results
 
-.PHONY: study test clean
+.PHONY: study test test-all clean
 
 study: .venv/installed
 	$(BIN)/natal run paper --out $(OUT)
@@ -20,11 +22,14 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 
+test-all: test
+	$(BIN)/pytest -n 2 -m slow
+
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "natal needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[lab]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from natal.lab.networks import mlp
+from natal.lab.networks import born
 from natal.pruning.apply import prune
 from natal.pruning.compaction import compact
 from natal.pruning.flow import masked
@@ -56,7 +56,7 @@ def main() -> None:
         f"baseline: the masked network, whose dense kernels multiply by its zeros; medians of {REPEATS} runs"
     )
     image, row = torch.randn(16, 3, 32, 32), torch.randn(4096, 194)
-    study, images = mlp(194, 128, 97, seed=0), vgg(32).eval()
+    study, images = born("mlp", (194,), 97, seed=0), vgg(32).eval()
     structured = partial(prune, criterion="magnitude", scope="layerwise", granularity="neuron")
     cases: list[tuple[str, nn.Module, Tensor, Mask]] = [
         ("study network, 50 % of neurons", study, row, structured(study, 0.5)),

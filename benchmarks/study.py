@@ -28,11 +28,13 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 import torch
+from numba import njit
 
 import natal
+from machine import hardware
 from natal.determinism import one_thread
-from natal.lab.engines import kernels
-from natal.lab.engines.compiled import width
+from natal.lab.engines.compiled import products
+from natal.lab.engines.compiled.vectors import wide
 from natal.reading.results import Results, compare, published_objects
 from natal.wording import describe
 
@@ -89,15 +91,21 @@ def _watch(process: psutil.Process, peak: list[float]) -> None:
         time.sleep(0.25)
 
 
+@njit(error_model="numpy")  # type: ignore[untyped-decorator]
+def _product(a, b, c):  # type: ignore[no-untyped-def]
+    products.add_product(a, b, c)
+
+
 def gflops(rows: int = 1693, inner: int = 128, columns: int = 97) -> dict[str, float]:
     """Return the single-thread speed of a float32 matrix product, in GFLOP/s (medians of 30), by who computes it."""
     a, b, out = torch.ones(rows, inner), torch.ones(columns, inner), torch.empty(rows, columns)
-    padded = width(columns)
-    wide, sums = torch.ones(inner, padded), torch.zeros(rows, padded)
+    # as the engine has it: outputs x rows, of rows 192 at a time
+    whole = wide(rows)
+    activations, sums = np.ones((inner, whole), np.float32), np.zeros((columns, whole), np.float32)
     products: dict[str, Callable[[], object]] = {
         "NumPy": lambda: np.matmul(a.numpy(), b.numpy().T, out=out.numpy()),
         "torch": lambda: torch.mm(a, b.T, out=out),
-        "natal": lambda: kernels.add_product(a.numpy(), wide.numpy(), sums.numpy()),
+        "natal": lambda: _product(b.numpy(), activations, sums),
     }
     with one_thread():
         return {
@@ -131,18 +139,6 @@ def floor_tflop(results: Results) -> float:
         )
         total += 2 * per_epoch * row["epochs_trained"]
     return total / 1e12
-
-
-def hardware() -> str:
-    """Return processor, cores and memory in a line."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next(
-            (x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")),
-            model,
-        )
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Neuron pruning on the networks that people have: ``python benchmarks/zoo.py [NAME ...]``.
 
-Every family of torchvision, a dozen of timm, transformers built from configurations (nothing is downloaded), a U-Net and
-recurrent classifiers are pruned as called, at ratio 0.5, compacted, and compared with the masked network in
-float64. Torch-Pruning does the same in the same run where it is installed. Needs torchvision, timm and transformers, and
-prints what is missing. torchvision beside a CPU build of torch needs two operators declared before it is imported.
+Every family of torchvision, a dozen of timm, transformers built from configurations (nothing is downloaded), a
+U-Net and recurrent classifiers are pruned as called, at ratio 0.5, compacted, and compared with the masked network
+in float64. Torch-Pruning does the same in the same run where it is installed. Needs torchvision, timm and
+transformers, and prints what is missing. torchvision beside a CPU build of torch needs two operators declared before it is imported.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ Make = Callable[[], tuple[nn.Module, Any]]
 
 def declare_operators() -> None:
     """Declare the two operators that torchvision registers shapes for, where its compiled library does not load."""
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
+        "torchvision", "DEF"
+    )
     for line in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
                  "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
         library.define(line)
@@ -44,6 +47,10 @@ def declare_operators() -> None:
 def image(size: int, rows: int = 2, channels: int = 3) -> Tensor:
     """Return random images."""
     return torch.randn(rows, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _built(make: Callable[[], nn.Module], size: int) -> tuple[nn.Module, Tensor]:
+    return make(), image(size)
 
 
 def torchvision_cases() -> Iterator[tuple[str, Make]]:
@@ -58,13 +65,14 @@ def torchvision_cases() -> Iterator[tuple[str, Make]]:
     }  # fmt: skip
     for name, size in families.items():
         more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        yield f"torchvision {name}", lambda n=name, s=size, m=more: (models.get_model(n, weights=None, **m), image(s))
+        yield (
+            f"torchvision {name}",
+            partial(_built, partial(models.get_model, name, weights=None, **more), size),
+        )
     segmentation = importlib.import_module("torchvision.models.segmentation")
     for name in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large"):
-        yield f"torchvision {name}", lambda n=name: (
-            getattr(segmentation, n)(weights=None, weights_backbone=None),
-            image(64),
-        )
+        make = partial(getattr(segmentation, name), weights=None, weights_backbone=None)
+        yield f"torchvision {name}", partial(_built, make, 64)
 
 
 def timm_cases() -> Iterator[tuple[str, Make]]:
@@ -76,7 +84,7 @@ def timm_cases() -> Iterator[tuple[str, Make]]:
         "res2net50_26w_4s": 64, "repvgg_a0": 64, "dla34": 64, "hrnet_w18_small": 64, "cspresnet50": 64,
         "poolformer_s12": 64, "convnextv2_atto": 64, "levit_128s": 224, "xcit_nano_12_p16_224": 224,
     }.items():  # fmt: skip
-        yield f"timm {name}", lambda n=name, s=size: (timm.create_model(n, pretrained=False), image(s))
+        yield f"timm {name}", partial(_built, partial(timm.create_model, name, pretrained=False), size)
 
 
 def hub_cases() -> Iterator[tuple[str, Make]]:
@@ -115,7 +123,11 @@ class UNet(nn.Module):
 
         def block(i: int, o: int) -> nn.Sequential:
             return nn.Sequential(
-                nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(True), nn.Conv2d(o, o, 3, padding=1), nn.ReLU()
+                nn.Conv2d(i, o, 3, padding=1),
+                nn.BatchNorm2d(o),
+                nn.ReLU(True),
+                nn.Conv2d(o, o, 3, padding=1),
+                nn.ReLU(),
             )
 
         self.a, self.b, self.c = block(3, 16), block(16, 32), block(32, 64)
@@ -128,20 +140,23 @@ class UNet(nn.Module):
         b = self.b(self.pool(a))
         c = self.c(self.pool(b))
         d = self.d(torch.cat([self.up2(c), b], 1))
-        return self.head(self.e(torch.cat([self.up1(d), a], 1)))
+        y: Tensor = self.head(self.e(torch.cat([self.up1(d), a], 1)))
+        return y
 
 
 class Recurrent(nn.Module):
     """An embedding, a recurrent layer, a classifier of two layers."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__()
         self.embed, self.inner = nn.Embedding(50, 24), nn.Linear(24, 24)
         self.recurrent = kind(24, 32, batch_first=True)
         self.hidden, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.hidden(self.recurrent(torch.relu(self.inner(self.embed(x))))[0][:, -1])))
+        y = self.recurrent(torch.relu(self.inner(self.embed(x))))[0][:, -1]
+        logits: Tensor = self.head(torch.relu(self.hidden(y)))
+        return logits
 
 
 def own_cases() -> Iterator[tuple[str, Make]]:
@@ -150,15 +165,18 @@ def own_cases() -> Iterator[tuple[str, Make]]:
     yield "U-Net", lambda: (UNet(), image(32))
     yield "LSTM classifier", lambda: (Recurrent(nn.LSTM), tokens)
     yield "GRU classifier", lambda: (Recurrent(nn.GRU), tokens)
-    yield "nn.TransformerEncoder", lambda: (
-        nn.Sequential(
-            nn.Linear(16, 32),
-            nn.TransformerEncoder(
-                nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2, enable_nested_tensor=False
+    yield (
+        "nn.TransformerEncoder",
+        lambda: (
+            nn.Sequential(
+                nn.Linear(16, 32),
+                nn.TransformerEncoder(
+                    nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2, enable_nested_tensor=False
+                ),
+                nn.Linear(32, 4),
             ),
-            nn.Linear(32, 4),
+            torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)),
         ),
-        torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)),
     )
 
 
@@ -209,12 +227,19 @@ def with_natal(net: nn.Module, example: Any, renormalise: bool) -> Result:
             result.seconds = time.perf_counter() - start
             ticket, exact = copy.deepcopy(ticket).double(), copy.deepcopy(small).double()
             a, b = run(ticket, double(example)), run(exact, double(example))
-            result.equal = all(torch.allclose(x, y, rtol=1e-5, atol=1e-5 * float(x.abs().max())) for x, y in zip(a, b, strict=True))
+            result.equal = all(
+                torch.allclose(x, y, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
+                for x, y in zip(a, b, strict=True)
+            )
             if renormalise:
                 small = natal.compact(natal.apply(net, mask), mask, renormalise=True)
         result.works = True
         result.parameters, result.work = saved(net, small, example)
-        result.said = "; ".join(str(w.message).splitlines()[0] for w in seen if "kept whole" in str(w.message) or "stay in place" in str(w.message))
+        result.said = "; ".join(
+            str(w.message).splitlines()[0]
+            for w in seen
+            if "kept whole" in str(w.message) or "stay in place" in str(w.message)
+        )
         if result.parameters <= 0.0:
             result.works, result.said = False, "nothing went: " + result.said
     except Exception as error:
@@ -229,6 +254,7 @@ def with_natal(net: nn.Module, example: Any, renormalise: bool) -> Result:
 def with_peer(net: nn.Module, example: Any) -> Result:
     """Do the same with Torch-Pruning, which does not compare."""
     result, start = Result(), time.perf_counter()
+
     def late(*_: Any) -> None:
         raise TimeoutError("no answer in 60 s")
 
@@ -271,9 +297,15 @@ def cases() -> Iterator[tuple[str, Make]]:
 def main(names: list[str]) -> None:
     """Print the table, a line a network, and what it comes to."""
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, 1 thread; python {platform.python_version()}, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, 1 thread; python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
     print(f"ratio {RATIO}, magnitude, layerwise; equal: to the masked network, in float64")
-    print(f"{'network':<34}{'natal':>7}{'equal':>7}{'param':>8}{'work':>8}{'s':>7}   {'peer':>6}{'param':>8}{'work':>8}{'s':>7}")
+    print(
+        f"{'network':<34}{'natal':>7}{'equal':>7}{'param':>8}{'work':>8}{'s':>7}   "
+        f"{'peer':>6}{'param':>8}{'work':>8}{'s':>7}"
+    )
     rows: list[tuple[str, Result, Result]] = []
     for name, make in cases():
         if names and not any(n in name for n in names):

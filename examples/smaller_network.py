@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import natal
-from natal.lab.networks import mlp
+from natal.lab.networks import born
 from natal.pruning.choose import problem_of, score
 
 # networks this small are fastest on one thread
 torch.set_num_threads(1)
-net = mlp(194, 128, 97, seed=0)
+net = born("mlp", (194,), 97, seed=0)
 x = torch.randn(256, 194, generator=torch.Generator().manual_seed(0))
 
 mask = natal.prune(net, 0.99, "magnitude", "layerwise")

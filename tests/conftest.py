@@ -19,6 +19,7 @@ from filelock import FileLock
 import natal
 from command import Command
 from natal import front
+from natal.lab.networks import networks
 from natal.lab.tasks import tasks
 from natal.pruning.criteria import criteria
 from natal.reading import report
@@ -56,7 +57,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget after the test what it registered, and the plugins that it wrote and imported."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for registry in (criteria, tasks):
+    for registry in (criteria, networks, tasks):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield
     for name, module in list(sys.modules.items()):
@@ -85,11 +86,13 @@ def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
     """Return the stored trainings by key, all but how long each took and when it ended."""
     # a killed command may have left a journal to roll back, which takes the right to write
     db = sqlite3.connect(f"{(directory / FILE).as_uri()}?mode=rw", uri=True)
-    rows = db.execute("SELECT key, status, facts, train_loss, val_metric FROM training").fetchall()
+    rows = db.execute("SELECT key, status, made_by, facts FROM training").fetchall()
+    curves = db.execute("SELECT key, name, numbers FROM curve ORDER BY key, name").fetchall()
     db.close()
-    stored = {}
-    for key, status, facts, *curves in rows:
-        stored[key] = (status, {k: v for k, v in json.loads(facts).items() if k != "seconds"}, *curves)
+    stored: dict[str, tuple[object, ...]] = {}
+    for key, status, made_by, facts in rows:
+        known = {k: v for k, v in json.loads(facts).items() if k != "seconds"}
+        stored[key] = (status, made_by, known, *(line for line in curves if line[0] == key))
     assert len(stored) == len(rows)
     return stored
 

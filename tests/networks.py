@@ -7,7 +7,18 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from natal.lab.networks import mlp
+from natal.lab.networks import born
+from natal.study import Network
+
+
+def mlp(
+    inputs: int, hidden: int, outputs: int, seed: int, dtype: torch.dtype = torch.float32
+) -> nn.Sequential:
+    """Return the paper's network at birth, of any size."""
+    choice = Network.model_validate({"network": "mlp", "hidden": [hidden]})
+    net = born(choice, (inputs,), outputs, seed, dtype)
+    assert isinstance(net, nn.Sequential)
+    return net
 
 
 class Residual(nn.Module):

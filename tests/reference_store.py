@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from natal.store import Outcome, Store
-from natal.study import Run, Study, load_study
+from natal.store import FILE, Outcome, Store
+from natal.store.sqlite import APPLICATION
+from natal.study import PAPERS, Maker, Run, Study, load_study
 
 DATA = Path(__file__).parent / "data" / "as_published.json"
 TASKS: dict[str, dict[str, Any]] = {
@@ -19,6 +21,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric": "accuracy",
         "field": "acc",
         "chance": 1 / 97,
+        "loss": "cross-entropy",
+        "learning_rate": 0.01,
         "inputs": 194,
         "outputs": 97,
         "fit_rows": 6774,
@@ -30,6 +34,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric": "R²",
         "field": "r2",
         "chance": 0.0,
+        "loss": "squared-error",
+        "learning_rate": 0.001,
         "inputs": 20,
         "outputs": 1,
         "fit_rows": 144,
@@ -39,6 +45,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 HIDDEN = 128
+MAKER = Maker("torch", 1, "cpu", "2.13.0+cpu", "2.4.6", "0.2.0")
 MANIFEST: dict[str, Any] = {
     "tasks": TASKS,
     "python_version": "3.11.7",
@@ -48,7 +55,7 @@ MANIFEST: dict[str, Any] = {
     "platform": "Linux-x86_64",
     "processor": "AVX-512",
     "device": "cpu",
-    "engine": "sequential",
+    "engine": "torch",
     "dtype": "float32",
     "threads": 1,
     "workers": 2,
@@ -57,6 +64,24 @@ MANIFEST: dict[str, Any] = {
     "started_at": "2026-10-01T12:00:00Z",
     "finished_at": "2026-10-01T12:06:47Z",
 }
+
+
+def networks(study: Study, tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the manifest says of each network; all of them are the paper's, whatever they are called."""
+    sizes = {name: (about["inputs"] * HIDDEN, HIDDEN * about["outputs"]) for name, about in tasks.items()}
+    return [
+        {
+            "task": task,
+            "network": network,
+            "engine": "torch",
+            "parameters": sum(sizes[task]) + HIDDEN + tasks[task]["outputs"],
+            "layers": {"hidden": [HIDDEN, tasks[task]["inputs"]], "output": [tasks[task]["outputs"], HIDDEN]},
+            "macs": sum(sizes[task]),
+            "steps": study.training.total_steps(tasks[task]["fit_rows"]),
+            "steps_per_epoch": study.training.steps_per_epoch(tasks[task]["fit_rows"]),
+        }
+        for task, network in study.settings()
+    ]
 
 
 def reference_objects() -> list[dict[str, Any]]:
@@ -87,10 +112,26 @@ def build(
     study = study or reference_study()
     outcomes = reference_outcomes() if outcomes is None else outcomes
     grid = [(run, _key(run)) for run in study.runs()]
+    about = {"study_hash": study.digest, **MANIFEST, **manifest}
     with Store.create(directory) as store:
-        store.declare(study, grid, {"study_hash": study.digest, **MANIFEST, **manifest})
+        store.declare(study, grid, {"networks": networks(study, about["tasks"]), **about})
         store.add([replace(outcomes[run], key=key) for run, key in grid if run in outcomes])
     return directory
+
+
+def two_networks(**changes: Any) -> tuple[Study, dict[Run, Outcome]]:
+    """The paper's study with two networks, ``wide`` and ``narrow``: the published runs, and half their metric."""
+    base = reference_study().model_dump(mode="json")
+    del base["hidden"]
+    wide, narrow = ({"network": "mlp", "hidden": [HIDDEN], "name": name} for name in ("wide", "narrow"))
+    study = load_study({**base, "networks": [wide, narrow], "claims": [], **changes})
+    published = reference_outcomes()
+    outcomes = {}
+    for run in study.runs():
+        outcome = published[run._replace(network=PAPERS)]
+        share = 0.5 if run.network == "narrow" else 1.0
+        outcomes[run] = replace(outcome, test_metric=share * (outcome.test_metric or 0))
+    return study, outcomes
 
 
 def diverged(outcome: Outcome, epoch: int = 3) -> Outcome:
@@ -102,10 +143,9 @@ def diverged(outcome: Outcome, epoch: int = 3) -> Outcome:
         val_metric=None,
         test_metric=None,
         final_loss=None,
-        epochs_trained=epoch,
-        best_epoch=1,
-        train_loss_curve=outcome.train_loss_curve[:epoch],
-        val_metric_curve=outcome.val_metric_curve[:epoch],
+        steps_trained=epoch,
+        best_step=1,
+        curves={name: curve[:epoch] for name, curve in outcome.curves.items()},
     )
 
 
@@ -139,19 +179,26 @@ def _outcome(run: dict[str, Any]) -> Outcome:
         prunable=sum(sizes.values()),
         kept=kept,
         densities=densities,
-        epochs_trained=epochs,
-        best_epoch=best,
+        steps_per_epoch=1,
+        steps_planned=500,
+        steps_trained=epochs,
+        best_step=best,
+        learning_rate=task["learning_rate"],
         train_metric=run[f"train_{task['field']}"],
         val_metric=metric,
         test_metric=run[f"test_{task['field']}"],
         final_loss=run["train_loss"],
         constant=0 in densities.values(),
         seconds=407.4 / 144,
-        made_by="sequential, cpu, torch 2.13.0+cpu, 1 thread",
+        made_by=MAKER,
         deterministic=True,
         diagnosis=_diagnosis(run, sizes, {"hidden": first, "output": kept - first}, removed),
-        train_loss_curve=np.linspace(5.0, run["train_loss"], epochs),
-        val_metric_curve=curve,
+        curves={
+            "step": np.arange(1.0, epochs + 1),
+            "train_loss": np.linspace(5.0, run["train_loss"], epochs),
+            "val_loss": np.linspace(5.0, 1.0, epochs),
+            "val_metric": curve,
+        },
     )
 
 
@@ -222,3 +269,56 @@ def _kept_in_first_layer(
     if low > bounds["output"]:
         first = kept
     return min(first, kept)
+
+
+# -- stores of earlier versions ----------------------------------------------------------------------------
+
+FORMAT_1 = """
+CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, facts TEXT NOT NULL,
+                       train_loss BLOB NOT NULL, val_metric BLOB NOT NULL, finished_at TEXT NOT NULL
+                       DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
+CREATE TABLE grid (position INTEGER PRIMARY KEY, task TEXT NOT NULL, strategy TEXT NOT NULL, sparsity REAL NOT NULL,
+                   seed INTEGER NOT NULL, key TEXT NOT NULL);
+CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+"""What natal 0.2.0 created."""
+FACTS_1: dict[str, Any] = {
+    "total_params": 705, "nonzero_params": 369, "prunable": 672, "kept": 336,
+    "densities": {"hidden": 0.5, "output": 0.5}, "epochs_trained": 3, "best_epoch": 2,
+    "train_metric": 0.1, "val_metric": 0.2, "test_metric": 1 / 3, "final_loss": 1e-300, "constant": False,
+    "seconds": 0.5, "made_by": "batched engine, cpu, natal 0.2.0, torch 2.13.0+cpu, numpy 2.4.6",
+    "deterministic": True, "diagnosis": {},
+}  # fmt: skip
+MANIFEST_1: dict[str, Any] = {
+    "study": {"name": "old", "description": "", "plugins": [], "tasks": ["regression"], "hidden": 32,
+              "strategies": [{"name": "snip", "criterion": "snip", "scope": "global", "granularity": "weight"}],
+              "sparsities": [0.5], "seeds": [1, 2],
+              "training": {"epochs": 12, "patience": 4, "target": 0.999, "validation_fraction": 0.1,
+                           "learning_rate": None}, "claims": []},
+    "tasks": {"regression": {"metric": "R²", "field": "r2", "chance": 0.0, "loss": "squared-error",
+                             "learning_rate": 0.001, "inputs": 20, "outputs": 1, "fit_rows": 144, "val_rows": 16,
+                             "train_rows": 160, "test_rows": 40}},
+    "natal_version": "0.2.0", "engine": "batched", "finished_at": "2026-10-01T12:06:47Z",
+}  # fmt: skip
+
+
+def old(directory: Path) -> Path:
+    """A store as natal 0.2.0 left it: two rows, one of them trained."""
+    directory.mkdir(parents=True)
+    db = sqlite3.connect(directory / FILE)
+    db.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1; {FORMAT_1}")
+    with db:
+        blobs = [np.array(curve).tobytes() for curve in ([3.0, 2.0, 1 / 3], [-np.inf, 0.2, np.nan])]
+        when = "2026-10-01 12:00:00"
+        db.execute(
+            "INSERT INTO training VALUES (?, ?, ?, ?, ?, ?)",
+            ("k1", "finished", json.dumps(FACTS_1), *blobs, when),
+        )
+        db.executemany(
+            "INSERT INTO grid VALUES (?, 'regression', 'snip', 0.5, ?, ?)", [(0, 1, "k1"), (1, 2, "k2")]
+        )
+        db.executemany(
+            "INSERT INTO manifest VALUES (?, ?)", [(k, json.dumps(v)) for k, v in MANIFEST_1.items()]
+        )
+    db.close()
+    return directory

@@ -84,9 +84,9 @@ MISTAKES: dict[str, list[str]] = {
         "task=regression, strategy=fails, sparsity=0.9, seed=1: KeyError: 'no such thing' (fails.py, line 3)"
     ],
     "--set=plugins=['flees']": ["strategy=flees, sparsity=0.9, seed=1: SystemExit: 0 (flees.py, line 3)"],
-    "--set=plugins=['nodata']": ["task=nodata, strategy=magnitude", "OSError: no data (nodata.py, line 3)"],
+    "--set=plugins=['nodata']": ["task=nodata, network=mlp", "OSError: no data (nodata.py, line 3)"],
     "--set=plugins=['wrong.py']": ["plugins", "'wrong.py'", "without .py"],
-    "--set=hidden=1000000000000": ["task=regression, strategy=magnitude", "RuntimeError", "memory"],
+    "--set=hidden=1000000000000": ["task=regression, network=mlp", "RuntimeError", "memory"],
     "--set=training=3": ["training: must be a table of keys, got 3"],
     "--set=strategies=[3]": ["strategies.0: must be a strategy's name or a table of keys, got 3"],
     "--set=strategies=[{criterion='snip',scope='globl'}]": [
@@ -191,10 +191,7 @@ def test_a_signal_that_a_library_wrapped_is_still_a_signal(
     monkeypatch.setattr(natal, "run", run)
     status, _, err = inside("run", "--workers=1")
     assert status == 128 + 15
-    assert (
-        err.strip()
-        == "natal: stopped. 0 trainings are stored in results; the same command goes on from there."
-    )
+    assert err.strip() == "natal: stopped, no run is stored in results; the same command goes on from there."
 
 
 def test_a_validation_that_fails_exits_with_1(inside: Inside) -> None:
@@ -284,12 +281,15 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: P
     code, out, err = inside("plan")
     assert (code, err) == (0, "")
     said = {line[:12].strip(): line[13:] for line in out.splitlines()}
-    assert said["runs"] == "144 = 2 tasks x 3 strategies x 8 sparsities x 3 seeds"
+    assert said["runs"] == "144 = 2 tasks x 1 network x 3 strategies x 8 sparsities x 3 seeds"
     assert said["shared"].startswith("12 runs reuse another run's training")
     assert said["shared"].endswith("132 trainings")
     assert said["done"] == "0 of 144 runs are stored in results"
     assert said["to do"].startswith("132 trainings in ")
-    assert re.fullmatch(r"at most about \d+ s, less what early stopping saves", said["estimate"])
+    expected = (
+        r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
+    )
+    assert re.fullmatch(expected, said["estimate"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,6 +304,7 @@ def test_plan_knows_what_is_done(inside: Inside, tmp_path: Path, tiny_results: R
 
 
 def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
+    from natal.lab.networks import networks
     from natal.lab.tasks import tasks
     from natal.pruning.criteria import criteria
     from natal.study import STRATEGIES, presets
@@ -311,7 +312,7 @@ def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     code, out, _ = inside("list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
-    assert {name for name, _ in lines} == {*presets(), *tasks, *STRATEGIES, *criteria}
+    assert {name for name, _ in lines} == {*presets(), *tasks, *networks, *STRATEGIES, *criteria}
     assert all(len(line) == 2 for line in lines)
 
 

@@ -47,7 +47,7 @@ def test_the_example_criterion_does_what_it_says(example: Results) -> None:
         for row in example.runs
         if row["seed"] == 1
     }
-    for task in example.study.tasks:
+    for task in example.study.task_names:
         assert densities[task, "magnitude", 0.9]["output"] == 0
         assert densities[task, "relative", 0.9]["output"] == pytest.approx(0.1, abs=0.06)
     dense = {row["task"]: row["test_metric"] for row in example.runs if row["sparsity"] == 0}
@@ -85,6 +85,33 @@ def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Natal, tmp_path: 
         assert result.returncode == 0, result.stderr
     assert len(trainings(tmp_path / "1")) == 16
     assert trainings(tmp_path / "1") == trainings(tmp_path / "2")
+
+
+def test_a_plugin_adds_a_network_a_task_and_an_optimiser_setting(cli: Natal, tmp_path: Path) -> None:
+    result = cli(
+        "run", EXAMPLES / "odd_digits.toml", "--out", "odd", "--set", 'training.length="2ep"', "--quiet"
+    )
+    assert result.returncode == 0, result.stderr
+    runs = natal.load(tmp_path / "odd").frame()
+    assert set(runs["network"]) == {"tiny-cnn", "tiny-cnn-width8"}
+    assert len(runs) == 16
+    code = (EXAMPLES / "my_network.py").read_text().split("\n\n\n", 1)[1]
+    lines = [line for line in code.splitlines() if line.strip() and '"""' not in line]
+    assert len(lines) <= 12
+
+
+def test_the_question_of_synflow_on_digits_is_one_file(cli: Natal, tmp_path: Path) -> None:
+    study = EXAMPLES / "synflow_on_digits.toml"
+    asked = natal.load_study(study)
+    assert len(asked.seeds) == 6
+    assert max(asked.sparsities) == 0.99
+    assert {"random", "synflow", "synflow-shuffle", "synflow-small-dense"} <= {
+        r.name for r in asked.strategies
+    }
+    words = ("--seeds", "1", "--set", 'training.length="1ep"', "--set", "sparsities=[0.0,0.99]", "--quiet")
+    result = cli("run", study, *words, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert len(natal.load(tmp_path / "out").runs) == 12
 
 
 def test_an_edited_plugin_retrains_what_it_made_and_nothing_else(cli: Natal, tmp_path: Path) -> None:

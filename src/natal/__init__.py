@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natal.errors import NatalError
     from natal.front import run
+    from natal.lab.networks import network
     from natal.lab.plan import plan
     from natal.lab.tasks import Data, task
     from natal.pruning.apply import apply, prune
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from natal.pruning.savings import Savings, savings
     from natal.pruning.training import Compacted, compact_training
     from natal.reading.results import Results, load
-    from natal.study import Recipe, Run, Study, Training, load_study
+    from natal.reading.rows import Curve, Row
+    from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
 
 _HOMES = {
     "natal.pruning.compact_files": ("load_compact", "save_compact"),
@@ -52,18 +54,31 @@ _HOMES = {
     "natal.pruning.mask": ("Mask", "select"),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
+    "natal.reading.rows": ("Curve", "Row"),
     "natal.front": ("run",),
     "natal.lab.plan": ("plan",),
-    "natal.study": ("Recipe", "Run", "Study", "Training", "load_study"),
+    "natal.study": (
+        "Network",
+        "Optimiser",
+        "Recipe",
+        "Run",
+        "Schedule",
+        "Study",
+        "Task",
+        "Training",
+        "load_study",
+    ),
+    "natal.lab.networks": ("network",),
     "natal.lab.tasks": ("Data", "task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Data", "Diagnosis", "Mask", "NatalError", "Problem", "Recipe", "Results", "Run", "Savings", "Scores",
-    "Study", "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion",
-    "diagnose", "from_torch_prune", "load", "load_compact", "load_mask", "load_study", "load_ticket", "plan", "prune", "run",
-    "save_compact", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe",
+    "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply",
+    "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load",
+    "load_compact", "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_compact",
+    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -49,22 +49,29 @@ _Seeds = Annotated[
 ]
 _Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes; by default one per core.")]
 _Engine = Annotated[
-    str, typer.Option("--engine", help="`batched` (fast) or `sequential` (the oracle, plain PyTorch).")
+    str,
+    typer.Option(
+        "--engine", help="`auto`: the fastest that can; `compiled`; `torch`: plain PyTorch, the oracle."
+    ),
 ]
 _Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
+_Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Folder of MNIST's or CIFAR's files; or set NATAL_DATA."),
+]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 @app.command()
 def run(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
-    workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
-    quiet: _Quiet = False,
+    workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
+    data: _Data = None, quiet: _Quiet = False,
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     try:
-        if engine == "batched" and workers != 1:
+        if device == "cpu" and workers != 1:
             from natal.lab.executors import prepare
 
             prepare()  # workers import torch meanwhile
@@ -84,6 +91,7 @@ def run(
                 engine=engine,
                 device=device,
                 fresh=fresh,
+                data=data,
                 watcher=watcher,
             )
         if not quiet:
@@ -107,7 +115,8 @@ def run(
 @app.command()
 def plan(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
-    workers: _Workers = None, engine: _Engine = "batched", device: _Device = "cpu", fresh: _Fresh = False,
+    workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
+    data: _Data = None,
 ) -> None:  # fmt: skip
     """Show what `natal run` with the same options would do; trains nothing."""
     import natal
@@ -120,25 +129,34 @@ def plan(
         engine=engine,
         device=device,
         fresh=fresh,
+        data=data,
     )
     for name, value in _plan_lines(planned):
-        print(f"{name:<12} {value}")
+        print(f"{name:<12} {value}", flush=True)
 
 
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    from natal.lab.estimate import measure
     from natal.progress import outdated
-    from natal.wording import percent
+    from natal.reading.wording import network, power
+    from natal.wording import duration, percent, plural
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {study.description}" if study.description else study.name
-    yield "tasks", ", ".join(study.tasks)
+    yield "tasks", ", ".join(study.task_names)
+    for about in planned.networks:
+        refused = planned.settings[about.setting].refused
+        why = "".join(f", not {name}: {reason}" for name, reason in refused.items())
+        yield "network", f"{network(about)}; engine {about.engine}{why}"
     yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
     yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
     yield "seeds", ", ".join(str(s) for s in study.seeds)
+    yield "power", power(len(study.seeds))
     yield (
         "runs",
         (
-            f"{total} = {len(study.tasks)} tasks x {len(study.strategies)} strategies x "
+            f"{total} = {plural(len(study.tasks), 'task')} x {plural(len(study.networks), 'network')} x "
+            f"{plural(len(study.strategies), 'strategy')} x "
             f"{len(study.sparsities)} sparsities x {len(study.seeds)} seeds"
         ),
     )
@@ -156,11 +174,18 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
         yield (
             "to do",
             (
-                f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs, {planned.engine} engine on "
-                f"{planned.device}, {planned.workers} worker{'s' if planned.workers > 1 else ''}"
+                f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs on {planned.device}, "
+                f"{planned.workers} worker{'s' if planned.workers > 1 else ''}"
             ),
         )
-        yield "estimate", f"at most about {planned.seconds:.0f} s, less what early stopping saves"
+        estimate = measure(planned)
+        yield (
+            "estimate",
+            (
+                f"at most about {duration(estimate.seconds)}, less what early stopping saves; "
+                f"about {estimate.memory / 2**20:.0f} MB a worker (a few steps were measured here)"
+            ),
+        )
     else:
         yield "to do", "nothing to train; `natal run` only writes the tables, figures and report again"
 
@@ -190,11 +215,12 @@ def diagnose(
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", help="Only this, such as 0.9.")] = None,
+    network: Annotated[str | None, typer.Option("--network", help="Only this network.")] = None,
 ) -> None:
     """Say what each mask did to its network before training, gravest first; narrowed down, by layer."""
     from natal.reading.checkup import lines
 
-    print("\n".join(lines(directory, task, strategy, sparsity)))
+    print("\n".join(lines(directory, task, strategy, sparsity, network)))
 
 
 @app.command()
@@ -223,18 +249,25 @@ def compare(
 
 @app.command(name="list")
 def list_() -> None:
-    """List studies, tasks, strategies and criteria, one line each."""
+    """List studies, tasks, networks, strategies and criteria, one line each."""
     from natal.study import STRATEGIES, load_study, presets
 
     _section("studies", ((name, load_study(name).description) for name in presets()))
-    from natal.lab.tasks import tasks
-    from natal.pruning.criteria import criteria, traits
-
-    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
-    _section("strategies", (
+    strategies = (
         (name, ", ".join(f"{key} {value}" for key, value in recipe.model_dump(exclude={"name"}).items()))
         for name, recipe in STRATEGIES.items()
-    ))  # fmt: skip
+    )
+    try:
+        from natal.lab.networks import networks
+        from natal.lab.tasks import tasks
+        from natal.pruning.criteria import criteria, traits
+    except NatalError as error:  # only what reads results is installed
+        _section("strategies", strategies)
+        print(f"tasks, networks and criteria are not listed: {error}")
+        return
+    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
+    _section("networks", ((name, networks.summary(name)) for name in networks))
+    _section("strategies", strategies)
     _section(
         "criteria (each also a strategy: scope global, granularity weight)",
         ((name, f"{criteria.summary(name)} [{traits[name]}]") for name in criteria),
@@ -273,14 +306,14 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
 def _say_what_is_kept(out: Path) -> None:
     from natal.store import FILE, Store
 
-    kept = 0
+    kept = total = 0
     if (out / FILE).is_file():
         with Store.read(out) as store:
-            kept = len(store.outcomes())
+            total, kept = len(store.grid()), store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
+    runs = f"{kept} of {total} runs are" if total else "no run is"
     print(
-        f"{start}natal: stopped. {trainings} stored in {out}; the same command goes on from there.",
+        f"{start}natal: stopped, {runs} stored in {out}; the same command goes on from there.",
         file=sys.stderr,
     )
 

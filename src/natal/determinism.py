@@ -5,20 +5,27 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 import torch.utils.deterministic
 from threadpoolctl import ThreadpoolController
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
 def deterministic(device: str = "cpu") -> Iterator[None]:
-    """Run under torch's deterministic algorithms, drawing float32 whatever the caller's default is."""
+    """Run under torch's deterministic algorithms, in float32 as it is, whatever the caller has chosen.
+
+    The caller's default dtype, autocast, inference mode and shorter float32 products (TF32, bfloat16) would give other
+    bits.
+    """
     if device != "cpu":  # cuBLAS reads it when first used; without it torch refuses its products
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    dtype = torch.get_default_dtype()
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    tried, short = cudnn.benchmark, cudnn.allow_tf32
     before = torch.get_deterministic_debug_mode()
     memory = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -26,32 +33,53 @@ def deterministic(device: str = "cpu") -> Iterator[None]:
     torch.set_deterministic_debug_mode("error")
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    cudnn.benchmark = cudnn.allow_tf32 = False
+    # on an accelerator the fused kernels of attention add gradients up in any order
+    attention = nullcontext() if device == "cpu" else sdpa_kernel(SDPBackend.MATH)
     try:
-        yield
+        with (
+            attention,
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
     finally:
+        cudnn.benchmark, cudnn.allow_tf32 = tried, short
+        torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)
         torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch and NumPy's BLAS on one thread, with denormal numbers flushed to zero.
-
-    At a study's sizes threads wait for each other, and their number would change the order of sums. Denormals turn
-    up in decaying moments and softmax tails, and are slow.
-    """
+def single_threaded() -> Iterator[None]:
+    """Run torch and NumPy's BLAS on one thread: at a study's sizes threads wait for each other."""
     before = torch.get_num_threads()
-    flushed = torch.full((1,), 1e-40, dtype=torch.float32).mul(1.0).item() == 0
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     try:
         # a training that overflows is told apart by its loss
         with _thread_pools().limit(limits=1), np.errstate(all="ignore"):
             yield
     finally:
-        torch.set_flush_denormal(flushed)
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread, with denormal numbers flushed to zero.
+
+    The number of threads would change the order of sums; denormals turn up in decaying moments and softmax tails, and
+    are slow.
+    """
+    flushed = torch.full((1,), 1e-40, dtype=torch.float32).mul(1.0).item() == 0
+    with single_threaded():
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(flushed)
 
 
 @functools.cache

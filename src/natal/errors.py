@@ -1,4 +1,8 @@
-"""The one exception natal raises for a mistake its user can mend."""
+"""The one exception natal raises for a mistake its user can mend, and the commonest one: the lab is not installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
 
 
 class NatalError(ValueError):
@@ -7,3 +11,19 @@ class NatalError(ValueError):
     The command line prints it and exits with status 2; nothing has been trained or written when it is raised
     for bad input.
     """
+
+
+def require(*modules: str) -> None:
+    """Raise NatalError if one of these is not installed: reading results needs none of them, and brings none."""
+    missing = [name for name in modules if not _installed(name)]
+    if missing:
+        raise NatalError(
+            f"pruning and training need {', '.join(missing)}, which is not installed: pip install 'natal[lab]'"
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # as a test says that it is not there
+        return False

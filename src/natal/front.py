@@ -19,20 +19,22 @@ def run(
     *,
     overrides: Sequence[str] = (),
     workers: int | None = None,
-    engine: str = "batched",
+    engine: str = "auto",
     device: str = "cpu",
     fresh: bool = False,
+    data: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> Results:
     """Run a study into a directory, going on from what the directory already holds, and return its results.
 
     ``study``: a preset's name, a TOML file, a mapping of its keys, or a Study. ``overrides``: as for ``--set``.
-    ``workers``: processes; by default one per core, or none beside this one when the work is small or ``engine`` is
-    ``sequential`` (whose torch uses all cores by itself). ``fresh``: forget what the directory holds.
+    ``workers``: processes; by default one per core, or none beside this one when the work is small. ``engine``: one of
+    `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: forget what the directory holds.
+    ``data``: the folder of data files for tasks that need one; NATAL_DATA in the environment names it, too.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     study = load_study(study, overrides)
-    directory = writable(out, engine, workers)
+    directory = writable(out, workers)
     train(
         study,
         directory,
@@ -40,6 +42,7 @@ def run(
         engine=engine,
         device=device,
         fresh=fresh,
+        data=data,
         watcher=watcher or Silent(),
         afterwards=report.write,
     )

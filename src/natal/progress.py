@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from natal.store import Outcome
 from natal.study import Run
-from natal.wording import describe, percent
+from natal.wording import brief, describe
 
 if TYPE_CHECKING:
     from natal.lab.plan import Plan
@@ -28,7 +27,7 @@ def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> s
 
 def _result(outcome: Outcome, field: str) -> str:
     if outcome.test_metric is None:
-        return f"diverged at epoch {outcome.epochs_trained}"
+        return f"diverged at epoch {round(outcome.epochs_trained, 2)}"
     return f"test_{field}={outcome.test_metric:.4f}"
 
 
@@ -48,7 +47,7 @@ def _before(plan: Plan) -> Iterator[str]:
 def outdated(plan: Plan) -> str:
     """Say what becomes of trainings that other versions left behind."""
     return (
-        f"{plan.outdated} stored trainings were made by another version of natal, torch or NumPy; "
+        f"{plan.outdated} stored trainings were made by another revision of the engine, torch or NumPy; "
         "they are kept, but not used"
     )
 
@@ -111,9 +110,8 @@ class View:
         self._show()
 
     def training(self, runs: Sequence[Run]) -> None:
-        """Show what is being trained, the runs of one task and strategy together."""
-        groups = Counter((run.task, run.strategy, run.sparsity) for run in runs)
-        shown = [f"{task} {strategy} {percent(sparsity)}" for task, strategy, sparsity in groups]
+        """Show what is being trained, the runs of one cell together."""
+        shown = list(dict.fromkeys(brief(run) for run in runs))
         more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
         self.now = Text(
             "training  " + ", ".join(shown[:3]) + more, style="dim", no_wrap=True, overflow="ellipsis"
@@ -135,8 +133,9 @@ class View:
         if position == self.total:
             self._written_up()
         # results first: names may be longer than the terminal is wide
-        words = f"{run.task} {run.strategy} {percent(run.sparsity)} seed {run.seed}"
-        self.recent = [*self.recent, f"{_result(outcome, field):<16} {words}"][-self.RECENT :]
+        self.recent = [*self.recent, f"{_result(outcome, field):<16} {brief(run)} seed {run.seed}"][
+            -self.RECENT :
+        ]
         self._show()
 
     def _written_up(self) -> None:

@@ -9,10 +9,36 @@ if TYPE_CHECKING:
 
 
 def describe(run: Run) -> str:
-    """Return a run's identity as in ``task=modular, strategy=random, sparsity=30%, seed=42``."""
-    return f"task={run.task}, strategy={run.strategy}, sparsity={percent(run.sparsity)}, seed={run.seed}"
+    """Return a run's identity as in ``task=modular, strategy=random, sparsity=30%, seed=42``.
+
+    The network stands after the task, but for the paper's own, which goes without saying.
+    """
+    network = "" if run.network == run._field_defaults["network"] else f"network={run.network}, "
+    return f"task={run.task}, {network}strategy={run.strategy}, sparsity={percent(run.sparsity)}, seed={run.seed}"
+
+
+def brief(run: Run) -> str:
+    """Return a cell's identity as in ``modular random 30%``; the network as in `describe`."""
+    network = "" if run.network == run._field_defaults["network"] else f"{run.network} "
+    return f"{run.task} {network}{run.strategy} {percent(run.sparsity)}"
 
 
 def percent(share: float) -> str:
     """Return a share as a percentage, with as many digits as it needs: ``30%``, ``99.5%``."""
     return f"{100 * share:.10g}%"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, as in ``1 strategy`` and ``2 strategies``."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun}"
+
+
+def duration(seconds: float) -> str:
+    """Return a stretch of time to two digits or so: ``0.4 s``, ``45 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

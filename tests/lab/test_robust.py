@@ -22,7 +22,7 @@ from conftest import Natal, tiny, toml, trainings
 from natal import Run
 from natal.lab.run import Silent
 from natal.reading.results import Results
-from natal.store import FILE, Outcome
+from natal.store import FILE, Outcome, Store
 
 STUDY: dict[str, Any] = {
     "name": "robust",
@@ -124,11 +124,17 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, uninterrupted: Trainings) -
     assert trainings(tmp_path) == uninterrupted
 
 
-def stopped(result: subprocess.CompletedProcess[str], sent: signal.Signals, kept: int) -> None:
+def stopped(result: subprocess.CompletedProcess[str], sent: signal.Signals, directory: Path) -> None:
     """Check for the exit status of that signal and one line that says what is kept and how to go on."""
-    trainings = "1 training is" if kept == 1 else f"{kept} trainings are"
-    words = f"natal: stopped. {trainings} stored in results; the same command goes on from there.\n"
+    found = natal.load(directory) if (directory / FILE).exists() and _declared(directory) else None
+    runs = f"{len(found.runs)} of 36 runs are" if found else "no run is"
+    words = f"natal: stopped, {runs} stored in results; the same command goes on from there.\n"
     assert (result.returncode, result.stderr) == (128 + sent, words)
+
+
+def _declared(directory: Path) -> bool:
+    with Store.read(directory) as store:
+        return "study" in store.manifest()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -138,9 +144,8 @@ def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
     command = started(*study, workers)
     command.wait_for(2)
     result = command.end(signal.SIGINT)
-    kept = len(trainings(tmp_path / "results"))
-    assert 0 < kept < TRAININGS
-    stopped(result, signal.SIGINT, kept)
+    assert 0 < len(trainings(tmp_path / "results")) < TRAININGS
+    stopped(result, signal.SIGINT, tmp_path / "results")
     finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)
 
 
@@ -153,7 +158,7 @@ def test_a_signal_at_any_moment_is_one_line(
         while command.running and len(command.process.children(recursive=True)) < processes:
             time.sleep(0.001)
         result = command.end(sent)
-        stopped(result, sent, len(trainings(tmp_path / "results")) if stored(tmp_path) else 0)
+        stopped(result, sent, tmp_path / "results")
 
 
 def test_a_reader_that_leaves_is_one_line_too(tmp_path: Path, study: list[str]) -> None:
@@ -168,7 +173,7 @@ def test_a_reader_that_leaves_is_one_line_too(tmp_path: Path, study: list[str]) 
     assert command.stderr is not None
     said = command.stderr.read()
     result = subprocess.CompletedProcess(study, command.wait(30), "", said)
-    stopped(result, signal.SIGPIPE, len(trainings(tmp_path / "results")))
+    stopped(result, signal.SIGPIPE, tmp_path / "results")
 
 
 # -- places that cannot be written, files that are not ours ----------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import natal
 from conftest import tiny, toml, trainings
 from natal import NatalError, Problem, Run, criterion
 from natal.lab import run as runner
-from natal.lab import trial, worker
-from natal.lab.engines import compiled
-from natal.lab.executors import InProcess
-from natal.lab.run import Plan, Silent
+from natal.lab import worker
+from natal.lab.engines.compiled import engine
+from natal.lab.plan import Job, Plan
+from natal.lab.run import Silent
 from natal.progress import Lines
 from natal.reading import report
 from natal.reading.results import Results
@@ -32,13 +32,15 @@ from natal.store import FILE, Outcome, Store
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Every run that is trained from now on, in order."""
     rows: list[Run] = []
-    real = worker.train
+    real = worker.each
 
-    def train(job: worker.Job) -> list[Outcome]:
-        rows.extend(run for run, _ in job.runs)
-        return real(job)
+    def each(job: Job) -> Iterator[Outcome]:
+        runs = {training.key: training.run for training in job.trainings}
+        for outcome in real(job):
+            rows.append(runs[outcome.key])
+            yield outcome
 
-    monkeypatch.setattr(worker, "train", train)
+    monkeypatch.setattr(worker, "each", each)
     return rows
 
 
@@ -49,22 +51,20 @@ def test_the_plan_of_the_paper(tmp_path: Path) -> None:
     planned = natal.plan("paper", tmp_path / "results")
     assert (len(planned.grid), planned.trainings, planned.shared) == (144, 132, 12)
     assert (len(planned.pending), planned.done) == (132, [])
-    assert sorted(row for job in planned.jobs for row in job) == sorted(planned.pending)
-    assert planned.seconds == pytest.approx(planned.flops / 190e9 / planned.workers)
+    assert {training.key for training in planned.pending} == {key for _, key in planned.grid}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_oracle_trains_every_row(tmp_path: Path) -> None:
     planned = natal.plan("as-published", tmp_path / "results", engine="sequential")
-    assert (planned.trainings, planned.shared, planned.workers) == (144, 0, 1)
-    assert [row for row, _ in planned.pending] == planned.study.runs()
-    assert all(len(job) == 1 for job in planned.jobs)
+    assert (planned.trainings, planned.shared) == (144, 0)
+    assert {training.run for training in planned.pending} == set(planned.study.runs())
 
 
 def test_a_plan_knows_what_is_stored(tiny_results: Results) -> None:
     planned = natal.plan(tiny(seeds=[1, 2, 3]), tiny_results.directory)
     assert (len(planned.grid), len(planned.done), len(planned.pending)) == (27, 18, 7)
-    assert {row.seed for row, _ in planned.pending} == {3}
+    assert {training.run.seed for training in planned.pending} == {3}
     assert len(natal.plan(tiny(), tiny_results.directory, fresh=True).pending) == 14
     assert natal.plan(tiny(), tiny_results.directory).jobs == []
 
@@ -126,8 +126,7 @@ def test_another_versions_trainings_are_kept_but_never_mixed(
 ) -> None:
     natal.run(tiny(seeds=[1]), tmp_path)
     before = trainings(tmp_path)
-    for module in (worker, trial):
-        monkeypatch.setattr(module, "MADE_WITH", ("natal 99.0.0", *trial.MADE_WITH[1:]))
+    monkeypatch.setattr(engine.Compiled, "revision", 99)
     planned = natal.plan(tiny(seeds=[1, 2]), tmp_path)
     assert (planned.outdated, planned.done, len(planned.pending)) == (7, [], 14)
     trained.clear()
@@ -138,9 +137,9 @@ def test_another_versions_trainings_are_kept_but_never_mixed(
 
     with pytest.raises(KeyboardInterrupt):
         natal.run(tiny(seeds=[1, 2]), tmp_path, watcher=Stop())
-    said = "7 stored trainings were made by another version of natal, torch or NumPy; they are kept, but not used."
+    said = "7 stored trainings were made by another revision of the engine, torch or NumPy; they are kept, but not"
     assert said in capsys.readouterr().out
-    assert all("natal 99.0.0" in row["made_by"].split(", ") for row in natal.load(tmp_path).runs)
+    assert all("(revision 99)" in str(row["made_by"]) for row in natal.load(tmp_path).runs)
     assert len(natal.run(tiny(seeds=[1, 2]), tmp_path).runs) == 18
     assert len(trained) == 14
     after = trainings(tmp_path)
@@ -181,7 +180,7 @@ def test_the_same_bits_with_two_workers_one_by_one_and_after_a_resume(
             natal.run(tiny(seeds=seeds, strategies=strategies), tmp_path / "pieces")
     assert trainings(tmp_path / "pieces") == expected
 
-    monkeypatch.setattr(compiled, "LANE_FLOATS", 1)  # each training a job of its own
+    monkeypatch.setattr(engine, "WORTH_A_JOB", 0)  # each training a job of its own
 
     class Stop(Silent):
         def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
@@ -391,7 +390,9 @@ def test_a_criterion_of_this_process_alone_needs_one_worker(tmp_path: Path) -> N
         return {name: -w.abs() for name, w in problem.weights.items()}
 
     study = tiny(strategies=["mine-alone"], seeds=[1])
-    with pytest.raises(NatalError, match="workers=2 cannot import a task or criterion made in this script"):
+    with pytest.raises(
+        NatalError, match="workers=2 cannot import a task, network or criterion made in this script"
+    ):
         natal.run(study, tmp_path / "refused", workers=2)
     assert len(natal.run(study, tmp_path / "results").runs) == 3
     large = tiny(strategies=["mine-alone"], tasks=["modular"], hidden=512)
@@ -443,13 +444,6 @@ def test_a_plugin_that_is_edited_under_a_running_program_mixes_nothing(tmp_path:
 
 
 # -- workers ---------------------------------------------------------------------------------------------
-
-
-def test_in_process_is_an_executor() -> None:
-    executor = InProcess()
-    assert executor.submit(divmod, 7, 2).result() == (3, 1)
-    with pytest.raises(ZeroDivisionError):
-        executor.submit(divmod, 7, 0).result()
 
 
 @pytest.mark.usefixtures("forgotten")

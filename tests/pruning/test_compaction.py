@@ -572,7 +572,9 @@ def test_positions_put_side_by_side_keep_their_channels():
     both = {"b.weight": mask.weights["a.weight"]}
     mask = Mask({**mask.weights, **both}, {"a.bias": gone, "b.bias": gone})
     small = compact(net, mask)
-    assert (small.a.out_channels, small.b.out_channels, small.norm.num_features, small.head.in_channels) == (3,) * 4
+    assert (small.a.out_channels, small.b.out_channels, small.norm.num_features, small.head.in_channels) == (
+        3,
+    ) * 4
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 

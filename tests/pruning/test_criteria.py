@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from natal.errors import NatalError
-from natal.lab.networks import mlp
 from natal.pruning.apply import apply
 from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, Scores, criteria, criterion, redraw, traits
 from natal.pruning.mask import Mask
 from natal.study import SCOPES, STRATEGIES, Recipe, load_study
-from networks import NETWORKS, network
+from networks import NETWORKS, mlp, network
 
 torch.set_num_threads(1)
 BUILT_IN = sorted(name for name in criteria if criteria[name].__module__.startswith("natal."))
@@ -703,7 +702,11 @@ def test_gate_is_the_derivative_of_the_loss_in_a_gate_on_the_unit(kind):
 def test_units_that_are_added_go_together():
     model, (x, y) = network("residual")
     found = mask(STRATEGIES["structured"], problem_of(model, 0, inputs=x, targets=y), 0.5)
-    assert {n: len(k) for n, k in found.units.items()} == {"stem.weight": 4, "conv1.weight": 6, "conv2.weight": 6}
+    assert {n: len(k) for n, k in found.units.items()} == {
+        "stem.weight": 4,
+        "conv1.weight": 6,
+        "conv2.weight": 6,
+    }
     stays = found.units["conv2.weight"]
     rows = [found.weights[name].flatten(1).any(1) for name in ("conv2.weight", "skip.weight")]
     assert all(torch.equal(stays, row) for row in rows)

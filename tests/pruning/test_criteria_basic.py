@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from natal import NatalError, Problem, criterion
-from natal.lab.networks import mlp
 from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import criteria
 from natal.study import Recipe, load_study
+from networks import mlp
 
 RANDOM = Recipe(name="random", criterion="random")
 PUBLISHED = load_study("as-published").recipe("random-from-init-stream")

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from natal.errors import NatalError
-from natal.lab.networks import mlp
 from natal.pruning.apply import apply, prune
 from natal.pruning.doctor import collapse_sparsity, diagnose, effective, emptied_at
 from natal.pruning.files import to_torch_prune
 from natal.pruning.mask import Mask, dense, prunable, select
+from networks import mlp
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from natal.errors import NatalError
-from natal.lab.networks import mlp
 from natal.pruning.apply import apply, prune
 from natal.pruning.files import (
     Ticket,
@@ -27,6 +26,7 @@ from natal.pruning.files import (
 )
 from natal.pruning.mask import Mask, prunable, remove_neurons
 from natal.study import STRATEGIES
+from networks import mlp
 
 
 @pytest.fixture

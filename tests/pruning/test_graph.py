@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+import re
+import runpy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,7 +250,9 @@ def test_every_group_is_cut_and_the_function_stays(kind, training):
             pruned(net.train(), x)
         return
     ticket, small, mask = pruned(net.train(training), x)
-    assert set(mask.units) == set(expected) - {"t.weight"}  # a transposed layer's weights are not prunable alone
+    assert set(mask.units) == set(expected) - {
+        "t.weight"
+    }  # a transposed layer's weights are not prunable alone
     for weight, stays in mask.units.items():
         left = stays.double().mean().item() * len(net.get_parameter(weight))
         assert len(small.get_parameter(weight)) == left < len(net.get_parameter(weight))
@@ -269,9 +274,7 @@ def test_a_plain_norm_of_the_smaller_width_is_another_function(kind):
 
 def test_grouped_queries_go_with_the_keys_they_share():
     def forward(m: Any, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v)
-        )
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
         k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
         return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -325,7 +328,9 @@ def test_a_flag_that_decides_what_runs_is_tried_both_ways():
             return forward(self, x, flip)
 
     net = Flipped(None, a=nn.Linear(3, 8), c=nn.Linear(8, 2)).eval()
-    with pytest.warns(UserWarning, match="'a.weight': the smaller network computes something else with flip=True"):
+    with pytest.warns(
+        UserWarning, match="'a.weight': the smaller network computes something else with flip=True"
+    ):
         ticket, small, _ = pruned(net, randn(5, 3))
     for flip in (False, True):
         torch.testing.assert_close(small(randn(5, 3), flip), ticket(randn(5, 3), flip))
@@ -341,7 +346,9 @@ def test_complex_numbers_keep_their_imaginary_part():
 
 def test_an_input_is_asked_for_in_one_line():
     net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2))
-    with pytest.raises(NatalError, match="needs an input of Sequential, whose first layer '2.weight'") as error:
+    with pytest.raises(
+        NatalError, match=r"needs an input of Sequential, whose first layer '2.weight'"
+    ) as error:
         natal.prune(net, 0.5, "magnitude", granularity="neuron")
     assert "\n" not in str(error.value)
 
@@ -404,7 +411,8 @@ class RandomNet(nn.Module):
             new = draw.choice([4, 6, 8])
             match kind:
                 case "conv":
-                    layer: nn.Module = nn.Conv2d(width, new, draw.choice([1, 3]), padding="same", bias=draw.random() < 0.7)  # fmt: skip
+                    kernel, bias = draw.choice([1, 3]), draw.random() < 0.7
+                    layer: nn.Module = nn.Conv2d(width, new, kernel, padding="same", bias=bias)
                     widths.append(new)
                 case "grouped":
                     if width % 2:
@@ -504,8 +512,7 @@ class RandomNet(nn.Module):
         return self.head(maps[-1].mean((2, 3)))
 
 
-KINDS = ["conv", "conv", "conv", "grouped", "depthwise", "norm", "norm", "transposed", "relu", "relu_", "sigmoid", "scale",
-         "flip", "pool", "glu", "chunk", "shuffle", "add", "add", "mul", "cat", "cat_keyword", "again", "excite"]  # fmt: skip
+KINDS = ["conv", "conv", "conv", "grouped", "depthwise", "norm", "norm", "transposed", "relu", "relu_", "sigmoid", "scale", "flip", "pool", "glu", "chunk", "shuffle", "add", "add", "mul", "cat", "cat_keyword", "again", "excite"]
 
 
 def random_net(seed: int) -> tuple[nn.Module, Tensor]:
@@ -608,10 +615,25 @@ def test_a_target_that_makes_no_sense_is_one_sentence(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_half_the_cost_runs_as_it_stands(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runpy.run_path(str(Path(__file__).parents[2] / "examples" / "half_the_cost.py"))
+    said = capsys.readouterr().out
+    shares = re.findall(r"'macs': '([\d.]+)%'", said)
+    assert 40 < float(shares[0]) <= 50
+    assert float(re.findall(r"has not seen: ([\d.]+)%", said)[0]) > 90
+    assert (tmp_path / "half_the_cost.onnx").stat().st_size > 10_000
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["addition", "grouped, by width", "group norm", "a norm over units", "attention"])
+@pytest.mark.parametrize(
+    "kind", ["addition", "grouped, by width", "group norm", "a norm over units", "attention"]
+)
 def test_a_compacted_network_is_rebuilt_from_its_file(kind, tmp_path):
     net, x, _ = linked(kind)
     _, small, _ = pruned(net, x)

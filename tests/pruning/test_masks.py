@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from natal import Mask, NatalError, select
-from natal.lab.networks import mlp
 from natal.pruning.choose import mask, problem_of
 from natal.pruning.mask import dense, prunable, remove_neurons, select_units
 from natal.study import STRATEGIES, Recipe
+from networks import mlp
 
 # three neurons with two inputs each, and one output
 W1 = torch.tensor([[0.1, -0.9], [0.2, 0.3], [-0.8, 0.05]])

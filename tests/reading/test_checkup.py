@@ -80,3 +80,16 @@ def test_the_verb_prints_it_without_torch(directory: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == lines(directory, "regression", sparsity=0.5)
+
+
+def test_cells_are_narrowed_down_to_a_network(tmp_path: Path) -> None:
+    study, outcomes = reference_store.two_networks()
+    directory = reference_store.build(tmp_path, outcomes, study)
+    said = lines(directory, network="narrow", strategy="structured", sparsity=0.5)
+    assert said[0].startswith("2 cells, diagnosed")
+    assert [line.partition(":")[0] for line in said if " at 50%" in line] == [
+        "modular / narrow / structured at 50%", "regression / narrow / structured at 50%",
+    ]  # fmt: skip
+    assert lines(directory)[0].startswith("84 cells, diagnosed before training: 12 fatal")
+    with pytest.raises(NatalError, match="has no network 'narow'; did you mean 'narrow'"):
+        lines(directory, network="narow")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_stats import STUDY, row, toy
+from test_stats import FACTS, STUDY, row, toy
 
 import reference_store
 from natal.errors import NatalError
@@ -15,13 +15,12 @@ from natal.reading.claims import Checked, check_claim
 from natal.reading.results import load
 from natal.study import Claim, load_study
 
-FACTS = {"t": {"chance": 0.5, "test_rows": 100}}
 RUNS = [*toy({0: 1.0, 0.5: 0.98, 0.7: 0.94, 0.9: 0.5}), *toy({0: 1.0, 0.5: 0.9, 0.7: 0.94}, "b")]
 
 
 def check(quantity: Any, published: float | None = None, runs: Any = RUNS, **where: Any) -> Checked:
     claim = Claim(text="", quantity=quantity, task="t", published=published, **{"strategy": "a", **where})
-    return check_claim(runs, claim, STUDY, FACTS)
+    return check_claim(runs, claim, STUDY, {"t": FACTS})
 
 
 @pytest.mark.parametrize(("checked", "ours", "verdict"), [
@@ -75,7 +74,7 @@ def test_a_mean_is_the_published_one_to_its_digits(published: float, ours: float
 def test_early_failures_are_a_share_of_the_short_trainings() -> None:
     runs = [
         row(),
-        *(row(sparsity=0.5, seed=s, value=v, epochs_trained=101) for s, v in enumerate((0.1, 0.99))),
+        *(row(sparsity=0.5, seed=s, value=v, trained=101) for s, v in enumerate((0.1, 0.99))),
     ]
     assert check("early-failures", 1.0, runs).ours == 0.5
     assert check("early-failures", 1.0, runs).verdict == "disagrees"

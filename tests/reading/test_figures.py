@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,80 @@ def test_drawing_leaves_the_users_style_alone_and_ignores_it(results: Any) -> No
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.transparent": True}):
         assert figures.png(results, "epochs") == plain
         assert matplotlib.rcParams["font.size"] == 30
+
+
+# -- several networks, and names that matplotlib would read otherwise -------------------------------------------
+
+
+def test_a_panel_per_task_and_network(tmp_path: Path) -> None:
+    study, outcomes = reference_store.two_networks()
+    results = load(reference_store.build(tmp_path, outcomes, study))
+    names = ["modular / wide", "modular / narrow", "regression / wide", "regression / narrow"]
+    figure = figures.metric_figure(results)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == names
+    dense = [text for axes in figure.axes for text in labels(axes) if text.startswith("dense")]
+    assert dense == ["dense 0.29", "dense 0.14", "dense 0.98", "dense 0.49"]
+    many = [{"name": f"strategy-{i}", "criterion": "magnitude"} for i in range(7)]
+    study = load_study({**study.model_dump(mode="json"), "strategies": many})
+    one = reference_store.reference_outcomes()[Run("regression", "random", 0.5, 7)]
+    figure = figures.epochs_figure(
+        load(reference_store.build(tmp_path / "many", dict.fromkeys(study.runs(), one), study))
+    )
+    assert [sheet.get_suptitle().partition(":")[0] for sheet in figure.subfigs] == names
+
+
+def test_the_budget_is_each_settings_own_in_epochs(tmp_path: Path) -> None:
+    training = {"length": "1000it", "batch": 64, "patience": "none"}  # 3 steps an epoch of 144 rows
+    results = shaped(tmp_path, tasks=2, training={**training, "learning_rate": None})
+    figure = figures.epochs_figure(results)
+    assert [labels(axes) for axes in figure.axes] == [["budget 9.433962264"], ["budget 333.3333333"]]
+
+
+NAMES = ["$x^$", "$", "$a$ and $b$", r"\$x^\$", "_hidden", "100% {x}", "a_b^c"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "strategies"), [*((name, 2) for name in NAMES), ("$x^$", 7), ("_hidden", 7)]
+)
+def test_any_name_can_be_drawn(tmp_path: Path, name: str, strategies: int) -> None:
+    assert figures.png(renamed(tmp_path, name, strategies), "metric").startswith(b"\x89PNG")
+
+
+def test_a_name_is_drawn_as_it_is_written(tmp_path: Path) -> None:
+    import matplotlib.text
+
+    for name in ("$x^$", "_hidden"):
+        figure = figures.metric_figure(renamed(tmp_path / name.strip("$"), name, 2))
+        [shown] = [
+            text
+            for text in figure.legends[0].get_texts()
+            if text.get_text().strip().replace("\\", "") == name
+        ]
+        assert isinstance(shown, matplotlib.text.Text)
+        drawn, is_math = shown._preprocess_math(shown.get_text())  # type: ignore[attr-defined]
+        assert (drawn.strip(), is_math) == (name, False)
+
+
+def renamed(directory: Path, name: str, strategies: int) -> Any:
+    """Results of a study whose task, network and first strategy have an unusual name."""
+    recipes = [{"name": name if i == 0 else f"s{i}", "criterion": "magnitude"} for i in range(strategies)]
+    base = reference_store.reference_study().model_dump(mode="json")
+    del base["hidden"]
+    named = {
+        "tasks": [{"task": "modular", "name": name}],
+        "networks": [{"network": "mlp", "name": name}, "other"],
+    }
+    study = load_study({**base, **named, "strategies": recipes, "claims": [], "training": {"epochs": 500}})
+    one = REFERENCE[Run("modular", "random", 0.5, 7)]
+    facts = {name: {**reference_store.TASKS["modular"], "metric": name}}
+    return load(reference_store.build(directory, dict.fromkeys(study.runs(), one), study, tasks=facts))
+
+
+@pytest.mark.parametrize("levels", [[0.0, 0.97, 0.98, 0.99], [0.9, 0.95, 0.99, 0.999], [0.5]])
+def test_no_marker_is_moved_to_where_another_level_might_be(tmp_path: Path, levels: list[float]) -> None:
+    base = reference_store.reference_study().model_dump(mode="json")
+    recipes = [{"name": f"s{i}", "criterion": "magnitude"} for i in range(figures.FEW)]
+    study = load_study({**base, "sparsities": levels, "strategies": recipes, "claims": []})
+    closest = min((b - a for a, b in pairwise(levels)), default=1.0)
+    assert max(abs(line.shift) for line in figures._lines(study)) <= 100 * closest / 4 + 1e-9

@@ -6,16 +6,17 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from test_results import searching
 
 import reference_store
 from natal.errors import NatalError
-from natal.reading import report, stats
-from natal.reading.results import load
-from natal.study import Control, Run, load_study
+from natal.reading import report, stats, wording
+from natal.reading.results import Results, load
+from natal.study import Control, Run, Training, load_study
 
 COLUMNS = (
     "task,strategy,sparsity,metric_name,metric_mean,metric_std,metric_ci_low,metric_ci_high,"
@@ -182,14 +183,8 @@ def controlled(directory: Path) -> Path:
             o = replace(o, test_metric=(o.test_metric or 0) + 0.01)
         if kind == "random" and run.sparsity:  # at chance for 101 epochs, and then it memorises
             curve, loss = np.full(500, 0.004), np.linspace(4.5, 0.5, 500)
-            o = replace(
-                o,
-                epochs_trained=500,
-                best_epoch=1,
-                train_metric=0.9,
-                val_metric_curve=curve,
-                train_loss_curve=loss,
-            )
+            curves = {"step": np.arange(1.0, 501), "train_loss": loss, "val_loss": loss, "val_metric": curve}
+            o = replace(o, steps_trained=500, best_step=1, train_metric=0.9, curves=curves)
         outcomes[run] = o
     return reference_store.build(directory, outcomes, study)
 
@@ -237,7 +232,7 @@ def test_a_study_without_early_stopping_says_what_patience_would_have_hidden(tmp
 
 def test_every_control_has_its_meaning() -> None:
     kinds = {kind for _, _, kind in stats.controls(load_study("controls"))}
-    assert set(report._CONTROL_MEANING) == kinds >= set(get_args(Control))
+    assert set(report._CONTROL_MEANING) == {*kinds, *get_args(Control)}
 
 
 def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:
@@ -260,12 +255,14 @@ def test_diverged_and_mixed_runs_are_reported_loudly(tmp_path: Path) -> None:
         run = Run("modular", "structured", 0.95, seed)
         outcomes[run] = reference_store.diverged(outcomes[run])
     other = Run("regression", "random", 0.5, 7)
-    outcomes[other] = replace(outcomes[other], made_by="batched, cuda")
+    outcomes[other] = replace(
+        outcomes[other], made_by=replace(reference_store.MAKER, engine="stacked", device="cuda")
+    )
     directory = reference_store.build(tmp_path, outcomes)
     content = report.text(load(directory))
     assert "DIVERGED: 3 trainings" in content
     assert "MIXED PROVENANCE" in content
-    assert "batched, cuda: 1" in content
+    assert "stacked engine (revision 1) on cuda, natal 0.2.0, torch 2.13.0+cpu, numpy 2.4.6: 1" in content
     row = next(
         r
         for r in table(directory)
@@ -308,3 +305,109 @@ def test_a_directory_that_cannot_be_written_is_one_clear_line(
     with pytest.raises(NatalError, match=r"results\.json: No space left on device"):
         report.write(directory)
     assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]
+
+
+# -- several networks, other trainings, searched learning rates ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    study, outcomes = reference_store.two_networks(
+        training={
+            "length": "20000it",
+            "batch": 128,
+            "optimiser": {"name": "sgd", "momentum": 0.9},
+            "patience": "none",
+        }
+    )
+    steps = {"modular": 53, "regression": 2}
+    outcomes = {
+        run: replace(o, steps_per_epoch=steps[run.task], steps_planned=20000) for run, o in outcomes.items()
+    }
+    return load(reference_store.build(tmp_path_factory.mktemp("networks"), outcomes, study))
+
+
+def test_a_report_names_every_network_and_how_it_was_trained(networks: Results) -> None:
+    text = report.text(networks)
+    run = section(text, "WHAT WAS RUN")
+    assert "288 of 288: 2 tasks x 2 networks x 3 strategies x 8 sparsities x 3 seeds" in run
+    assert (
+        "wide on modular: 37,473 parameters, 37,248 prunable weights in 2 layers, 37,248 multiply-adds a row; "
+        "engine torch"
+    ) in " ".join(run.split())
+    assert (
+        "  training    SGD on batches of 128, momentum 0.9, at most 20000 steps, no patience, target 0.999"
+        in run
+    )
+    assert "  rate        0.01 on modular\n  rate        0.001 on regression\n" in run
+    for title in ("KEY FINDINGS", "RESULTS", "STRATEGIES SEED BY SEED", "WHAT THE MASKS DID"):
+        for name in ("modular / wide", "modular / narrow", "regression / wide", "regression / narrow"):
+            assert name in section(text, title), (title, name)
+    limits = " ".join(section(text, "WHAT THIS CANNOT CONCLUDE").split())
+    assert "A seed sets data, split, order of batches and initial weights together." in limits
+    assert "Tried: modular, regression; wide, narrow; one learning rate per task or network" in limits
+    assert "hidden layer" not in text
+    assert all(len(line) <= 125 for line in text.splitlines())
+
+
+def test_a_table_of_several_networks_names_them(networks: Results) -> None:
+    content = report.csv_bytes(networks).decode().splitlines()
+    assert content[0] == COLUMNS.replace("sparsity,", "sparsity,network,")
+    assert len(content) == 1 + 96
+    assert content[1].startswith("modular,magnitude,0.0,wide,test_acc,0.289")
+
+
+def test_claims_are_held_against_their_network(tmp_path: Path) -> None:
+    claim = {"text": "it scores 0.98", "quantity": "mean", "task": "regression", "network": "narrow",
+             "strategy": "random", "sparsity": 0.0, "published": 0.49}  # fmt: skip
+    study, outcomes = reference_store.two_networks(claims=[claim, {**claim, "network": "wide"}])
+    text = report.text(load(reference_store.build(tmp_path, outcomes, study)))
+    beside = section(text, "PUBLISHED BESIDE OURS").splitlines()
+    where = {name: beside.index(next(line for line in beside if line.startswith(f"  regression / {name}")))
+             for name in ("wide", "narrow")}  # fmt: skip
+    assert beside[where["wide"] + 1].split()[:3] == ["DISAGREES", "0.4900", "0.9769"]
+    assert beside[where["narrow"] + 1].split()[:3] == ["agrees", "0.4900", "0.4884"]
+
+
+def test_a_report_shows_which_learning_rates_were_chosen(tmp_path: Path) -> None:
+    text = report.text(load(searching(tmp_path)))
+    assert "0.1, 1, chosen per strategy and level on validation rows; see LEARNING RATES" in text
+    rates = section(text, "LEARNING RATES")
+    assert "4 trainings were made for it" in " ".join(rates.split())
+    rows = [line.split() for line in rates.splitlines() if line.startswith(("  regression", "  random"))]
+    assert rows == [
+        ["regression", "50%"],
+        ["random", "1", "e"],
+    ]  # 0.1 and 1 were tried: 1 is the last of them
+    assert "2 learning rates, the best on validation rows for each strategy and level" in " ".join(
+        text.split()
+    )
+    assert "trainings   4; strategies share" in text
+    open_ = report.text(load(searching(tmp_path / "open", finished=3, chosen=0.1, finished_at=None)))
+    assert [
+        line.split() for line in section(open_, "LEARNING RATES").splitlines() if line.startswith("  random")
+    ] == [["random", "open"]]
+    assert "LEARNING RATES" not in report.text(load(reference_store.build(tmp_path / "plain")))
+
+
+@pytest.mark.parametrize(("training", "words"), [
+    ({}, "full-batch Adam, at most 500 epochs, patience 100, target 0.999"),
+    ({"epochs": 160, "batch": 128, "patience": "none", "target": "none", "decide": "end",
+      "optimiser": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+      "schedule": {"name": "cosine", "warmup": "5ep"}, "clip": 1.0, "label_smoothing": 0.1},
+     "SGD on batches of 128, momentum 0.9 (Nesterov), weight decay 0.0005, schedule cosine, warm-up 5ep, "
+     "label smoothing 0.1, gradients clipped at norm 1, at most 160 epochs, no patience, no target, the last weights"),
+    ({"length": "500it", "evaluate": "10it", "decide": "val-loss", "schedule": [["100it", 0.1], ["200it", 0.01]],
+      "optimiser": {"name": "adamw", "betas": [0.9, 0.98]}},
+     "full-batch AdamW, betas 0.9 and 0.98, schedule from 100it times 0.1; from 200it times 0.01, at most 500 steps, "
+     "evaluated every 10it, patience 100, target 0.999, weights of the lowest validation loss"),
+    ({"schedule": {"name": "step", "every": "30ep"}},
+     "full-batch Adam, schedule step, times 0.1 every 30ep, at most 500 epochs, patience 100, target 0.999"),
+])  # fmt: skip
+def test_every_way_of_training_has_its_words(training: dict[str, Any], words: str) -> None:
+    assert wording.training(Training.model_validate(training)) == words
+
+
+def test_a_study_that_shares_nothing_says_so(tmp_path: Path) -> None:
+    study = load_study({**reference_store.reference_study().model_dump(mode="json"), "share": False})
+    assert "; none is shared" in report.text(load(reference_store.build(tmp_path, study=study)))

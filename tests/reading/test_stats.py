@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 import reference_store
 from natal.reading import stats
 from natal.reading.results import load
-from natal.study import load_study
+from natal.reading.rows import Attempt, Curve, Row
+from natal.store import TaskFacts
+from natal.study import Setting, load_study
 
 STUDY = reference_store.reference_study()
 
@@ -26,30 +29,44 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load(reference_store.build(tmp_path_factory.mktemp("stats")))
 
 
+T = Setting("t")
+MODULAR, REGRESSION = Setting("modular"), Setting("regression")
+FACTS = TaskFacts(
+    metric="accuracy", field="acc", chance=0.5, loss="cross-entropy", learning_rate=0.01, inputs=10, outputs=2,
+    fit_rows=90, val_rows=10, train_rows=100, test_rows=100,
+)  # fmt: skip
+"""99 % of guesses get at most 62 of the 100 test rows right."""
+
+
 def row(
     strategy: str = "a", sparsity: float = 0.0, seed: int = 0, value: float | None = 1.0, **more: Any
-) -> Any:
-    return {
-        "task": "t",
-        "strategy": strategy,
-        "sparsity": sparsity,
-        "seed": seed,
-        "test_metric": value,
-        "status": "diverged" if value is None else "finished",
-        "field": "acc",
-        "metric": "accuracy",
-        "epochs_trained": 500,
-        "best_epoch": 100,
-        "val_metric": 0.5,
-        "realised_sparsity": sparsity,
-        "densities": {"hidden": 1 - sparsity},
-        "constant": False,
-        "made_by": "x",
-        "effective_sparsity": None,
-        "collapses_at": None,
-        "diagnosis": {},
-        **more,
+) -> Row:
+    """A run of 500 steps, an epoch each, the best after 100; ``trained``, ``best``: other numbers."""
+    trained, best = more.pop("trained", 500), more.pop("best", 100)
+    fields: dict[str, Any] = {
+        **{"task": "t", "strategy": strategy, "sparsity": sparsity, "seed": seed, "network": "mlp"},
+        **{"status": "diverged" if value is None else "finished", "metric": "accuracy", "field": "acc"},
+        **{
+            "total_params": 110,
+            "nonzero_params": 110,
+            "prunable": 100,
+            "kept": 100,
+            "realised_sparsity": sparsity,
+        },
+        **{"densities": {"hidden": 1 - sparsity}, "constant": False, "deterministic": True, "seconds": 0.1},
+        **{
+            "train_metric": 0.5,
+            "val_metric": 0.5,
+            "test_metric": value,
+            "train_loss": 0.5,
+            "learning_rate": 0.01,
+        },
+        **{"epochs_trained": trained, "best_epoch": best, "steps_trained": trained, "best_step": best},
+        **{"steps_planned": 500, "steps_per_epoch": 1, "evaluations": trained, "waited": trained - best},
+        **{"effective_sparsity": None, "collapses_at": None, "severity": None, "diagnosis": {}},
+        **{"made_by": "x", "key": f"{strategy}-{sparsity}-{seed}"},
     }
+    return Row(**{**fields, **more})
 
 
 def toy(means: dict[float, float], strategy: str = "a") -> list[Any]:
@@ -147,39 +164,39 @@ def test_sign_flip_counts_patterns_exactly_ties_and_all(d: list[int]) -> None:
 
 def test_critical_sparsity_is_the_highest_level_whatever_happens_below() -> None:
     runs = toy({0: 1.0, 0.3: 0.2, 0.5: 0.96, 0.7: 0.94})
-    assert stats.critical_sparsity(runs, "t", "a") == 0.5
-    assert stats.threshold(runs, "t") == pytest.approx(0.95)
+    assert stats.critical_sparsity(runs, T, "a") == 0.5
+    assert stats.threshold(runs, T) == pytest.approx(0.95)
     # intervals are ± 0.0248: 0.96 and 0.94 both straddle 0.95
-    assert [c.sparsity for c in stats.straddling(runs, "t", "a")] == [0.5, 0.7]
-    assert stats.critical_range(runs, "t", "a") == (0.0, 0.7)
+    assert [c.sparsity for c in stats.straddling(runs, T, "a")] == [0.5, 0.7]
+    assert stats.critical_range(runs, T, "a") == (0.0, 0.7)
 
 
 def test_critical_sparsity_without_a_positive_dense_mean_is_undefined() -> None:
-    assert stats.critical_sparsity(toy({0: -0.5, 0.3: -0.4}), "t", "a") is None
-    assert stats.critical_sparsity(toy({0.3: 0.4}), "t", "a") is None
-    assert stats.critical_range(toy({0.3: 0.4}), "t", "a") == (None, None)
-    assert stats.straddling(toy({0.3: 0.4}), "t", "a") == []
+    assert stats.critical_sparsity(toy({0: -0.5, 0.3: -0.4}), T, "a") is None
+    assert stats.critical_sparsity(toy({0.3: 0.4}), T, "a") is None
+    assert stats.critical_range(toy({0.3: 0.4}), T, "a") == (None, None)
+    assert stats.straddling(toy({0.3: 0.4}), T, "a") == []
 
 
 def test_a_diverged_run_is_counted_not_averaged() -> None:
     runs = [*toy({0: 1.0, 0.5: 0.97}), row(sparsity=0.5, seed=3, value=None)]
-    cell = stats.cell(runs, "t", "a", 0.5)
+    cell = stats.cell(runs, T, "a", 0.5)
     assert cell is not None
     assert (cell.test.n, cell.diverged) == (3, 1)
     assert cell.test.mean == pytest.approx(0.97)
-    assert stats.critical_sparsity(runs, "t", "a") == 0.0
-    kinds = {flag.kind: flag for flag in stats.flags(runs, STUDY, {})}
-    assert kinds["diverged"] == stats.Flag("diverged", "t", "a", (0.5,), 1)
+    assert stats.critical_sparsity(runs, T, "a") == 0.0
+    kinds = {flag.kind: flag for flag in stats.flags(runs, STUDY, {"t": FACTS})}
+    assert kinds["diverged"] == stats.Flag("diverged", T, "a", (0.5,), 1)
 
 
 def test_a_cell_of_diverged_runs_has_no_mean_and_is_no_peak() -> None:
     runs = [row(sparsity=0.5, seed=s, value=None) for s in range(3)]
-    assert stats.peak(runs, "t", "a") is None
+    assert stats.peak(runs, T, "a") is None
     assert stats.cells(runs)[0].test.n == 0
 
 
 def test_peak_prefers_the_sparser_of_equals() -> None:
-    top = stats.peak(toy({0: 0.5, 0.3: 0.7, 0.5: 0.7}), "t", "a")
+    top = stats.peak(toy({0: 0.5, 0.3: 0.7, 0.5: 0.7}), T, "a")
     assert top is not None
     assert top.sparsity == 0.5
 
@@ -187,19 +204,19 @@ def test_peak_prefers_the_sparser_of_equals() -> None:
 def test_paired_differences() -> None:
     runs = [row("a", 0.5, s, v) for s, v in enumerate((0.5, 0.6, 0.9))]
     runs += [row("b", 0.5, s, v) for s, v in enumerate((0.4, 0.4, 0.6))] + [row("b", 0.5, 9, 0.0)]
-    p = stats.paired(runs, "t", "a", "b", 0.5)
+    p = stats.paired(runs, T, "a", "b", 0.5)
     assert p is not None
     assert (p.difference.n, p.p, p.smallest_p) == (3, 0.25, 0.25)
     assert p.difference.mean == pytest.approx(0.2)
     test = scipy.stats.ttest_rel((0.5, 0.6, 0.9), (0.4, 0.4, 0.6)).confidence_interval()
     assert (p.difference.low, p.difference.high) == pytest.approx((test.low, test.high))
-    assert stats.paired(runs, "t", "a", "b", 0.7) is None
+    assert stats.paired(runs, T, "a", "b", 0.7) is None
 
 
 def test_overall_comparison_averages_the_levels_both_sides_have() -> None:
     runs = [row("a", 0.0, 0, 9.0), row("a", 0.3, 0, 1.0), row("a", 0.5, 0, 3.0), row("a", 0.7, 0, 9.0)]
     runs += [row("b", 0.0, 0, 0.0), row("b", 0.3, 0, 0.0), row("b", 0.5, 0, 0.0), row("b", 0.7, 0, None)]
-    p = stats.paired(runs, "t", "a", "b")
+    p = stats.paired(runs, T, "a", "b")
     assert p is not None
     assert p.difference.mean == 2
     assert p.p == 1
@@ -222,73 +239,93 @@ def test_chance_bound_is_the_binomial_quantile() -> None:
 
 
 def test_stopped_at_chance_needs_patience_a_short_run_and_chance() -> None:
-    task = {"chance": 1 / 97, "val_rows": 753}
-    stopped = row(epochs_trained=101, best_epoch=1, val_metric=0.004)
+    task = replace(FACTS, chance=1 / 97, val_rows=753)
+    assert stats.stopped_at_chance(row(trained=101, best=1, val_metric=0.004), STUDY, task)
+    assert not stats.stopped_at_chance(row(trained=101, best=1, val_metric=0.2), STUDY, task)
+    assert not stats.stopped_at_chance(row(trained=500, best=400, val_metric=0.004), STUDY, task)
+    assert not stats.stopped_at_chance(row(trained=50, best=50, val_metric=0.004), STUDY, task)
+
+
+def test_patience_is_counted_in_evaluations_and_the_length_in_steps() -> None:
+    # 40 steps an epoch, evaluated every ten: patience 100 ended it after 1010 of 4000 steps, epoch 25.25
+    task = replace(FACTS, chance=1 / 97, val_rows=753)
+    known: dict[str, Any] = {"val_metric": 0.004, "steps_planned": 4000, "evaluations": 101, "waited": 100}
+    stopped = row(trained=1010, best=10, **known)
     assert stats.stopped_at_chance(stopped, STUDY, task)
-    assert not stats.stopped_at_chance({**stopped, "val_metric": 0.2}, STUDY, task)
-    assert not stats.stopped_at_chance({**stopped, "epochs_trained": 500, "best_epoch": 400}, STUDY, task)
-    assert not stats.stopped_at_chance({**stopped, "epochs_trained": 50, "best_epoch": 50}, STUDY, task)
+    assert not stats.stopped_at_chance(replace(stopped, waited=99), STUDY, task)
+    assert not stats.stopped_at_chance(replace(stopped, steps_trained=4000), STUDY, task)
+
+
+def test_still_learning_is_at_its_best_in_the_last_twentieth_of_the_steps() -> None:
+    steps: dict[str, Any] = {"steps_planned": 4000, "trained": 4000}
+    assert stats.out_of_time(row(best=3801, **steps), STUDY)
+    assert not stats.out_of_time(row(best=3800, **steps), STUDY)
+    assert not stats.out_of_time(row(best=3999, trained=3999, steps_planned=4000), STUDY)
+    assert not stats.out_of_time(row(best=4000, constant=True, **steps), STUDY)
+    training = {"epochs": 500, "patience": "none", "target": "none", "decide": "end"}
+    last = load_study({**STUDY.model_dump(mode="json"), "training": training})
+    assert not stats.out_of_time(
+        row(best=4000, **steps), last
+    )  # where the last weights are kept, they are the best
 
 
 def test_a_dense_network_at_chance_is_flagged() -> None:
-    facts = {"t": {"chance": 0.5, "test_rows": 100}}  # 99 % of guesses get at most 62 of 100 right
     for mean, at_chance in ((0.62, True), (0.63, False)):
         runs = [row(value=mean), row(sparsity=0.5, value=mean)]
-        assert stats.dense_at_chance(runs, "t", facts["t"]) is at_chance
-        flags = [flag for flag in stats.flags(runs, STUDY, facts) if flag.kind == "dense-at-chance"]
-        assert flags == [stats.Flag("dense-at-chance", "t", "dense", (0.0,), 1)] * at_chance
+        assert stats.dense_at_chance(runs, T, FACTS) is at_chance
+        flags = [flag for flag in stats.flags(runs, STUDY, {"t": FACTS}) if flag.kind == "dense-at-chance"]
+        assert flags == [stats.Flag("dense-at-chance", T, "dense", (0.0,), 1)] * at_chance
 
 
 def test_kept_through_ends_at_the_first_level_that_falls_short() -> None:
     runs = toy({0.7: 0.97, 0: 1.0, 0.5: 0.94, 0.3: 0.96})  # in no order
-    assert stats.critical_sparsity(runs, "t", "a") == 0.7
-    assert stats.kept_through(runs, "t", "a") == 0.3
+    assert stats.critical_sparsity(runs, T, "a") == 0.7
+    assert stats.kept_through(runs, T, "a") == 0.3
     # intervals are ± 0.0248: no level is surely above 0.95, and every one may be
-    assert (stats.kept_through(runs, "t", "a", "low"), stats.kept_through(runs, "t", "a", "high")) == (
+    assert (stats.kept_through(runs, T, "a", "low"), stats.kept_through(runs, T, "a", "high")) == (
         0.0,
         0.7,
     )
-    assert stats.kept_through(toy({0.3: 0.4}), "t", "a") is None
+    assert stats.kept_through(toy({0.3: 0.4}), T, "a") is None
 
 
 def test_chance_from_is_the_lowest_level_that_nothing_rises_from_again() -> None:
-    facts = {"chance": 0.5, "test_rows": 100}  # 99 % of guesses get at most 62 of 100 right
     runs = toy({0: 0.5, 0.3: 0.5, 0.5: 0.64, 0.7: 0.61, 0.9: 0.4})
-    assert stats.chance_from(runs, "t", "a", facts) == 0.7
+    assert stats.chance_from(runs, T, "a", FACTS) == 0.7
     # intervals are ± 0.0248: 0.64 may be 0.6152, and 0.61 may be 0.6348
-    assert stats.chance_from(runs, "t", "a", facts, "low") == 0.3
-    assert stats.chance_from(runs, "t", "a", facts, "high") == 0.9
-    assert stats.chance_from(toy({0: 0.5, 0.9: 0.7}), "t", "a", facts) == math.inf
-    assert stats.chance_from(toy({0: 0.5}), "t", "a", facts) is None
+    assert stats.chance_from(runs, T, "a", FACTS, "low") == 0.3
+    assert stats.chance_from(runs, T, "a", FACTS, "high") == 0.9
+    assert stats.chance_from(toy({0: 0.5, 0.9: 0.7}), T, "a", FACTS) == math.inf
+    assert stats.chance_from(toy({0: 0.5}), T, "a", FACTS) is None
     lost = [row(sparsity=0.9, value=None)]
-    assert stats.chance_from(lost, "t", "a", facts) == math.inf
+    assert stats.chance_from(lost, T, "a", FACTS) == math.inf
 
 
 def test_against_dense_is_paired_by_seed() -> None:
     runs = [row(sparsity=0.0, seed=s, value=v) for s, v in enumerate((0.5, 0.6, 0.9))]
     runs += [row(sparsity=0.3, seed=s, value=v) for s, v in enumerate((0.6, 0.9, 0.9))]
     runs += [row(sparsity=0.3, seed=7, value=0.0)]  # no dense twin
-    p = stats.against_dense(runs, "t", "a", 0.3)
+    p = stats.against_dense(runs, T, "a", 0.3)
     assert p is not None
     test = scipy.stats.ttest_rel((0.6, 0.9, 0.9), (0.5, 0.6, 0.9)).confidence_interval()
     assert (p.first, p.second, p.sparsity, p.difference.n) == ("a", "dense", 0.3, 3)
     assert (p.difference.low, p.difference.high) == pytest.approx((test.low, test.high))
-    assert stats.against_dense(runs, "t", "a", 0.5) is None
-    assert stats.against_dense(toy({0.3: 0.4}), "t", "a", 0.3) is None
+    assert stats.against_dense(runs, T, "a", 0.5) is None
+    assert stats.against_dense(toy({0.3: 0.4}), T, "a", 0.3) is None
 
 
 def test_early_failures_by_hand() -> None:
     runs = [row(sparsity=0.0, seed=s) for s in range(2)]  # the dense mean is 1, the bar 0.95
-    short = {"sparsity": 0.5, "epochs_trained": 101}
+    short = {"sparsity": 0.5, "trained": 101}
     runs += [
         row(seed=0, value=0.96, **short),
         row(seed=1, value=0.94, **short),
         row(seed=2, value=None, **short),
     ]
     runs += [row(seed=0, sparsity=0.7, value=0.1), row("b", seed=0, value=0.1, **short)]
-    assert stats.early_failures(runs, "t", "a", STUDY) == (2, 1)
-    assert stats.early_failures(runs, "t", "b", STUDY) == (1, 1)
-    assert stats.early_failures(runs[2:], "t", "a", STUDY) == (2, 2)  # no dense network: nothing was kept
+    assert stats.early_failures(runs, T, "a") == (2, 1)
+    assert stats.early_failures(runs, T, "b") == (1, 1)
+    assert stats.early_failures(runs[2:], T, "a") == (2, 2)  # no dense network: nothing was kept
 
 
 # -- controls and patience -----------------------------------------------------------------------------------
@@ -342,10 +379,14 @@ def test_where_patience_would_have_stopped() -> None:
 
 
 def test_what_patience_would_have_hidden_by_hand() -> None:
-    def curve(values: list[float]) -> Any:
-        return {"val_metric": values, "train_loss": [10.0 - i for i in range(len(values))]}
+    def curve(values: list[float]) -> Curve:
+        step = np.arange(10.0, 60, 10)  # evaluated every ten of 20 steps an epoch
+        loss = np.array([10.0, 9, 8, 7, 6])
+        return Curve(
+            "t", "a", 0.5, 0, "mlp", step, step / 20, loss, -np.array(values), np.array(values), np.empty(0)
+        )
 
-    facts = {"t": {"chance": 0.5, "val_rows": 100}}  # at 3 looks, 65 of 100 is still a guess
+    facts = {"t": replace(FACTS, val_rows=100)}  # at 3 looks, 65 of 100 is still a guess
     late, early, known = [0.5, 0.4, 0.4, 0.9, 0.9], [0.5, 0.6, 0.7, 0.8, 0.9], [0.8, 0.7, 0.7, 0.9, 0.9]
     more = {"train_metric": 0.75}
     runs = [
@@ -354,11 +395,11 @@ def test_what_patience_would_have_hidden_by_hand() -> None:
         row(seed=1, sparsity=0.7, value=None, **more),
     ]  # fmt: skip
     curves = [curve(late), curve(early), curve(known), curve(late), curve(late)]
-    assert stats.cut_short(runs, curves, facts, patience=2) == [
-        stats.CutShort(
-            "t", "a", 0.5, n=3, runs=1, epoch=3, loss_then=8, loss_after=6, train_after=0.75, test_after=0.25
-        )
-    ]
+    hidden = stats.CutShort(
+        T, "a", 0.5, n=3, runs=1, epoch=1.5, loss_then=8, loss_after=6, train_after=0.75, test_after=0.25
+    )
+    assert [stats.cut_short(runs, curves, facts, decide, patience=2)
+            for decide in ("val-metric", "val-loss", "end")] == [[hidden]] * 3  # fmt: skip
 
 
 # -- the mask doctor, and all strategies -------------------------------------------------------------------
@@ -423,7 +464,7 @@ def test_a_cells_diagnosis_by_hand() -> None:
                   effective_sparsity=0.6, realised_sparsity=0.5, collapses_at=0.6),
     ]  # fmt: skip
     [cell] = stats.diagnoses(runs)
-    assert (cell.task, cell.strategy, cell.sparsity, cell.n) == ("t", "a", 0.5, 2)
+    assert (cell.setting, cell.strategy, cell.sparsity, cell.n) == (T, "a", 0.5, 2)
     assert (cell.severity, cell.fatal, dict(cell.runs)) == ("fatal", 1, {"fatal": 1, "warning": 2, "note": 0})
     assert cell.effective == pytest.approx(0.7)
     assert (cell.units, cell.no_input, cell.no_output) == (40, 6, 2)  # hidden units: not the last layer's 5
@@ -467,9 +508,10 @@ def test_ranking_by_hand() -> None:
         for s, mean in zip((0.3, 0.5), means, strict=True):
             runs += [row(name, s, seed, mean + (seed - 1) * 0.1) for seed in range(3)]
     # without its hardest level, seed 2 of c would count for more than it is worth
-    runs = [r if (r["strategy"], r["sparsity"], r["seed"]) != ("c", 0.5, 2) else {**r, "test_metric": None}
-            for r in runs]  # fmt: skip
-    ranked = stats.ranking(runs, "t")
+    runs = [
+        r if (r.strategy, r.sparsity, r.seed) != ("c", 0.5, 2) else replace(r, test_metric=None) for r in runs
+    ]
+    ranked = stats.ranking(runs, T)
     assert [(r.rank, r.strategy, r.mean.n, r.diverged) for r in ranked] == [
         (1, "c", 2, 1), (2, "b", 3, 0), (3, "a", 3, 0),
     ]  # fmt: skip
@@ -487,7 +529,7 @@ def test_ranking_tells_apart_what_enough_seeds_show() -> None:
     runs = [row("a", 0.5, seed, 0.9 + e) for seed, e in enumerate(noise)]
     runs += [row("b", 0.5, seed, 0.5 + e) for seed, e in enumerate(noise)]
     runs += [row("c", 0.5, seed, 0.5 + e + (0.002 if seed % 2 else -0.001)) for seed, e in enumerate(noise)]
-    assert [(r.strategy, r.alike) for r in stats.ranking(runs, "t")] == [
+    assert [(r.strategy, r.alike) for r in stats.ranking(runs, T)] == [
         ("a", ()),
         ("c", ("b",)),
         ("b", ("c",)),
@@ -495,16 +537,16 @@ def test_ranking_tells_apart_what_enough_seeds_show() -> None:
 
 
 def test_nothing_is_ranked_where_nothing_was_pruned() -> None:
-    assert stats.ranking(toy({0: 1.0}), "t") == []
+    assert stats.ranking(toy({0: 1.0}), T) == []
 
 
 def test_a_strategy_that_always_diverged_is_ranked_last() -> None:
     runs = [row("a", 0.5, 0, None), row("b", 0.5, 0, -9.0)]
-    assert [(r.strategy, r.mean.n) for r in stats.ranking(runs, "t")] == [("b", 1), ("a", 0)]
+    assert [(r.strategy, r.mean.n) for r in stats.ranking(runs, T)] == [("b", 1), ("a", 0)]
 
 
 def test_ranking_counts_fatal_cells(reference: Any) -> None:
-    ranked = {r.strategy: r for r in stats.ranking(reference.runs, "regression")}
+    ranked = {r.strategy: r for r in stats.ranking(reference.runs, REGRESSION)}
     assert [r.fatal for r in (ranked["magnitude"], ranked["random"], ranked["structured"])] == [5, 0, 0]
     assert ranked["structured"].rank == 1
     assert ranked["magnitude"].cells == 7
@@ -514,36 +556,37 @@ def test_ranking_counts_fatal_cells(reference: Any) -> None:
 
 
 def test_reference_dense_means(reference: Any) -> None:
-    for task, mean in (("modular", 0.2891), ("regression", 0.9769)):
-        dense = stats.dense_baseline(reference.runs, task)
+    for setting, mean in ((MODULAR, 0.2891), (REGRESSION, 0.9769)):
+        dense = stats.dense_baseline(reference.runs, setting)
         assert dense is not None
         assert round(dense.test.mean, 4) == mean
 
 
 def test_reference_structured_modular_means(reference: Any) -> None:
-    means = [c.test.mean for c in stats.cells(reference.runs, "modular", "structured") if c.sparsity > 0]
+    means = [c.test.mean for c in stats.cells(reference.runs, MODULAR, "structured") if c.sparsity > 0]
     assert [round(m, 4) for m in means] == [0.3535, 0.4513, 0.5990, 0.7094, 0.6132, 0.2685, 0.0900]
 
 
 def test_reference_critical_sparsities(reference: Any) -> None:
     found = {(t, s): stats.critical_sparsity(reference.runs, t, s)
-             for t in ("modular", "regression") for s in ("magnitude", "random", "structured")}  # fmt: skip
+             for t in (MODULAR, REGRESSION) for s in ("magnitude", "random", "structured")}  # fmt: skip
     assert list(found.values()) == [0.0, 0.0, 0.8, 0.3, 0.5, 0.9]
     # the published 90 % is one noisy cell: its interval straddles the threshold
-    assert 0.9 in [c.sparsity for c in stats.straddling(reference.runs, "modular", "structured")]
-    assert stats.critical_range(reference.runs, "modular", "structured") == (0.8, 0.9)
+    assert 0.9 in [c.sparsity for c in stats.straddling(reference.runs, MODULAR, "structured")]
+    assert stats.critical_range(reference.runs, MODULAR, "structured") == (0.8, 0.9)
 
 
 def test_reference_flags(reference: Any) -> None:
     flags = {
-        (f.kind, f.task, f.strategy): f for f in stats.flags(reference.runs, reference.study, reference.tasks)
+        (f.kind, f.setting, f.strategy): f
+        for f in stats.flags(reference.runs, reference.study, reference.tasks)
     }
-    collapse = flags["layer-collapse", "regression", "magnitude"]
+    collapse = flags["layer-collapse", REGRESSION, "magnitude"]
     assert (collapse.sparsities, collapse.count) == ((0.5, 0.7, 0.8, 0.9, 0.95), 15)
-    assert flags["stopped-at-chance", "modular", "random"].count == 18
-    assert flags["out-of-time", "modular", "dense"].count == 3
-    assert ("stopped-at-chance", "modular", "structured") not in flags
-    assert stats.provenance(reference.runs) == {"sequential, cpu, torch 2.13.0+cpu, 1 thread": 132}
+    assert flags["stopped-at-chance", MODULAR, "random"].count == 18
+    assert flags["out-of-time", MODULAR, "dense"].count == 3
+    assert ("stopped-at-chance", MODULAR, "structured") not in flags
+    assert stats.provenance(reference.runs) == {str(reference_store.MAKER): 132}
 
 
 def test_three_seeds_separate_no_two_strategies(reference: Any) -> None:
@@ -564,3 +607,49 @@ def test_modules_need_no_torch(tmp_path: Path) -> None:
     names = "natal.reading.validate, natal.reading.report, natal.reading.checkup"
     code = f"import sys, {names}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- several networks, and searched learning rates -----------------------------------------------------------
+
+
+def test_networks_never_mix() -> None:
+    small, large = [
+        [replace(r, network=network) for r in (*toy({0: dense, 0.5: 0.9}), *toy({0: dense, 0.5: 0.4}, "b"))]
+        for network, dense in (("small", 0.9), ("large", 1.0))
+    ]
+    runs = [*small, *large]
+    at = [Setting("t", network) for network in ("small", "large")]
+    assert [stats.critical_sparsity(runs, setting, "a") for setting in at] == [0.5, 0.0]
+    assert [stats.cell(runs, setting, "a", 0.0).test.n for setting in at] == [3, 3]  # type: ignore[union-attr]
+    assert [c.setting for c in stats.cells(runs, strategy="a")] == [at[0]] * 2 + [at[1]] * 2
+    assert len(stats.once(runs)) == 2 * (3 + 3 + 3)  # each network's dense trainings once
+    # two comparisons are made, one a network, and corrected for together
+    assert [(p.setting, p.p, p.p_holm) for p in stats.compare_overall(runs)] == [(s, 0.25, 0.5) for s in at]
+    assert [r.setting for r in stats.ranking(runs, at[1])] == [at[1]] * 2
+
+
+def test_controls_are_compared_on_every_setting() -> None:
+    base = study_of("structured", "fresh-narrow").model_dump(mode="json")
+    del base["hidden"]
+    study = load_study({**base, "networks": ["small", "large"]})
+    runs = [
+        row(name, 0.5, seed, value, network=network)
+        for network in ("small", "large")
+        for name, value in (("structured", 0.9), ("fresh-narrow", 0.7))
+        for seed in range(2)
+    ]
+    compared = stats.compare_controls(runs, study)
+    assert [c.overall.setting.network for c in compared] == ["small", "large"]
+    assert [c.overall.p_holm for c in compared] == [1.0, 1.0]  # two planned comparisons of least p 0.5
+
+
+def test_a_search_by_hand() -> None:
+    def attempt(rate: float, seed: int, value: float) -> Attempt:
+        return Attempt(row(sparsity=0.5, seed=seed, learning_rate=rate), value)
+
+    attempts = [attempt(0.1, 0, 0.5), attempt(0.1, 1, 0.7), attempt(1.0, 0, 0.9), attempt(1.0, 1, -math.inf)]
+    [found] = stats.searched([row(sparsity=0.5, learning_rate=0.1)], attempts)
+    assert (found.setting, found.strategy, found.sparsity, found.chosen) == (T, "a", 0.5, 0.1)
+    assert {rate: (v.n, v.mean) for rate, v in found.values.items()} == {0.1: (2, 0.6), 1.0: (1, 0.9)}
+    assert found.diverged == {0.1: 0, 1.0: 1}
+    assert stats.searched([], attempts)[0].chosen is None

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from test_results import searching
 
 import natal
 import reference_store
 from conftest import tiny
 from natal.reading import report, validate
-from natal.study import SCOPES, Run, presets
+from natal.study import SCOPES, Run, load_study, presets
 
 REFERENCE = reference_store.reference_outcomes()
 TASKS = reference_store.TASKS
@@ -173,8 +175,8 @@ def test_gaps_in_the_provenance_are_named(tmp_path: Path, manifest: Any, said: s
     (MAGNITUDE, {"test_metric": None}, "test_metric is not a finite number"),
     (MAGNITUDE, {"final_loss": float("inf")}, "train_loss is not a finite number"),
     (MAGNITUDE, {"val_metric": 1.5}, "val_metric 1.5 is out of range"),
-    (MAGNITUDE, {"best_epoch": 0}, "best epoch 0 of"),
-    (Run("regression", "random", 0.5, 7), {"epochs_trained": 499}, "499 were trained"),
+    (MAGNITUDE, {"best_step": 0}, "best step 0 of"),
+    (Run("regression", "random", 0.5, 7), {"steps_trained": 499}, "499 evaluations of 499 steps were made"),
 ])  # fmt: skip
 def test_a_wrong_run_is_named(tmp_path: Path, run: Run, change: Any, said: str) -> None:
     text = errors_of(tmp_path, {**REFERENCE, run: replace(REFERENCE[run], **change)})
@@ -194,9 +196,16 @@ def test_layerwise_masks_are_exact_in_every_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", sorted(presets()))
 def test_what_a_preset_makes_is_valid(preset: str, tmp_path: Path) -> None:
-    changes = ['tasks=["regression"]', "seeds=[1]", "sparsities=[0.0, 0.5, 0.9]", "training.epochs=150"]
+    changes = ["seeds=[1]", "sparsities=[0.0, 0.5, 0.9]", *_SHORTER.get(preset, _SHORT)]
     natal.run(preset, tmp_path, overrides=changes, workers=1)
     assert validate.validate(tmp_path) == []
+
+
+_SHORT = ['tasks=["regression"]', "training.epochs=150"]
+_SHORTER = {
+    "depth": ['tasks=["regression"]', "training.epochs=10"],
+    "digits": ["sparsities=[0.0, 0.9]", 'training.length="4it"', 'training.evaluate="4it"'],
+}
 
 
 def test_every_scope_and_granularity_is_valid(tmp_path: Path, no_report: None) -> None:
@@ -312,8 +321,8 @@ def test_a_store_that_was_tampered_with_is_named(directory: Path) -> None:
     ("UPDATE manifest SET value = 'false' WHERE name = 'deterministic'", "determinism is off: the manifest's"),
     ("UPDATE training SET facts = json_set(facts, '$.deterministic', json('false'))", "144 runs were trained with det"),
     ("UPDATE manifest SET value = json_set(value, '$.hidden', 64) WHERE name = 'study'", "not the hash of its study"),
-    ("UPDATE training SET facts = json_set(facts, '$.best_epoch', 2)", "its best epoch is 2"),
-    ("UPDATE training SET val_metric = zeroblob(8)", "its curves have"),
+    ("UPDATE training SET facts = json_set(facts, '$.best_step', 2)", "its best step is 2"),
+    ("UPDATE curve SET numbers = zeroblob(8) WHERE name = 'val_metric'", "1 of val_metric"),
 ])  # fmt: skip
 def test_tampering_with_the_store_fails_with_a_list(directory: Path, statement: str, said: str) -> None:
     assert said in "\n".join(changed(directory, statement))
@@ -326,7 +335,7 @@ def test_a_recorded_divergence_is_a_note_not_an_error(tmp_path: Path) -> None:
     text, code = validate.verdict(directory)
     assert code == 0
     assert text.splitlines()[0].startswith(
-        "NOTE: 1 trainings diverged, the first task=modular, strategy=structured"
+        "NOTE: 1 training diverged, the first task=modular, strategy=structured"
     )
     assert text.splitlines()[-1] == "Validation PASSED. All checks OK."
 
@@ -350,3 +359,141 @@ def test_a_missing_or_foreign_diagnosis_is_named(tmp_path: Path) -> None:
         "strategy=random, sparsity=50%, seed=7: effective sparsity 0.2500 is less than the mask's own"
         in found
     )
+
+
+# -- several networks, other trainings, searches and stopped commands ---------------------------------------------
+
+
+def complaints(directory: Path) -> list[str]:
+    return [line for line in validate.validate(directory) if "cannot be read" not in line]
+
+
+def test_two_networks_are_whole_or_named(tmp_path: Path) -> None:
+    study, outcomes = reference_store.two_networks()
+    assert complaints(reference_store.build(tmp_path / "whole", outcomes, study)) == []
+    wide = {run: o for run, o in outcomes.items() if run.network == "wide"}
+    found = complaints(reference_store.build(tmp_path / "half", wide, study))
+    assert "no run has network narrow" in found
+    assert (
+        "144 of 288 runs are missing, the first task=modular, network=narrow, strategy=magnitude, sparsity=0%, "
+        "seed=42; `natal run` with the same study resumes"
+    ) in found
+    assert "modular / narrow / magnitude at 0% has 0 runs; the study has 3 seeds" in found
+
+
+def test_a_stopped_study_is_not_blamed_for_what_is_said_at_its_end(tmp_path: Path) -> None:
+    outcomes = dict(list(REFERENCE.items())[:30])
+    directory = reference_store.build(tmp_path, outcomes, deterministic=None, finished_at=None)
+    assert not any("determinism" in line for line in validate.validate(directory))
+    loose = {run: replace(o, deterministic=False) for run, o in outcomes.items()}
+    directory = reference_store.build(tmp_path / "loose", loose, deterministic=None, finished_at=None)
+    assert any("were trained with determinism off" in line for line in validate.validate(directory))
+
+
+def test_a_dense_network_that_learns_nothing_is_an_error_for_the_papers_alone(tmp_path: Path) -> None:
+    study, outcomes = reference_store.two_networks()
+    outcomes = {run: replace(o, test_metric=0.0) if run.sparsity == 0 else o for run, o in outcomes.items()}
+    directory = reference_store.build(tmp_path, outcomes, study)
+    assert complaints(directory) == []
+    assert "dense modular / narrow does not learn: mean test_acc is 0, chance 0.01031" in validate.notes(
+        directory
+    )
+
+
+def _trained(decide: str, best: int) -> Any:
+    curves = {
+        "step": np.array([10.0, 20, 30]), "train_loss": np.array([3.0, 2, 1]),
+        "val_loss": np.array([3.0, 1, 2]), "val_metric": np.array([0.9, 0.5, 0.5]),
+    }  # fmt: skip
+    training = {"length": "30it", "evaluate": "10it", "patience": "none", "target": "none", "decide": decide}
+    study, outcomes = reference_store.two_networks(training={**training, "learning_rate": 0.01})
+    return study, {
+        run: replace(o, steps_planned=30, steps_trained=30, best_step=best, curves=curves)
+        for run, o in outcomes.items()
+    }
+
+
+@pytest.mark.parametrize(("decide", "best", "said"), [
+    ("val-metric", 10, "validation curve is highest at step 10"),
+    ("val-loss", 20, "validation loss is lowest at step 20"),
+    ("end", 30, "last step is at step 30"),
+])  # fmt: skip
+def test_the_best_evaluation_is_the_one_that_the_study_decides_by(
+    tmp_path: Path, decide: str, best: int, said: str
+) -> None:
+    study, outcomes = _trained(decide, best)
+    assert complaints(reference_store.build(tmp_path / "right", outcomes, study)) == []
+    for other in {10, 20, 30} - {best}:
+        study, outcomes = _trained(decide, other)
+        found = complaints(reference_store.build(tmp_path / str(other), outcomes, study))
+        assert f"{said}, its best step is {other}" in found[0]
+
+
+def test_a_training_of_another_length_is_named(tmp_path: Path) -> None:
+    outcomes = {**REFERENCE, MAGNITUDE: replace(REFERENCE[MAGNITUDE], steps_planned=600)}
+    assert "its whole training has 600 steps, the study's 500" in errors_of(tmp_path, outcomes)
+
+
+def test_the_choice_among_learning_rates_is_checked(tmp_path: Path) -> None:
+    assert complaints(searching(tmp_path / "right")) == []
+    [first, _] = complaints(searching(tmp_path / "wrong", chosen=0.1))
+    assert first == (
+        "task=regression, strategy=random, sparsity=50%, seed=42: the store shows the training at learning rate 0.1, "
+        "validation rows choose 1.0"
+    )
+    # until a search is over, a store shows the first rate of each row
+    assert not any(
+        "learning rate" in line
+        for line in complaints(searching(tmp_path / "o", chosen=0.1, finished_at=None))
+    )
+
+
+def test_a_smaller_dense_network_stands_for_a_pruned_one(tmp_path: Path) -> None:
+    base = reference_store.reference_study().model_dump(mode="json")
+    small = {"name": "small", "criterion": "magnitude", "control": "small-dense"}
+    study = load_study(
+        {**base, "tasks": ["modular"], "strategies": [small], "sparsities": [0.5], "claims": []}
+    )
+    # pruned, the 37,473 parameters are 18,849; 64 neurons have 64 * 291 weights and 64 + 97 biases, 18,785 in all
+    dense = replace(
+        REFERENCE[MAGNITUDE],
+        kept=18624,
+        nonzero_params=18785,
+        densities={"hidden": 1.0, "output": 1.0},
+        diagnosis={},
+    )
+
+    def wrong(**change: Any) -> list[str]:
+        outcomes = dict.fromkeys(study.runs(), replace(dense, **change))
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        return complaints(reference_store.build(directory, outcomes, study))
+
+    assert wrong() == []
+    assert "it must be a dense network of at most 18849" in wrong(nonzero_params=18850)[0]
+    assert "it must be a dense network" in wrong(densities={"hidden": 0.5, "output": 1.0})[0]
+
+
+def test_layers_of_any_network_keep_what_the_recipe_asks_for(tmp_path: Path) -> None:
+    """A network of a convolution and a linear layer, by its shapes alone."""
+    layers = {"conv": [4, 1, 3, 3], "fc": [10, 64]}  # 36 and 640 weights, 14 biases
+    study = load_study(
+        reference_store.reference_study(), ['tasks=["modular"]', "sparsities=[0.25]", "claims=[]"]
+    )
+    facts = {"task": "modular", "network": "mlp", "engine": "torch", "parameters": 690, "layers": layers,
+             "macs": 1000, "steps": 500, "steps_per_epoch": 1}  # fmt: skip
+    outcome = replace(REFERENCE[MAGNITUDE], total_params=690, prunable=676, kept=507, nonzero_params=521,
+                      densities={"conv": 27 / 36, "fc": 480 / 640}, diagnosis={})  # fmt: skip
+
+    def found(o: Any) -> list[str]:
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        outcomes = dict.fromkeys(study.runs(), o)
+        lines = complaints(reference_store.build(directory, outcomes, study, networks=[facts]))
+        return [line for line in lines if "magnitude" in line and "diagnosed" not in line]
+
+    assert found(outcome) == []
+    assert (
+        "its layers keep {'conv': 26, 'fc': 480}, which is not 507 in all"
+        in found(replace(outcome, densities={"conv": 26 / 36, "fc": 480 / 640}))[0]
+    )
+    assert "691 parameters; the network has 690" in found(replace(outcome, total_params=691))[0]
+    assert "has 14 other parameters" in found(replace(outcome, nonzero_params=522))[0]

@@ -8,6 +8,8 @@ import pytest
 
 from natal.reading import wording
 from natal.reading.stats import summarise
+from natal.study import Run
+from natal.wording import brief, describe, plural
 
 
 @pytest.mark.parametrize(("value", "form", "shown"), [
@@ -31,12 +33,12 @@ def test_levels_shares_and_intervals() -> None:
 
 
 def test_counts_have_their_noun() -> None:
-    assert [wording.plural(n, "strategy") for n in (0, 1, 2)] == [
+    assert [plural(n, "strategy") for n in (0, 1, 2)] == [
         "0 strategies",
         "1 strategy",
         "2 strategies",
     ]
-    assert wording.plural(2, "run") == "2 runs"
+    assert plural(2, "run") == "2 runs"
 
 
 def test_sentences_are_wrapped_whole() -> None:
@@ -45,3 +47,10 @@ def test_sentences_are_wrapped_whole() -> None:
     assert wording.bullet("a-b " * 60)[0].endswith("a-b")
     assert wording.bullet("word " * 60)[1].startswith("    word")
     assert wording.wrapped("word " * 60, 4)[1].startswith("      word")
+
+
+def test_the_papers_network_goes_without_saying() -> None:
+    paper, other = Run("digits", "snip", 0.995, 7), Run("digits", "snip", 0.995, 7, "lenet-5")
+    assert describe(paper) == "task=digits, strategy=snip, sparsity=99.5%, seed=7"
+    assert describe(other) == "task=digits, network=lenet-5, strategy=snip, sparsity=99.5%, seed=7"
+    assert (brief(paper), brief(other)) == ("digits snip 99.5%", "digits lenet-5 snip 99.5%")

@@ -8,17 +8,22 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import tiny
 from natal import NatalError, Run, load_study
-from natal.store import FILE, Outcome, Store
-from natal.store.sqlite import APPLICATION
+from natal.store import FILE, Outcome, Store, chosen
+from natal.store.migrations import MIGRATIONS, one_to_two
+from natal.store.sqlite import APPLICATION, FORMAT
+from natal.study import Maker
+from reference_store import FACTS_1, old
 
 STUDY = load_study(tiny())
 GRID = [(run, f"key-{i}") for i, run in enumerate(STUDY.runs())]
+MAKER = Maker("torch", 1, "cpu", "2.13.0", "2.4.6", "0.3.0")
 FINISHED = Outcome(
     key="key-0",
     status="finished",
@@ -27,19 +32,26 @@ FINISHED = Outcome(
     prunable=672,
     kept=0,
     densities={"hidden.weight": 0.0, "output.weight": 0.0},
-    epochs_trained=3,
-    best_epoch=2,
+    steps_per_epoch=2,
+    steps_planned=24,
+    steps_trained=6,
+    best_step=4,
+    learning_rate=0.02,
     train_metric=0.1,
     val_metric=0.2,
     test_metric=1 / 3,
     final_loss=1e-300,
     constant=True,
     seconds=0.5,
-    made_by="hand",
+    made_by=MAKER,
     deterministic=True,
     diagnosis={"findings": []},
-    train_loss_curve=np.array([3.0, 2.0, 1 / 3]),
-    val_metric_curve=np.array([-np.inf, 0.2, np.nan]),
+    curves={
+        "step": np.array([2.0, 4.0, 6.0]),
+        "train_loss": np.array([3.0, 2.0, 1 / 3]),
+        "val_loss": np.array([1e300, 1.0, 0.5]),
+        "val_metric": np.array([-np.inf, 0.2, np.nan]),
+    },
 )
 DIVERGED = replace(
     FINISHED,
@@ -49,8 +61,7 @@ DIVERGED = replace(
     val_metric=None,
     test_metric=None,
     final_loss=None,
-    train_loss_curve=np.array([np.nan]),
-    val_metric_curve=np.array([np.nan]),
+    curves={"step": np.array([2.0]), "train_loss": np.array([np.nan]), "val_metric": np.array([np.nan])},
 )
 
 
@@ -78,8 +89,10 @@ def test_what_is_stored_is_read_back_to_the_last_bit(store: Store) -> None:
         read = outcomes[wrote.key]
         assert read.facts() == wrote.facts()
         assert (read.key, read.status) == (wrote.key, wrote.status)
-        assert read.train_loss_curve.tobytes() == wrote.train_loss_curve.tobytes()
-        assert read.val_metric_curve.tobytes() == wrote.val_metric_curve.tobytes()
+        assert read.made_by == wrote.made_by
+        assert {n: c.tobytes() for n, c in read.curves.items()} == {
+            n: c.tobytes() for n, c in wrote.curves.items()
+        }
 
 
 def test_a_stored_training_is_never_replaced(store: Store) -> None:
@@ -141,6 +154,156 @@ def test_a_reader_cannot_write(store: Store, monkeypatch: pytest.MonkeyPatch) ->
             reader.add([DIVERGED])
 
 
+def test_epochs_are_steps_by_the_epoch() -> None:
+    assert (FINISHED.epochs_trained, FINISHED.best_epoch) == (3, 2)
+    assert type(FINISHED.epochs_trained) is int  # as the published files write them
+    assert replace(FINISHED, steps_trained=5).epochs_trained == 2.5
+
+
+def test_curves_are_read_when_asked_for(store: Store) -> None:
+    store.add([FINISHED])
+    bare = store.outcomes(curves=False)["key-0"]
+    assert (bare.facts(), bare.curves) == (FINISHED.facts(), {})
+    assert store.curves()["key-0"]["train_loss"].tolist() == [3.0, 2.0, 1 / 3]
+
+
+def test_every_maker_is_counted_whatever_study_it_worked_for(store: Store) -> None:
+    other = replace(MAKER, revision=2)
+    store.add([FINISHED, DIVERGED, replace(FINISHED, key="elsewhere", made_by=other)])
+    assert store.makers() == {MAKER: 2, other: 1}
+
+
+# -- learning rates ------------------------------------------------------------------------------------------
+
+
+def _at(key: str, value: float | None, loss: float = 1.0) -> Outcome:
+    curves = {"step": np.array([2.0, 4.0]), "val_loss": np.array([0.0, loss])}
+    return replace(FINISHED, key=key, val_metric=value, curves=curves)
+
+
+def test_what_a_row_tried_is_kept_beside_what_it_shows(store: Store) -> None:
+    tried = {0: {0.1: "key-0", 1.0: "other"}}
+    store.declare(STUDY, GRID, {}, tried)
+    store.add([FINISHED])
+    assert store.complete() == 0
+    store.add([replace(FINISHED, key="other")])
+    assert store.tried() == tried
+    assert set(store.outcomes()) == {"key-0", "other"}
+    assert store.complete() == 1
+    store.choose({0: "other"})
+    assert (store.grid()[0][1], store.grid()[1][1]) == ("other", "key-1")
+    assert store.tried() == tried
+    store.declare(STUDY, GRID, {})
+    assert store.tried() == {}
+
+
+def test_a_level_takes_the_rate_with_the_best_mean_over_its_seeds() -> None:
+    grid = [(Run("t", "a", 0.5, seed), f"low-{seed}") for seed in range(2)]
+    tried = {seed: {0.1: f"low-{seed}", 1.0: f"high-{seed}"} for seed in range(2)}
+    values = {"low-0": 0.5, "low-1": 0.6, "high-0": 0.9, "high-1": 0.1}  # means of 0.55 and 0.5
+    outcomes = {key: _at(key, value) for key, value in values.items()}
+    assert chosen(grid, tried, outcomes, "val-metric") == {0: "low-0", 1: "low-1"}
+    outcomes["high-1"] = _at("high-1", 0.2)  # equals: the first of them
+    assert chosen(grid, tried, outcomes, "val-metric") == {0: "low-0", 1: "low-1"}
+    outcomes["high-1"] = _at("high-1", 0.3)
+    assert chosen(grid, tried, outcomes, "val-metric") == {0: "high-0", 1: "high-1"}
+    outcomes["high-0"] = _at("high-0", None)  # it diverged
+    assert chosen(grid, tried, outcomes, "val-metric") == {0: "low-0", 1: "low-1"}
+    del outcomes["low-0"]
+    assert chosen(grid, tried, outcomes, "val-metric") == {}  # the search is not over
+
+
+def test_a_rate_can_be_chosen_by_validation_loss() -> None:
+    grid = [(Run("t", "a", 0.5, 0), "low")]
+    tried = {0: {0.1: "low", 1.0: "high"}}
+    outcomes = {"low": _at("low", 0.9, loss=2.0), "high": _at("high", 0.1, loss=1.5)}  # at the best step, 4
+    assert chosen(grid, tried, outcomes, "val-loss") == {0: "high"}
+
+
+# -- stores of earlier versions --------------------------------------------------------------------------------
+
+
+def _is_whole(store: Store) -> None:
+    assert store.grid() == [(Run("regression", "snip", 0.5, seed, "mlp"), f"k{seed}") for seed in (1, 2)]
+    assert store.study().network_names == ("mlp",)
+    assert store.manifest()["engine"] == "batched"
+    maker = Maker("compiled", 1, "cpu", "2.13.0+cpu", "2.4.6", "0.2.0")
+    assert store.makers() == {maker: 1}
+    [outcome] = store.outcomes().values()
+    kept = {
+        name: FACTS_1[name]
+        for name in ("kept", "densities", "test_metric", "final_loss", "constant", "diagnosis")
+    }
+    assert {name: outcome.facts()[name] for name in kept} == kept
+    assert (outcome.key, outcome.status, outcome.made_by) == ("k1", "finished", maker)
+    assert (outcome.steps_per_epoch, outcome.steps_trained, outcome.best_step) == (1, 3, 2)
+    assert (outcome.steps_planned, outcome.learning_rate) == (None, None)  # natal 0.2 did not write them down
+    curves = {name: curve.tolist() for name, curve in outcome.curves.items()}
+    assert (curves["step"], curves["train_loss"]) == ([1, 2, 3], [3.0, 2.0, 1 / 3])
+    assert curves["val_metric"][:2] == [-np.inf, 0.2]
+    assert np.isnan(curves["val_metric"][2])
+    assert store.tried() == {}
+
+
+def test_a_reader_of_an_old_store_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    path = old(tmp_path / "results") / FILE
+    before = path.read_bytes()
+    with Store.read(path.parent) as store:
+        _is_whole(store)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [FILE]
+
+
+def test_a_study_run_in_an_old_store_brings_it_up_to_date(tmp_path: Path) -> None:
+    directory = old(tmp_path / "results")
+    with Store.create(directory) as store:
+        _is_whole(store)
+        store.add([replace(FINISHED, key="k2")])
+    with Store.read(directory) as store:
+        assert store.finished() == {"k1", "k2"}
+    with sqlite3.connect(directory / FILE) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (FORMAT,)
+        assert db.execute("SELECT finished_at FROM training WHERE key = 'k1'").fetchone() == (
+            "2026-10-01 12:00:00",
+        )
+    db.close()
+
+
+def test_an_upgrade_that_is_interrupted_leaves_the_old_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = old(tmp_path / "results")
+
+    def killed(db: sqlite3.Connection) -> None:
+        one_to_two(db)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(MIGRATIONS, 1, killed)
+    with pytest.raises(KeyboardInterrupt):
+        Store.create(directory)
+    monkeypatch.setitem(MIGRATIONS, 1, one_to_two)
+    with sqlite3.connect(directory / FILE) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    db.close()
+    with Store.read(directory) as store:
+        _is_whole(store)
+
+
+def test_an_upgraded_store_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    def tables(directory: Path) -> dict[str, list[Any]]:
+        Store.create(directory).close()
+        db = sqlite3.connect(directory / FILE)
+        names = [
+            name
+            for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        ]
+        found = {name: db.execute(f"PRAGMA table_info({name})").fetchall() for name in names}
+        db.close()
+        return found
+
+    assert tables(old(tmp_path / "old")) == tables(tmp_path / "new")
+
+
 # -- files that are not whole, not ours or not writable --------------------------------------------------
 
 
@@ -175,7 +338,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "is not a natal run store; name another directory with --out",
     ),
     "foreign": (_foreign, "is not a natal run store; name another directory with --out"),
-    "newer": (_newer, "has store format 99, this natal reads 1; use another --out"),
+    "newer": (_newer, "has store format 99, this natal reads 1 to 2; name another directory with --out"),
     "without-end": (_cut(20480), "name another directory with --out"),
     "within-a-page": (_cut(5000), "name another directory with --out"),
     "within-the-header": (_cut(50), "name another directory with --out"),
@@ -215,7 +378,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store: Store) -> None:
     store.add([FINISHED])
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
-    large = [replace(FINISHED, key=f"key-{i}", train_loss_curve=np.zeros(5000)) for i in range(1, 5)]
+    large = [replace(FINISHED, key=f"key-{i}", curves={"step": np.zeros(5000)}) for i in range(1, 5)]
     with pytest.raises(
         NatalError, match="disk is full: no space is left, or the disk fails; free some and run the same"
     ):

@@ -12,7 +12,11 @@ PAPER = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 def test_the_papers_study() -> None:
     study = load_study("paper")
     assert [r.name for r in study.strategies] == ["magnitude", "random", "structured"]
-    assert (study.tasks, study.sparsities, study.seeds) == (("modular", "regression"), PAPER, (42, 123, 7))
+    assert (study.task_names, study.sparsities, study.seeds) == (
+        ("modular", "regression"),
+        PAPER,
+        (42, 123, 7),
+    )
     assert (study.hidden, study.training.epochs, study.training.patience) == (128, 500, 100)
     assert (study.training.target, study.training.validation_fraction) == (0.999, 0.1)
     assert study.training.learning_rate == {"modular": 1e-2, "regression": 1e-3}
@@ -21,7 +25,8 @@ def test_the_papers_study() -> None:
 
 def test_as_published_is_the_papers_study_but_for_its_random_masks() -> None:
     paper, published = load_study("paper"), load_study("as-published")
-    same = {"name", "description", "strategies", "claims"}
+    same = {"name", "description", "strategies", "claims", "share"}
+    assert not published.share
     assert published.model_dump(exclude=same) == paper.model_dump(exclude=same)
     magnitude, drawn, structured = published.strategies
     assert (magnitude, structured) == (paper.recipe("magnitude"), paper.recipe("structured"))

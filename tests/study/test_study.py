@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ import pytest
 
 from conftest import tiny, toml
 from natal import NatalError, Recipe, Run, Study, load_study
-from natal.study import presets
-
-DENSE = {"engine": "batched/cpu", "learning_rate": 1e-3, "fingerprints": {}}
+from natal.study import Maker, Network, Task, Training, keys, presets
 
 
 def test_the_paper_preset_is_the_papers_grid() -> None:
@@ -27,13 +26,13 @@ def test_the_paper_preset_is_the_papers_grid() -> None:
     training = study.training
     assert (training.epochs, training.patience, training.target) == (500, 100, 0.999)
     assert (training.validation_fraction, study.hidden) == (0.1, 128)
-    assert (study.learning_rate("modular", 5.0), study.learning_rate("regression", 5.0)) == (1e-2, 1e-3)
+    assert [study.learning_rates(run, 5.0) for run in (runs[0], runs[-1])] == [(1e-2,), (1e-3,)]
 
 
 def test_the_presets_differ_in_the_random_strategy_alone() -> None:
     paper, published = load_study("paper"), load_study("as-published")
     assert set(presets()) >= {"paper", "as-published"}
-    same = {"tasks", "sparsities", "seeds", "hidden", "training"}
+    same = {"tasks", "sparsities", "seeds", "networks", "training"}
     assert paper.model_dump(include=same) == published.model_dump(include=same)
     assert published.recipe("random-from-init-stream").criterion == "init-stream"
     assert [r for r in published.strategies if r.criterion != "init-stream"] == [
@@ -74,6 +73,19 @@ def test_a_file_and_a_mapping_make_the_same_study(tmp_path: Path) -> None:
     assert load_study(file).folder == str(tmp_path)
 
 
+def test_a_study_is_made_of_objects_too() -> None:
+    training = Training(batch=32, length="2ep", optimiser="sgd")  # type: ignore[arg-type]
+    network = Network.model_validate({"network": "resnet-20", "width": 8})
+    parts = {"networks": [network], "tasks": [Task.model_validate("digits")], "training": training}
+    written = {
+        "networks": [{"network": "resnet-20", "width": 8}],
+        "tasks": ["digits"],
+        "training": {"batch": 32, "length": "2ep", "optimiser": "sgd"},
+    }
+    plain = {key: value for key, value in tiny().items() if key not in (*parts, "hidden")}
+    assert load_study({**plain, **parts}) == load_study({**plain, **written})
+
+
 def test_overrides_are_toml_literals_at_a_path() -> None:
     study = load_study(
         "paper",
@@ -84,9 +96,9 @@ def test_overrides_are_toml_literals_at_a_path() -> None:
             "training.learning_rate.regression=0.5",
         ],
     )
-    assert study.tasks == ("regression",)
+    assert study.task_names == ("regression",)
     assert (study.training.epochs, study.training.patience) == (7, None)
-    assert study.learning_rate("regression", 1.0) == 0.5
+    assert study.learning_rates(study.runs()[0], 1.0) == (0.5,)
 
 
 def test_a_study_can_be_changed_like_a_file() -> None:
@@ -97,14 +109,24 @@ def test_a_study_can_be_changed_like_a_file() -> None:
 
 def test_a_learning_rate_left_out_is_the_tasks_own() -> None:
     study = load_study({k: v for k, v in tiny().items() if k != "training"})
-    assert study.learning_rate("regression", 0.25) == 0.25
+    assert study.learning_rates(study.runs()[0], 0.25) == (0.25,)
 
 
 # -- keys ------------------------------------------------------------------------------------------------
 
 
-def key(run: Run, study: Study | None = None, **changes: Any) -> str:
-    return (study or load_study("paper")).key(run, **{**DENSE, **changes})
+MAKER = Maker(engine="compiled", revision=1, device="cpu", torch="2.13.0", numpy="2.4.6", natal="0.3.0")
+
+
+def key(
+    run: Run,
+    study: Study | None = None,
+    *,
+    maker: Maker = MAKER,
+    learning_rate: float = 1e-3,
+    fingerprints: dict[str, str] | None = None,
+) -> str:
+    return keys.key(study or load_study("paper"), run, maker, learning_rate, fingerprints or {})
 
 
 def test_dense_rows_share_one_training_per_task_and_seed() -> None:
@@ -121,7 +143,16 @@ def test_a_key_depends_on_everything_the_training_depends_on() -> None:
         key(run._replace(sparsity=0.7)),
         key(run._replace(task="modular")),
         key(run._replace(strategy="magnitude")),
-        key(run, engine="sequential/cpu"),
+        *(
+            key(run, maker=replace(MAKER, **change))
+            for change in (
+                {"engine": "torch"},
+                {"revision": 2},
+                {"device": "cuda"},
+                {"torch": "2.14.0"},
+                {"numpy": "2.5.0"},
+            )
+        ),
         key(run, learning_rate=2e-3),
         key(run, fingerprints={"random": "edited"}),
         key(run, fingerprints={"regression": "edited"}),
@@ -156,7 +187,45 @@ def test_a_key_ignores_what_the_training_does_not_depend_on() -> None:
 
 def test_keys_are_the_same_in_every_process_and_release() -> None:
     # a changed key would retrain everybody's stored runs; change this number only on purpose
-    assert key(Run("regression", "structured", 0.9, 42)) == "065446d871399635"
+    run = Run("regression", "structured", 0.9, 42)
+    assert key(run) == key(run, maker=replace(MAKER, natal="9.9")) == "34913c6f0e5041eb"
+
+
+OLD = [
+    ("paper", Run("regression", "structured", 0.9, 42), "compiled", "f5be578434cae71a"),
+    ("paper", Run("modular", "magnitude", 0.0, 7), "compiled", "e1db670f2b8fe56d"),
+    ("controls", Run("regression", "fresh-narrow", 0.9, 7), "compiled", "8d16dd97ebef8a0b"),
+    ("as-published", Run("regression", "random-from-init-stream", 0.5, 7), "torch", "bef2c3a5850a8c93"),
+    ("as-published", Run("regression", "structured", 0.0, 7), "torch", "b0ce4fd77e1d8c3c"),
+]
+"""Keys that natal 0.2.0 gave, as it computed them."""
+
+
+@pytest.mark.parametrize(("study", "run", "engine", "stored"), OLD)
+def test_the_keys_of_natal_0_2_are_known(study: str, run: Run, engine: str, stored: str) -> None:
+    maker = Maker(engine, 1, "cpu", torch="2.13.0+cpu", numpy="2.4.6", natal="0.2.0")
+    rate = {"modular": 1e-2, "regression": 1e-3}[run.task]
+    assert keys.key_0_2(load_study(study), run, maker, rate, {}) == stored
+    # an engine whose bits have changed since made none of them
+    assert keys.key_0_2(load_study(study), run, replace(maker, revision=2), rate, {}) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.batch=32",
+        'training.length="500it"',
+        'training.optimiser="sgd"',
+        'networks=["lenet-5"]',
+        'networks=[{network="mlp", hidden=[128], init="orthogonal", name="mlp"}]',
+        'tasks=["modular", {task="regression", rows=9, name="regression"}]',
+    ],
+)
+def test_what_natal_0_2_could_not_ask_for_has_none_of_its_keys(change: str) -> None:
+    overrides = [change, *(["training.learning_rate=0.1"] if "tasks" not in change else [])]
+    study = load_study("paper", overrides)
+    run = study.runs()[-1]
+    assert keys.key_0_2(study, run, replace(MAKER, natal="0.2.0"), 0.1, {}) is None
 
 
 # -- refusals --------------------------------------------------------------------------------------------

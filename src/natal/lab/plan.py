@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
-from natal.registry import did_you_mean
-from natal.store import FILE, Store
-from natal.study import Run, Study, load_study
+from natal.lab import DATA
+from natal.store import FILE, NetworkFacts, Store, TaskFacts
+from natal.study import Maker, Run, Setting, Study, load_study
 
-ENGINES = ("batched", "sequential")
+if TYPE_CHECKING:
+    from natal.lab import engines
+    from natal.lab.engines import Engine, Pending
+
+SMALL = 20e9
+"""Operations that are not worth starting processes for: about a tenth of a second."""
 
 
-SECONDS_PER_FLOP = {"batched": 1 / 190e9, "sequential": 1 / 70e9}  # measured on one Zen 5 core, and on two
+@dataclass(frozen=True)
+class Job:
+    """Trainings that one worker does in one go, of one setting, by one engine; ``data``: the folder of data files."""
+
+    study: Study
+    engine: str
+    device: str
+    trainings: tuple[Pending, ...]
+    data: str
 
 
-SMALL = 20e9  # floating-point operations that are not worth starting processes for: a tenth of a second
+@dataclass(frozen=True)
+class Chosen:
+    """One setting with the engine that trains it, and why each preferred one does not."""
+
+    setting: engines.Setting
+    engine: Engine
+    refused: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a command would do: the grid with each row's key, the trainings behind it, and which are still to do.
 
-    ``pending``: one row for each training still to be done, in the order they will be started. ``jobs``: the same,
-    in the batches that workers take. ``flops``: about what is to be computed at most, were no training to stop early.
-    ``outdated``: trainings stored in the directory that another version of natal, torch or NumPy made. They are kept,
-    but never mixed with this version's.
+    ``engine``: the name asked for, perhaps ``auto``; ``settings`` hold each setting's own. ``grid``: every row with
+    the key of its training; a row that chooses among learning rates has the first one's, and ``tried`` those of all,
+    by the row's position. ``jobs``: the trainings still to be done, in the portions that workers take, in the order
+    they are started. ``flops``: about what is to be computed at most, were no training to stop early. ``outdated``:
+    trainings stored in the directory that another engine's revision or another version of torch or NumPy made. They
+    are kept, but never mixed with this one's.
     """
 
     study: Study
@@ -38,32 +59,38 @@ class Plan:
     device: str
     workers: int
     grid: list[tuple[Run, str]]
-    pending: list[tuple[Run, str]]
-    jobs: list[list[tuple[Run, str]]] = field(repr=False)
+    tried: Mapping[int, Mapping[float, str]]
+    jobs: list[Job] = field(repr=False)
     flops: float
     outdated: int
-    tasks: dict[str, dict[str, Any]] = field(repr=False)
+    settings: Mapping[Setting, Chosen] = field(repr=False)
+    tasks: Mapping[str, TaskFacts] = field(repr=False)
+    networks: Sequence[NetworkFacts] = field(repr=False)
+
+    @property
+    def pending(self) -> list[Pending]:
+        """The trainings still to be done, each once."""
+        return [training for job in self.jobs for training in job.trainings]
 
     @property
     def trainings(self) -> int:
         """Number of different trainings behind the grid's rows."""
-        return len({key for _, key in self.grid})
+        return len({key for keys in self._keys() for key in keys})
 
     @property
     def shared(self) -> int:
         """Number of rows that reuse another row's training."""
-        return len(self.grid) - self.trainings
-
-    @property
-    def seconds(self) -> float:
-        """About how long the pending trainings take at most, were none to stop early, on a current server core."""
-        return self.flops * SECONDS_PER_FLOP[self.engine] / self.workers
+        return len(self.grid) - len({key for _, key in self.grid})
 
     @property
     def done(self) -> list[tuple[Run, str]]:
-        """The rows whose training is stored already."""
-        missing = {key for _, key in self.pending}
-        return [(run, key) for run, key in self.grid if key not in missing]
+        """The rows whose trainings are all stored already."""
+        missing = {training.key for training in self.pending}
+        return [row for row, keys in zip(self.grid, self._keys(), strict=True) if missing.isdisjoint(keys)]
+
+    def _keys(self) -> Iterator[set[str]]:
+        for position, (_, key) in enumerate(self.grid):
+            yield {key, *self.tried.get(position, {}).values()}
 
 
 def plan(
@@ -72,117 +99,169 @@ def plan(
     *,
     overrides: Sequence[str] = (),
     workers: int | None = None,
-    engine: str = "batched",
+    engine: str = "auto",
     device: str = "cpu",
     fresh: bool = False,
+    data: str | Path | None = None,
 ) -> Plan:
-    """Return what `run` with the same arguments would do; trains and writes nothing.
+    """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
-    Every task and strategy of the study is tried out once. Raises NatalError for the first that does not work.
+    Every task, network and strategy of the study is tried out once. Raises NatalError for the first that does not work.
     """
     study = load_study(study, overrides)
-    directory = writable(out, engine, workers)
-    from natal.lab import worker
-    from natal.lab.engines import compiled
-    from natal.lab.trial import MADE_WITH
+    directory = writable(out, workers)
+    if data is not None:
+        os.environ[DATA] = os.path.abspath(data)
+    from natal.lab import birth, worker
+    from natal.lab.engines import Pending, choose, engine_named
+    from natal.lab.tasks import tasks
 
-    compiled.check(device)
+    asked = engine_named(engine)
+    check_device(device)
+    worker.load_plugins(study)
+    worker.check_names(study)
+    settings = {}
+    for name in study.settings():
+        with worker.named(f"task={name.task}, network={name.network}"):
+            at = birth.setting(study, *name)
+            settings[name] = Chosen(at, *choose(asked, at, device))
     worker.check(study)
-    about = {name: _about(study, name) for name in study.tasks}
-    grid = [(row, worker.key(study, row, engine, device)) for row in study.runs()]
+
+    makers = _stored_makers(directory) if not fresh else {}
     finished: set[str] = set()
-    outdated = 0
-    if (directory / FILE).exists() and not fresh:
+    if makers:
         with Store.read(directory) as store:
             finished = store.finished()
-            outdated = sum(not set(MADE_WITH).issubset(by.split(", ")) for by in store.made_by())
-    missing: dict[str, Run] = {}
-    for row, key in grid:
-        if key not in finished:
-            missing.setdefault(key, row)
-    pending = [(row, key) for key, row in missing.items()]
-    cost = {key: _flops(study, row, about[row.task]) for row, key in pending}
-    if engine == "batched":
-        # longest first keeps all workers busy to the end
-        pending.sort(key=lambda row: -cost[row[1]])
-        jobs = _lane_jobs(study, pending, about, device)
-        jobs.sort(key=lambda job: -sum(cost[key] for _, key in job))
-        pending = [row for job in jobs for row in job]
-    else:
-        jobs = [[row] for row in pending]
-    flops = sum(cost.values())
+    grid: list[tuple[Run, str]] = []
+    tried: dict[int, dict[float, str]] = {}
+    missing: dict[str, Pending] = {}
+    for position, run in enumerate(study.runs()):
+        own = settings[run.setting]
+        rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
+        keys = {}
+        for rate in rates:
+            keys[rate] = key = _found(study, run, own.engine, device, rate, makers, finished)
+            if key not in finished:
+                missing.setdefault(key, Pending(run, key, study.recipe(run.strategy), rate))
+        grid.append((run, keys[rates[0]]))
+        if len(rates) > 1:
+            tried[position] = keys
+    jobs, flops = _jobs(study, device, missing.values(), settings)
     return Plan(
         study,
         directory,
-        engine,
+        asked,
         device,
-        _workers(workers, engine, device, flops, len(jobs), study),
+        _workers(workers, device, flops, len(jobs), study),
         grid,
-        pending,
+        tried,
         jobs,
         flops,
-        outdated,
-        about,
+        _outdated(makers, {own.engine for own in settings.values()}, device),
+        settings,
+        *_facts(study, settings),
     )
 
 
-def _about(study: Study, name: str) -> dict[str, Any]:
-    """Return what the right half needs to know of a task, which it cannot import."""
-    from natal.lab.tasks import load as load_data
-    from natal.lab.tasks import tasks
-
-    task, split = tasks[name], load_data(name, study.seeds[0], study.training.validation_fraction)
-    return {
-        "metric": task.metric.name, "field": task.metric.field, "chance": task.chance, "loss": task.loss.name,
-        "learning_rate": study.learning_rate(name, task.learning_rate),
-        "inputs": split.data.inputs.shape[1], "outputs": split.data.outputs,
-        "fit_rows": len(split.fit), "val_rows": len(split.val),
-        "train_rows": len(split.data.inputs), "test_rows": len(split.data.test_inputs),
-    }  # fmt: skip
+def _stored_makers(directory: Path) -> dict[Maker, int]:
+    if not (directory / FILE).exists():
+        return {}
+    with Store.read(directory) as store:
+        return store.makers()
 
 
-def _neurons(study: Study, row: Run, outputs: int) -> int:
-    """Return how many hidden neurons a run trains: those with an outgoing weight, about so many if weights go."""
-    of_neurons = study.recipe(row.strategy).granularity == "neuron"
-    share = row.sparsity if of_neurons else row.sparsity**outputs
-    return max(1, study.hidden - int(share * study.hidden))
+def _found(
+    study: Study,
+    run: Run,
+    engine: Engine,
+    device: str,
+    rate: float,
+    makers: Mapping[Maker, int],
+    finished: set[str],
+) -> str:
+    """Return the key of a training: today's, or the one natal 0.2 stored the same training under."""
+    from natal.lab import birth
+    from natal.lab.engines import made_by
+
+    key = birth.key_of(study, run, engine, device, rate)
+    today = made_by(engine, device).identity
+    if key not in finished:
+        for maker in makers:
+            if maker.identity == today and maker.natal.startswith("0.2."):
+                old = birth.key_0_2(study, run, maker, rate)
+                if old in finished:
+                    return old
+    return key
 
 
-def _flops(study: Study, row: Run, about: Mapping[str, Any]) -> float:
-    """Return about how many operations a run takes if it does not stop early.
-
-    Three products a step (forward, backward to the weights, backward to the neurons), two operations a pair; wide
-    inputs are taken to be one-hot.
-    """
-    neurons = _neurons(study, row, about["outputs"])
-    pairs = about["fit_rows"] * neurons * (about["outputs"] + min(about["inputs"], 32))
-    return 6.0 * study.training.epochs * float(pairs)
-
-
-def _lane_jobs(
-    study: Study, pending: list[tuple[Run, str]], about: Mapping[str, Mapping[str, Any]], device: str
-) -> list[list[tuple[Run, str]]]:
-    """Return the batches the batched engine would make of the pending runs, each a worker's job, in order."""
-    from natal.lab.engines.compiled import lanes_at_once, width
-
-    jobs: list[list[tuple[Run, str]]] = []
-    open_jobs: dict[tuple[str, int], list[tuple[Run, str]]] = {}
-    for row, key in pending:
-        of = about[row.task]
-        neurons = width(_neurons(study, row, of["outputs"]))
-        lanes = lanes_at_once(of["fit_rows"], neurons, of["outputs"]) if device == "cpu" else len(pending)
-        job = open_jobs.get((row.task, neurons))
-        if job is None or len(job) == lanes:
-            job = open_jobs[row.task, neurons] = []
-            jobs.append(job)
-        job.append((row, key))
-    return jobs
+def _jobs(
+    study: Study,
+    device: str,
+    missing: Iterable[Pending],
+    settings: Mapping[Setting, Chosen],
+) -> tuple[list[Job], float]:
+    """Return the jobs, those that take longest first, which keeps all workers busy to the end; and all operations."""
+    by_setting: dict[Setting, list[Pending]] = {}
+    for training in missing:
+        by_setting.setdefault(training.run.setting, []).append(training)
+    jobs: list[tuple[float, Job]] = []
+    for name, pending in by_setting.items():
+        own = settings[name]
+        pending.sort(key=lambda training: -own.engine.cost(training, own.setting))
+        for part in own.engine.jobs(pending, own.setting, device):
+            cost = sum(own.engine.cost(training, own.setting) for training in part)
+            jobs.append((cost, Job(study, own.engine.name, device, tuple(part), os.environ.get(DATA, ""))))
+    jobs.sort(key=lambda job: -job[0])
+    return [job for _, job in jobs], sum(cost for cost, _ in jobs)
 
 
-def writable(out: str | Path, engine: str, workers: int | None) -> Path:
+def _outdated(makers: Mapping[Maker, int], engines: set[Engine], device: str) -> int:
+    from natal.lab.engines import made_by
+
+    today = {made_by(engine, device).identity for engine in engines}
+    return sum(count for maker, count in makers.items() if maker.identity not in today)
+
+
+def _facts(
+    study: Study, settings: Mapping[Setting, Chosen]
+) -> tuple[dict[str, TaskFacts], list[NetworkFacts]]:
+    """Return what the reading wing needs to know of tasks and networks, which it cannot import."""
+    from natal.pruning.mask import prunable
+
+    about_tasks, about_networks = {}, []
+    for (task, network), own in settings.items():
+        at, data = own.setting, own.setting.split.data
+        about_tasks[task] = TaskFacts(
+            metric=at.task.metric.name, field=at.task.metric.field, chance=at.split.chance, loss=at.task.loss.name,
+            learning_rate=_rate_of_task(study, task, at.task.learning_rate),
+            inputs=at.row.numel(), outputs=data.outputs, fit_rows=len(at.split.fit), val_rows=len(at.split.val),
+            train_rows=len(data.inputs), test_rows=len(data.test_inputs),
+        )  # fmt: skip
+        weights = {name.removesuffix(".weight"): tuple(w.shape) for name, w in prunable(at.network).items()}
+        about_networks.append(
+            NetworkFacts(
+                task,
+                network,
+                own.engine.name,
+                at.parameters,
+                weights,
+                at.macs,
+                at.steps,
+                study.training.steps_per_epoch(len(at.split.fit)),
+            )
+        )
+    return about_tasks, about_networks
+
+
+def _rate_of_task(study: Study, task: str, own: float) -> float | None:
+    """Return the learning rate of every network on a task, None if they have several."""
+    run = study.runs()[0]._replace(task=task)
+    rates = {study.learning_rates(run._replace(network=network), own) for network in study.network_names}
+    return next(iter(rates))[0] if len(rates) == 1 and len(next(iter(rates))) == 1 else None
+
+
+def writable(out: str | Path, workers: int | None) -> Path:
     """Return the directory that ``out`` names; raise NatalError for what is wrong with the options."""
-    if engine not in ENGINES:
-        raise NatalError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}")
     if workers is not None and workers < 1:
         raise NatalError(f"workers must be at least 1, got {workers}")
     if out == "" or (Path(out).exists() and not Path(out).is_dir()):
@@ -190,32 +269,44 @@ def writable(out: str | Path, engine: str, workers: int | None) -> Path:
     return Path(out)
 
 
+def check_device(device: str) -> None:
+    """Raise NatalError unless ``device`` is one this machine has."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has = ["cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
+    if device not in has:
+        raise NatalError(f"unknown device {device!r}; this machine has: {', '.join(has)}")
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _workers(asked: int | None, engine: str, device: str, flops: float, jobs: int, study: Study) -> int:
+def _workers(asked: int | None, device: str, flops: float, jobs: int, study: Study) -> int:
     """Return how many worker processes to use; 1 means none beside this one."""
     homemade = _homemade(study)
     if asked is not None and asked > 1 and homemade:
         raise NatalError(
-            f"workers={asked} cannot import a task or criterion made in this script or notebook; put it in a "
-            "module and name that in the study's plugins, or leave workers at 1"
+            f"workers={asked} cannot import a task, network or criterion made in this script or notebook; put it "
+            "in a module and name that in the study's plugins, or leave workers at 1"
         )
     if asked is not None:
         return asked
-    if engine == "sequential" or device != "cpu" or flops < SMALL or homemade:
+    if device != "cpu" or flops < SMALL or homemade:
         return 1
     return max(1, min(cores(), jobs))
 
 
 def _homemade(study: Study) -> bool:
-    """Whether a task or criterion is known to this process alone: made in a script or notebook, not in a plugin."""
+    """Whether an entry is known to this process alone: made in a script or notebook, not in a plugin."""
+    from natal.lab.networks import networks
     from natal.lab.tasks import tasks
     from natal.pruning.criteria import criteria
 
-    origins = [tasks.origin(tasks[name]) for name in study.tasks]
-    origins += [criteria.origin(criteria[r.criterion]) for r in study.strategies]
+    origins: list[Callable[..., Any]] = [tasks.origin(tasks[task.entry]) for task in study.tasks]
+    origins += [networks.origin(networks[network.entry]) for network in study.networks]
+    origins += [criteria.origin(criteria[recipe.criterion]) for recipe in study.strategies]
     importable = {"natal", *(plugin.split(".")[0] for plugin in study.plugins)}
     return any(origin.__module__.split(".")[0] not in importable for origin in origins)

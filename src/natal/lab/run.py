@@ -10,25 +10,23 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
-from natal.lab.executors import InProcess, Processes, prepare
-from natal.lab.plan import Plan, cores, plan
-from natal.store import Outcome, Store
+from natal.lab.executors import Processes, prepare
+from natal.lab.plan import Job, Plan, cores, plan
+from natal.store import Outcome, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
-
-if TYPE_CHECKING:
-    from natal.lab.worker import Job
 
 MAX_DEATHS = 3
 
@@ -67,6 +65,7 @@ def train(
     engine: str,
     device: str,
     fresh: bool,
+    data: str | Path | None,
     watcher: Watcher,
     afterwards: Callable[[Path], object],
 ) -> None:
@@ -74,19 +73,22 @@ def train(
 
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
-    if engine == "batched" and (cores() if workers is None else workers) > 1:
+    if device == "cpu" and (cores() if workers is None else workers) > 1:
         prepare()
-    look = partial(plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh)
+    look = partial(
+        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data
+    )
     planned = look()
     with _alone(directory), Store.create(directory) as store:
         if fresh:
             store.clear()
-        elif not store.finished().isdisjoint(key for _, key in planned.pending):
+        elif not store.finished().isdisjoint(training.key for training in planned.pending):
             planned = look()  # another command has finished some of them in the meantime
-        told = store.manifest().get("study_hash"), store.grid()
-        if planned.pending or told != (study.digest, planned.grid):
+        if planned.pending or not _declared(store, planned):
             _declare(store, planned)
         _drive(planned, store, watcher)
+        if planned.tried:
+            store.choose(chosen(planned.grid, planned.tried, store.outcomes(), study.training.decide))
         if store.manifest()["finished_at"] is None:
             outcomes = store.outcomes().values()
             store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
@@ -119,6 +121,19 @@ class _alone:
         self.lock.release()
 
 
+def _declared(store: Store, planned: Plan) -> bool:
+    """Whether the store already shows this very study: the same rows, with the same trainings to choose from."""
+    if store.manifest().get("study_hash") != planned.study.digest or store.tried() != planned.tried:
+        return False
+    shown = store.grid()
+    return len(shown) == len(planned.grid) and all(
+        row == planned_row and (key == planned_key or key in planned.tried.get(position, {}).values())
+        for position, ((row, key), (planned_row, planned_key)) in enumerate(
+            zip(shown, planned.grid, strict=True)
+        )
+    )
+
+
 def _declare(store: Store, planned: Plan) -> None:
     """Write down what is about to be trained, and by what.
 
@@ -133,7 +148,8 @@ def _declare(store: Store, planned: Plan) -> None:
         planned.grid,
         {
             "study_hash": planned.study.digest,
-            "tasks": planned.tasks,
+            "tasks": {name: asdict(facts) for name, facts in planned.tasks.items()},
+            "networks": [asdict(facts) for facts in planned.networks],
             "natal_version": metadata.version("natal"),
             "python_version": platform.python_version(),
             "torch_version": torch.__version__,
@@ -141,15 +157,16 @@ def _declare(store: Store, planned: Plan) -> None:
             "platform": platform.platform(),
             "processor": _processor(),
             "device": planned.device,
-            "engine": planned.engine,
+            "engine": ", ".join(dict.fromkeys(facts.engine for facts in planned.networks)),
             "dtype": "float32",
-            "threads": 1 if planned.engine == "batched" else torch.get_num_threads(),
+            "threads": 1,
             "workers": planned.workers,
             "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
             "started_at": before.get("started_at", _now()),
             "finished_at": None,
             "elapsed_seconds": before.get("elapsed_seconds", 0.0),
         },
+        planned.tried,
     )
 
 
@@ -166,12 +183,15 @@ def _now() -> str:
 
 
 def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
-    """Hand the jobs to the workers and store what comes back, job by job."""
+    """Train the jobs and store what comes back."""
     from natal.lab import worker
 
-    rows: dict[str, list[Run]] = {}
-    for row, key in planned.grid:
-        rows.setdefault(key, []).append(row)
+    waiting: dict[str, list[tuple[Run, set[str]]]] = {}
+    missing = {training.key for training in planned.pending}
+    for position, (row, key) in enumerate(planned.grid):
+        wanted = {key, *planned.tried.get(position, {}).values()} & missing
+        for key in wanted:
+            waiting.setdefault(key, []).append((row, wanted))
     position = len(planned.done)
     before = float(store.manifest()["elapsed_seconds"])
 
@@ -179,26 +199,36 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
         nonlocal position
         store.add(outcomes, elapsed_seconds=round(before + time.monotonic() - started, 3))
         for outcome in outcomes:
-            for row in rows[outcome.key]:
-                position += 1
-                watcher.finished(position, row, outcome, planned.tasks[row.task]["field"])
+            for row, wanted in waiting[outcome.key]:
+                wanted.discard(outcome.key)
+                if not wanted:
+                    position += 1
+                    watcher.finished(position, row, outcome, planned.tasks[row.task].field)
 
-    executor: Executor = InProcess() if planned.workers == 1 else Processes(planned.workers)
-    queue = deque(
-        worker.Job(planned.study, planned.engine, planned.device, tuple(job)) for job in planned.jobs
-    )
+    engines = tuple(dict.fromkeys(job.engine for job in planned.jobs))
+    watcher.started(planned)
+    if planned.workers == 1:
+        worker.prepare(planned.study, engines, planned.device)
+        started = time.monotonic()
+        for job in planned.jobs:
+            watcher.training([training.run for training in job.trainings])
+            for outcome in worker.each(job):
+                keep([outcome])
+        return
+
+    executor = Processes(planned.workers)
+    queue = deque(planned.jobs)
     running: dict[Future[list[Outcome]], Job] = {}
     deaths = 0  # in a row, with nothing finished in between
-    watcher.started(planned)
     try:
         if queue:  # a worker that answers has torch and the kernels, which is not training
             with suppress(BrokenExecutor):
-                executor.submit(worker.prepare, planned.study, planned.engine, planned.device).result()
+                executor.submit(worker.prepare, planned.study, engines, planned.device).result()
         started = time.monotonic()
         while queue or running:
             broken = False
             while queue and len(running) < planned.workers and not broken:
-                watcher.training([row for job in [*running.values(), queue[0]] for row, _ in job.runs])
+                watcher.training([t.run for job in [*running.values(), queue[0]] for t in job.trainings])
                 try:
                     running[executor.submit(worker.train, queue[0])] = queue[0]
                     queue.popleft()
@@ -215,16 +245,14 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
             if broken:
                 deaths += 1
                 if deaths == MAX_DEATHS:
-                    training = "; ".join(describe(job.runs[0][0]) for job in running.values())
+                    training = "; ".join(describe(job.trainings[0].run) for job in running.values())
                     raise NatalError(
                         f"workers died {MAX_DEATHS} times and finished nothing, last while training {training}; "
                         "is memory short? Finished runs are stored; try again with --workers 1"
                     )
                 queue.extendleft(running.values())
                 running.clear()
-                assert isinstance(executor, Processes)
                 executor.stop()
                 executor = Processes(planned.workers)
     finally:
-        if isinstance(executor, Processes):
-            executor.stop()
+        executor.stop()

@@ -46,8 +46,8 @@ def prune(
 ) -> Mask:
     """Return the mask that a criterion chooses for a model; the model is untouched.
 
-    ``sparsity``: share of the prunable weights (neurons) to remove, 0.9 unless a target is given. ``criterion``, ``scope``,
-    ``granularity``, ``aggregate``, ``reduce``, ``control``: as in a study's strategies, see
+    ``sparsity``: share of the prunable weights (neurons) to remove, 0.9 unless a target is given. ``criterion``,
+    ``scope``, ``granularity``, ``aggregate``, ``reduce``, ``control``: as in a study's strategies, see
     `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
@@ -71,7 +71,9 @@ def prune(
     floors = Floors(multiple_of, at_least)
     if target is not None:
         if sparsity is not None:
-            raise NatalError(f"give a sparsity or a target, not both sparsity={sparsity} and {target.of}={target.share}")
+            raise NatalError(
+                f"give a sparsity or a target, not both sparsity={sparsity} and {target.of}={target.share}"
+            )
         granularity = "neuron"
     elif floors != Floors() and granularity != "neuron":
         raise NatalError("multiple_of and at_least are for whole neurons; use granularity 'neuron'")
@@ -93,7 +95,9 @@ def prune(
     problem = problem_of(model, seed, exclude=exclude, inputs=inputs, targets=targets, loss=loss)
     if target is not None:
         return mask_for(recipe, problem, target, floors)
-    return choose(recipe, problem, 0.9 if sparsity is None else sparsity, None if floors == Floors() else floors)
+    return choose(
+        recipe, problem, 0.9 if sparsity is None else sparsity, None if floors == Floors() else floors
+    )
 
 
 def apply(model: nn.Module, mask: Mask) -> nn.Module:

@@ -229,6 +229,10 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     name, control = recipe.criterion, recipe.control
     criteria[name]
     check_sparsity(sparsity)
+    if control == "small-dense":
+        raise NatalError(
+            "control 'small-dense' trains another, smaller network, so it belongs to a study's strategy, not to a mask"
+        )
     neurons = recipe.granularity == "neuron"
     if not neurons and control in ("random-neurons", "highest-norm", "fresh-narrow"):
         raise NatalError(f"control {control!r} is for whole neurons; use granularity 'neuron'")

@@ -48,7 +48,8 @@ def compact(model: M, mask: Mask, example: Example | None = None, *, renormalise
     module of natal's; ``renormalise=True`` leaves plain ones, and with them another function. Raises NatalError if the
     mask does not fit the model or the model cannot be run.
     """
-    return shrink(model, mask, example, training=False, renormalise=renormalise).model
+    small: M = shrink(model, mask, example, training=False, renormalise=renormalise).model
+    return small
 
 
 @dataclass
@@ -129,7 +130,7 @@ class _Trials:
     def best(self, needed: Tensor) -> Tensor:
         """Return which classes stay, once every group whose removal fails is kept whole."""
         root = self.graph.root
-        units = root.unique().tolist()
+        units = root.unique().tolist()  # type: ignore[no-untyped-call]
         staying = [unit for unit in units if needed[unit]]
         going = [unit for unit in units if not needed[unit]]
         if not going:
@@ -262,7 +263,9 @@ class _Judge:
                     return f"an output has shape {tuple(b.shape)}, not {tuple(a.shape)}"
                 if not a.is_floating_point() and not a.is_complex():
                     continue
-                tolerance = 1e-9 if a.dtype in (torch.float64, torch.complex128) else torch.finfo(a.dtype).eps ** 0.5
+                tolerance = (
+                    1e-9 if a.dtype in (torch.float64, torch.complex128) else torch.finfo(a.dtype).eps ** 0.5
+                )
                 size = a[a.isfinite()].abs().max() if a.isfinite().any() else 0.0
                 if not (((a - b).abs() <= tolerance * (1 + size)) | (a == b) | (a.isnan() & b.isnan())).all():
                     return "the smaller network computes something else" + (f" with {flag}" if flag else "")
@@ -324,8 +327,11 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _double(example: Example) -> Example:
+    args: Any
+    kwargs: Any
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: _wide(t.detach()), arguments(example))
-    return kwargs or args
+    both: Example = kwargs or args
+    return both
 
 
 def _lively(example: Example) -> Example:
@@ -337,8 +343,11 @@ def _lively(example: Example) -> Example:
             return t
         return t + torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
 
+    args: Any
+    kwargs: Any
     args, kwargs = pytree.tree_map_only(Tensor, noisy, arguments(example))
-    return kwargs or args
+    both: Example = kwargs or args
+    return both
 
 
 # --- cutting --------------------------------------------------------------------------------------------------
@@ -361,7 +370,9 @@ def _fold(
 ) -> None:
     """Add to the bias what the inputs about to go contribute: gain @ value, zero for those nobody reads."""
     going = ~needed[graph.root[step.reads]] & step.foldable() & (step.value != 0)
-    constant = torch.where(step.kept[:, going], step.gain[:, going], 0) @ step.value[going].to(step.gain.dtype)
+    constant = torch.where(step.kept[:, going], step.gain[:, going], 0) @ step.value[going].to(
+        step.gain.dtype
+    )
     stays = needed[graph.root[step.writes]]
     if not constant[stays].any():
         return
@@ -398,6 +409,7 @@ def _norms(
 
 def _attention(small: nn.Module) -> None:
     """Let attention whose parts are no longer of one width know what is left of it."""
+    module: Any
     for module in small.modules():
         if type(module) in (nn.MultiheadAttention, MultiheadAttention):
             out: nn.Linear = module.out_proj
@@ -434,6 +446,7 @@ def _cut(small: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> None:
 
 def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]]) -> None:
     """Make the sizes that modules state agree with their parameters."""
+    module: Any
     for name, module in small.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.Linear):
@@ -464,8 +477,7 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
             if module.weight is not None:
                 module.num_channels = len(module.weight)
         elif isinstance(module, nn.RNNBase):
-            weight: Any = module.weight_ih_l0
-            module.input_size = weight.shape[1]
+            module.input_size = module.weight_ih_l0.shape[1]
             module.flatten_parameters()
 
 

@@ -215,8 +215,8 @@ def effective(mask: Mask, model: nn.Module | None = None, example: Example | Non
 
     Its ``sparsity`` is the effective sparsity (Vysogorets & Kempe 2023); a bias starts no path. Without
     ``model`` the mask must be that of a chain of linear layers in order, matrices (out, in). With it, any
-    model that runs on ``example``; what is not understood counts as letting every path through. Raises NatalError if the mask is no such chain, or does not fit the
-    model.
+    model that runs on ``example``; what is not understood counts as letting every path through. Raises NatalError
+    if the mask is no such chain, or does not fit the model.
     """
     if model is None:
         paths = _chain(mask.weights)

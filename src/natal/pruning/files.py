@@ -136,7 +136,8 @@ def _inputs(mask: Mask) -> dict[str, Any]:
 
 
 def _mask(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mask:
-    mask = Mask(*(_group(tensors, f"{part}/") for part in PARTS), about.get("inputs", {}), about.get("reached", {}))
+    parts = {part: _group(tensors, f"{part}/") for part in PARTS}
+    mask = Mask(**parts, inputs=about.get("inputs", {}), reached=about.get("reached", {}))  # type: ignore[arg-type]
     for name, kept in [*mask.items().items(), *mask.units.items()]:
         if kept.dtype != torch.bool:
             raise NatalError(f"{path}: the mask of {name!r} is {kept.dtype}, not torch.bool")

@@ -77,8 +77,11 @@ class Mask:
 
     def to(self, device: str | torch.device) -> Mask:
         """Return the mask on a device."""
-        parts = (self.weights, self.biases, self.units, self.redrawn)
-        return Mask(*({name: t.to(device) for name, t in part.items()} for part in parts), self.inputs, self.reached)
+        weights, biases, units, redrawn = (
+            {name: t.to(device) for name, t in part.items()}
+            for part in (self.weights, self.biases, self.units, self.redrawn)
+        )
+        return Mask(weights, biases, units, redrawn, self.inputs, self.reached)
 
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:

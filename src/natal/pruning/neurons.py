@@ -74,7 +74,9 @@ class Neurons:
                     masks[weight] = masks[weight] & stays
                 else:
                     before = others.get(member.name)
-                    others[member.name] = stays.expand(like.shape).clone() if before is None else before & stays
+                    others[member.name] = (
+                        stays.expand(like.shape).clone() if before is None else before & stays
+                    )
         return Mask(masks, others, units={name: stay.clone() for name, stay in kept.items()})
 
     def scores(self, recipe: Recipe, scores: Scores, problem: Problem) -> dict[str, Tensor]:
@@ -138,7 +140,9 @@ class Neurons:
         gated = {}
         for maker in group.makers:
             norm = self.graph.found.after.get(maker.name)
-            affine = [m for leaf in ("weight", "bias") if (m := members.get((f"{norm}.{leaf}", 0))) is not None]
+            affine = [
+                m for leaf in ("weight", "bias") if (m := members.get((f"{norm}.{leaf}", 0))) is not None
+            ]
             if not affine:
                 bias = members.get((f"{maker.name.removesuffix('weight')}bias", 0))
                 affine = [maker, *([bias] if bias is not None else [])]
@@ -151,7 +155,9 @@ class Neurons:
 
 
 def _reasons(groups: Sequence[Group]) -> str:
-    return "; ".join(f"{g.name!r}: {g.reason}" for g in groups if g.reason not in ("output", "left alone", ""))
+    return "; ".join(
+        f"{g.name!r}: {g.reason}" for g in groups if g.reason not in ("output", "left alone", "")
+    )
 
 
 def _plain(member: Member, count: int) -> bool:
@@ -180,4 +186,5 @@ def _by_unit(scores: Tensor, member: Member, count: int) -> Tensor:
 
 def _norm(parts: list[Tensor], p: int) -> Tensor:
     # norm(dim=1) is the published program's to the last bit
-    return torch.cat(parts, 1).norm(p=p, dim=1)
+    norm: Tensor = torch.cat(parts, 1).norm(p=p, dim=1)
+    return norm

@@ -165,9 +165,7 @@ def _product(first: int) -> Callable[[Tape, Operation], float]:
 def _convolution(tape: Tape, operation: Operation) -> float:
     """Every number of the result, transposed of the input, meets one filter."""
     weight = _shape(tape, operation.args[1])
-    met = (
-        _shape(tape, operation.args[0]) if operation.args[6] else tape.shapes[operation.outputs[0]]
-    )
+    met = _shape(tape, operation.args[0]) if operation.args[6] else tape.shapes[operation.outputs[0]]
     return float(math.prod(met) * math.prod(weight[1:]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,14 @@ class Floors:
     multiple_of: int = 1
     at_least: int | float | Mapping[str, int | float] = 1
 
-    def check(self, groups: Mapping[str, int]) -> None:
+    def check(self, groups: Iterable[str]) -> None:
         """Raise NatalError for a floor that no group has."""
-        if isinstance(self.multiple_of, bool) or not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+        groups = list(groups)
+        if (
+            isinstance(self.multiple_of, bool)
+            or not isinstance(self.multiple_of, int)
+            or self.multiple_of < 1
+        ):
             raise NatalError(f"multiple_of must be a whole number above 0, got {self.multiple_of!r}")
         by_group = self.at_least if isinstance(self.at_least, Mapping) else {"": self.at_least}
         for name, floor in by_group.items():
@@ -62,13 +67,18 @@ class Floors:
             count = max(int(stays.sum()), self.least(name, len(stays)))
             count = min(-(-count // self.multiple_of) * self.multiple_of, len(stays))
             best = torch.zeros_like(stays)
-            order = scores[name].double().masked_fill(stays.to(scores[name].device), torch.inf).argsort(stable=True)
+            order = (
+                scores[name]
+                .double()
+                .masked_fill(stays.to(scores[name].device), torch.inf)
+                .argsort(stable=True)
+            )
             best[order[len(stays) - count :].to(best.device)] = True
             raised[name] = best
         return raised
 
 
-def _named(name: str, groups: Mapping[str, Any]) -> str | None:
+def _named(name: str, groups: Iterable[str]) -> str | None:
     return next((n for n in (name, f"{name}.weight") if n in groups), None)
 
 
@@ -88,8 +98,9 @@ class Target:
             raise NatalError(f"give one target, not {' and '.join(name for name, _ in found)}")
         for name, share in found:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-                raise NatalError(f"{name} must be the share of the dense network's that is left, above 0 and at most 1, "
-                                 f"got {share!r}")
+                raise NatalError(
+                    f"{name} must be the share of the dense network's that is left, above 0 and at most 1, got {share!r}"
+                )
         return cls(*found[0]) if found else None
 
 

@@ -94,7 +94,15 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     if not isinstance(optimizer, Optimizer):
         raise NatalError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     name = type(optimizer).__name__
-    if isinstance(optimizer, _WHOLE) or name in ("Muon", "Shampoo", "SOAP", "LARS", "Lamb", "LAMB", "AdaFactor"):
+    if isinstance(optimizer, _WHOLE) or name in (
+        "Muon",
+        "Shampoo",
+        "SOAP",
+        "LARS",
+        "Lamb",
+        "LAMB",
+        "AdaFactor",
+    ):
         raise NatalError(
             f"{name} looks at a whole tensor at a time, so that its state cannot be cut with a unit; train on with "
             "one that treats every number alone, such as SGD or AdamW"
@@ -133,9 +141,7 @@ _WHOLE = tuple(
 """Optimisers of torch whose step for one number depends on others of its tensor, or of all tensors."""
 
 
-def _carried(
-    optimizer: Optimizer, scheduler: Any, model: nn.Module, shrunk: Shrunk
-) -> tuple[Optimizer, Any]:
+def _carried(optimizer: Optimizer, scheduler: Any, model: nn.Module, shrunk: Shrunk) -> tuple[Optimizer, Any]:
     small = dict(shrunk.model.named_parameters(remove_duplicate=False))
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters():
@@ -176,7 +182,8 @@ def _copied_together(optimizer: Optimizer, scheduler: Any, memo: dict[int, Any])
                 remade.__dict__[key] = value
             elif isinstance(value, list) and any(hasattr(v, "optimizer") for v in value):
                 remade.__dict__[key] = [
-                    _copied_together(optimizer, v, dict(memo))[1] if hasattr(v, "optimizer") else v for v in value
+                    _copied_together(optimizer, v, dict(memo))[1] if hasattr(v, "optimizer") else v
+                    for v in value
                 ]
             else:
                 remade.__dict__[key] = copy.deepcopy(value, memo)

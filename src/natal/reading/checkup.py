@@ -25,27 +25,36 @@ def lines(
     task: str | None = None,
     strategy: str | None = None,
     sparsity: float | None = None,
+    network: str | None = None,
 ) -> list[str]:
     """Return the diagnosis of each pruned cell in ``directory``, the gravest first, as lines ready to print.
 
-    Of a whole study, cells with nothing above a note are only counted, and notes left out; narrowed down to a
-    task, strategy or sparsity, every cell is shown with all findings and its layers, mean over runs. Raises
+    Of a whole study, cells with nothing above a note are only counted, and notes left out; narrowed down to a task,
+    strategy, sparsity or network, every cell is shown with all findings and its layers, mean over runs. Raises
     NatalError if there is no study, or it lacks what is named.
     """
     results = load(directory)
-    _known(results, task, strategy, sparsity)
+    _known(results, task, strategy, sparsity, network)
     cells = [
-        c for c in stats.diagnoses(results.runs, task, strategy) if sparsity is None or c.sparsity == sparsity
+        c
+        for c in stats.diagnoses(results.runs, strategy=strategy)
+        if task in (None, c.setting.task)
+        and network in (None, c.setting.network)
+        and sparsity in (None, c.sparsity)
     ]
-    brief = (task, strategy, sparsity) == (None, None, None)
+    brief = (task, strategy, sparsity, network) == (None, None, None, None)
     shown = [c for c in stats.gravest_first(cells) if not brief or c.severity in ("fatal", "warning")]
-    return [_head(cells), *(line for c in shown for line in _cell(c, brief))]
+    return [_head(cells), *(line for c in shown for line in _cell(results, c, brief))]
 
 
-def _known(results: Results, task: str | None, strategy: str | None, sparsity: float | None) -> None:
+def _known(
+    results: Results, task: str | None, strategy: str | None, sparsity: float | None, network: str | None
+) -> None:
     study = results.study
-    strategies = [recipe.name for recipe in study.strategies]
-    for what, name, names in (("task", task, study.tasks), ("strategy", strategy, strategies)):
+    strategies = tuple(recipe.name for recipe in study.strategies)
+    for what, name, names in (
+        ("task", task, study.task_names), ("strategy", strategy, strategies), ("network", network, study.network_names),
+    ):  # fmt: skip
         if name is not None and name not in names:
             raise NatalError(f"{results.directory} has no {what} {name!r}{did_you_mean(name, names)}")
     pruned = [s for s in study.sparsities if s > 0]
@@ -66,9 +75,11 @@ def _head(cells: Sequence[stats.Diagnosed]) -> str:
     )
 
 
-def _cell(c: stats.Diagnosed, brief: bool) -> Iterator[str]:
+def _cell(results: Results, c: stats.Diagnosed, brief: bool) -> Iterator[str]:
     yield ""
-    yield from _wrapped(f"{c.task} / {c.strategy} at {percent(c.sparsity)}: {', '.join(_facts(c))}", "")
+    yield from _wrapped(
+        f"{results.words(c.setting)} / {c.strategy} at {percent(c.sparsity)}: {', '.join(_facts(c))}", ""
+    )
     for f in c.findings:
         if brief and f.severity == "note":
             continue

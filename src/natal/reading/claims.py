@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from natal.reading import stats
 from natal.reading.stats import Rows
-from natal.study import Claim, Study
+from natal.store import TaskFacts
+from natal.study import Claim, Setting, Study
 
 Verdict = Literal["agrees", "not excluded", "disagrees", "cannot be judged"]
 
@@ -36,12 +37,9 @@ class Checked:
     verdict: Verdict | None
 
 
-def check_claim(runs: Rows, claim: Claim, study: Study, tasks: Mapping[str, Mapping[str, Any]]) -> Checked:
-    """Put a published claim beside our number; ``tasks``: the manifest's facts of each task."""
-    ours, low, high = (
-        None if x is None or math.isnan(x) else x
-        for x in _ours(runs, claim, study, tasks.get(claim.task, {}))
-    )
+def check_claim(runs: Rows, claim: Claim, study: Study, tasks: Mapping[str, TaskFacts]) -> Checked:
+    """Put a published claim beside our number; ``tasks``: facts of each task."""
+    ours, low, high = (None if x is None or math.isnan(x) else x for x in _ours(runs, claim, study, tasks))
     return Checked(
         claim,
         ours,
@@ -51,14 +49,22 @@ def check_claim(runs: Rows, claim: Claim, study: Study, tasks: Mapping[str, Mapp
     )
 
 
+def setting_of(claim: Claim, study: Study) -> Setting:
+    """Return the task and network that a claim is about; one that names no network means the study's only one."""
+    return Setting(claim.task, claim.network or study.network_names[0])
+
+
 _Number = float | None
 
 
 def _ours(
-    runs: Rows, claim: Claim, study: Study, facts: Mapping[str, Any]
+    runs: Rows, claim: Claim, study: Study, tasks: Mapping[str, TaskFacts]
 ) -> tuple[_Number, _Number, _Number]:
     """Return our number for a claim and the ends of what our intervals allow."""
-    where = (runs, claim.task, claim.strategy)
+    if claim.task not in tasks:
+        return None, None, None
+    setting = setting_of(claim, study)
+    where = (runs, setting, claim.strategy)
     levels: list[_Number]
     match claim.quantity:
         case "critical-sparsity":
@@ -66,15 +72,15 @@ def _ours(
         case "kept-through":
             levels = [stats.kept_through(*where, bound) for bound in _BOUNDS]
         case "chance-from":
-            levels = [stats.chance_from(*where, facts, bound) for bound in _BOUNDS]
+            levels = [stats.chance_from(*where, tasks[claim.task], bound) for bound in _BOUNDS]
         case "peak-sparsity":
             top = stats.peak(*where)
             levels = [top.sparsity if top else None, None, None]
         case "early-failures":
-            early, failed = stats.early_failures(*where, study)
+            early, failed = stats.early_failures(*where)
             levels = [failed / early if early else None, None, None]
         case _:
-            summary = _summary(runs, claim)
+            summary = _summary(runs, claim, setting)
             levels = [summary.mean, summary.low, summary.high] if summary else [None, None, None]
     ours, low, high = levels
     return ours, low, high
@@ -83,17 +89,17 @@ def _ours(
 _BOUNDS: tuple[stats.Bound, ...] = ("mean", "low", "high")
 
 
-def _summary(runs: Rows, claim: Claim) -> stats.Summary | None:
+def _summary(runs: Rows, claim: Claim, setting: Setting) -> stats.Summary | None:
     """Return the mean that a claim is about: of a cell's metric or epochs, or of a difference."""
     if claim.quantity == "difference":
         against, level = str(claim.against), claim.sparsity
         if against == stats.DENSE and level is not None:
-            pair = stats.against_dense(runs, claim.task, claim.strategy, level)
+            pair = stats.against_dense(runs, setting, claim.strategy, level)
         else:
-            pair = stats.paired(runs, claim.task, claim.strategy, against, level)
+            pair = stats.paired(runs, setting, claim.strategy, against, level)
         return pair.difference if pair else None
     assert claim.sparsity is not None
-    found = stats.cell(runs, claim.task, claim.strategy, claim.sparsity)
+    found = stats.cell(runs, setting, claim.strategy, claim.sparsity)
     return (found.epochs if claim.quantity == "epochs" else found.test) if found else None
 
 

@@ -1,7 +1,7 @@
 """A study's two figures: its metric, and its epochs, against sparsity. No torch here, and no pyplot.
 
 ``metric_figure(load("results")).savefig("mine.pdf")``, or any other format that matplotlib knows. Up to six
-strategies share one panel per task, more get a small panel each. Every seed is a faint point, so that a mean
+strategies share one panel per setting, more get a small panel each. Every seed is a faint point, so that a mean
 cannot hide what it is the mean of. Colours are Okabe and Ito's (2008), safe for colour-blind readers, and every
 strategy has a marker of its own for readers in grey.
 """
@@ -14,14 +14,16 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from natal.reading import stats
-from natal.reading.results import Results, Row
-from natal.study import Study
+from natal.reading.results import Results
+from natal.reading.rows import Row
+from natal.study import Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,8 +123,10 @@ class _Line:
 
 def _lines(study: Study) -> list[_Line]:
     names = [recipe.name for recipe in study.strategies]
-    # shifted by fractions of a percent: equal values would hide each other otherwise
-    step = min(0.8, 4 / max(len(names) - 1, 1)) * _span(study) / 100
+    # shifted a little, for equal values would hide each other, but never so far that a level looks like another
+    levels = sorted(study.sparsities)
+    closest = min((b - a for a, b in pairwise(levels)), default=1.0)
+    step = min(0.008 * _span(study), 100 * closest / 2 / max(len(names) - 1, 1))
     middle = (len(names) - 1) / 2
     return [
         _Line(name, COLOURS[i], MARKERS[i], step * (i - middle), len(names) > 1)
@@ -135,9 +139,9 @@ def _span(study: Study) -> float:
     return 100 * max(max(study.sparsities) - min(study.sparsities), 0.1)
 
 
-def _frame(axes: Axes, results: Results, task: str, kind: Kind) -> list[tuple[str, float]]:
-    """Draw what belongs to the task: the axes' limits and the horizontal lines; return these by name."""
-    runs, levels = _runs(results, task), sorted(100 * s for s in results.study.sparsities)
+def _frame(axes: Axes, results: Results, setting: Setting, kind: Kind) -> list[tuple[str, float]]:
+    """Draw what belongs to the setting: the axes' limits and the horizontal lines; return these by name."""
+    runs, levels = _runs(results, setting), sorted(100 * s for s in results.study.sparsities)
     margin = 0.05 * _span(results.study)
     axes.set_xlim(levels[0] - margin, levels[-1] + margin)
     axes.set_xticks(levels, minor=True)
@@ -145,17 +149,17 @@ def _frame(axes: Axes, results: Results, task: str, kind: Kind) -> list[tuple[st
     axes.grid(axis="y", color="0.92", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
     if kind == "epochs":
-        budget = results.study.training.epochs
+        budget = results.networks[setting].epochs
         tallest = max((c.epochs.mean + c.epochs.std for c in stats.cells(runs) if c.epochs.n), default=0.0)
         axes.set_ylim(0, 1.05 * max(budget, tallest))
         axes.axhline(budget, zorder=1, **_DENSE)
-        return [(f"budget {budget}", budget)]
-    chance = float(results.tasks.get(task, {}).get("chance", 0.0))
+        return [(f"budget {budget:.10g}", budget)]
+    chance = results.tasks[setting.task].chance
     low, high = _window(runs, chance)
     axes.set_ylim(low, high)
     axes.axhline(chance, zorder=1, **_CHANCE)
     named = [(f"chance {_short(chance)}", chance)]
-    dense, bar = stats.dense_baseline(runs, task), stats.threshold(runs, task)
+    dense, bar = stats.dense_baseline(runs, setting), stats.threshold(runs, setting)
     if dense and dense.test.n and dense.test.mean >= low:
         axes.axhline(dense.test.mean, zorder=1, **_DENSE)
         named.append((f"dense {_short(dense.test.mean)}", dense.test.mean))
@@ -164,11 +168,11 @@ def _frame(axes: Axes, results: Results, task: str, kind: Kind) -> list[tuple[st
     return named
 
 
-def _strategy(axes: Axes, results: Results, task: str, line: _Line, kind: Kind) -> None:
+def _strategy(axes: Axes, results: Results, setting: Setting, line: _Line, kind: Kind) -> None:
     """Draw one strategy: every seed, the means with ± 1 standard deviation, and its critical sparsity."""
-    runs = [run for run in _runs(results, task) if run["strategy"] == line.name]
+    runs = [run for run in _runs(results, setting) if run.strategy == line.name]
     low, _ = axes.get_ylim()
-    seeds = [(line.x(run["sparsity"]), _value(run, kind)) for run in runs if run["test_metric"] is not None]
+    seeds = [(line.x(run.sparsity), _value(run, kind)) for run in runs if run.test_metric is not None]
     means = [
         (line.x(s), mean if mean >= low else math.nan, std) for s, mean, std in _means(runs, kind)
     ]  # what lies below the panel is left to the arrows
@@ -179,9 +183,11 @@ def _strategy(axes: Axes, results: Results, task: str, line: _Line, kind: Kind) 
     )  # fmt: skip
     axes.errorbar(
         [x for x, _, _ in means], [y for _, y, _ in means], [std for _, _, std in means],
-        label=line.name, color=line.colour, marker=line.marker, zorder=4, **_MEAN,
+        label=_said(line.name), color=line.colour, marker=line.marker, zorder=4, **_MEAN,
     )  # fmt: skip
-    critical = stats.critical_sparsity(_runs(results, task), task, line.name) if kind == "metric" else None
+    critical = (
+        stats.critical_sparsity(_runs(results, setting), setting, line.name) if kind == "metric" else None
+    )
     if critical is not None:
         axes.axvline(line.x(critical), color=line.colour, zorder=1, **_CRITICAL)
     if critical is not None and line.shared:
@@ -201,7 +207,7 @@ def _mark_clipped(axes: Axes, places: Sequence[float], line: _Line) -> None:
 def _say_clipped(axes: Axes, runs: Sequence[Row], brief: bool = False) -> None:
     """Say how many runs lie below the panel, and how far; the shared dense ones once."""
     low, _ = axes.get_ylim()
-    values = [run["test_metric"] for run in stats.once(runs) if run["test_metric"] is not None]
+    values = [run.test_metric for run in stats.once(runs) if run.test_metric is not None]
     below = [value for value in values if value < low]
     if below:
         runs_below = f"{len(below)} run{'s' * (len(below) > 1)}"
@@ -212,12 +218,12 @@ def _say_clipped(axes: Axes, runs: Sequence[Row], brief: bool = False) -> None:
         axes.text(0.02, 0.06, words, transform=axes.transAxes, bbox=paper, **look)
 
 
-def _runs(results: Results, task: str) -> list[Row]:
-    return [run for run in results.runs if run["task"] == task]
+def _runs(results: Results, setting: Setting) -> list[Row]:
+    return [run for run in results.runs if run.setting == setting]
 
 
 def _value(run: Row, kind: Kind) -> float:
-    return float(run["test_metric" if kind == "metric" else "epochs_trained"])
+    return run.epochs_trained if kind == "epochs" or run.test_metric is None else run.test_metric
 
 
 def _means(runs: Sequence[Row], kind: Kind) -> list[tuple[float, float, float]]:
@@ -228,7 +234,7 @@ def _means(runs: Sequence[Row], kind: Kind) -> list[tuple[float, float, float]]:
 
 def _window(runs: Sequence[Row], chance: float) -> tuple[float, float]:
     """Return the metric's axis limits: all of the data, but below chance only half as much as above it."""
-    values = [run["test_metric"] for run in runs if run["test_metric"] is not None]
+    values = [run.test_metric for run in runs if run.test_metric is not None]
     reach = (max([chance, *values]) - chance) or 1.0
     floor = chance - 0.5 * reach
     for c in stats.cells(runs):
@@ -249,35 +255,35 @@ def _figure(results: Results, kind: Kind) -> Figure:
 
 
 def _together(results: Results, kind: Kind) -> Figure:
-    """Return a figure with a panel per task in which all strategies meet."""
+    """Return a figure with a panel per setting in which all strategies meet."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    tasks, lines = results.study.tasks, _lines(results.study)
-    columns = min(len(tasks), 2)
-    rows = math.ceil(len(tasks) / columns)
+    settings, lines = results.study.settings(), _lines(results.study)
+    columns = min(len(settings), 2)
+    rows = math.ceil(len(settings) / columns)
     dashes = [("critical sparsity", {"color": "0.4", **_CRITICAL}), ("95% of dense", _RETAINED)]
     dashes = dashes if kind == "metric" else []
-    names = [line.name for line in lines] + [name for name, _ in dashes]
+    names = [_said(line.name) for line in lines] + [name for name, _ in dashes]
     legend_rows = math.ceil(len(names) / _legend_columns(names))
     figure = Figure(figsize=(WIDTH, 2.6 * rows + 0.35 + 0.17 * legend_rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, task in zip(panels, tasks, strict=False):
-        named = _frame(axes, results, task, kind)
+    for axes, setting in zip(panels, settings, strict=False):
+        named = _frame(axes, results, setting, kind)
         for line in lines:
-            _strategy(axes, results, task, line, kind)
+            _strategy(axes, results, setting, line, kind)
         if kind == "metric":
-            _say_clipped(axes, _runs(results, task))
+            _say_clipped(axes, _runs(results, setting))
         where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (2, 0), "textcoords": "offset points"}
         for text, y in named:
             axes.annotate(text, (1, y), va="center", annotation_clip=False, **where, **_SMALL)
-        axes.set_title(task, loc="left", fontweight="bold")
-        note, alarming = _note(results, task)
+        axes.set_title(_said(results.words(setting)), loc="left", fontweight="bold")
+        note, alarming = _note(results, setting)
         axes.set_title(note, loc="right", fontsize=6.5, color="firebrick" if alarming else "0.3")
         axes.set_xlabel("requested sparsity (%)")
-        axes.set_ylabel(_label(results, task, kind))
+        axes.set_ylabel(_label(results, setting, kind))
         _tick(axes, results.study, 0.03 * columns)
-    for axes in panels[len(tasks) :]:
+    for axes in panels[len(settings) :]:
         axes.set_axis_off()
     handles, named_lines = panels[0].get_legend_handles_labels()
     handles += [Line2D([], [], **look) for _, look in dashes]
@@ -286,7 +292,7 @@ def _together(results: Results, kind: Kind) -> Figure:
 
 
 def _one_by_one(results: Results, kind: Kind) -> Figure:
-    """Return a figure with a small panel per task and strategy, all others in grey behind it."""
+    """Return a figure with a small panel per setting and strategy, all others in grey behind it."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -306,11 +312,11 @@ def _one_by_one(results: Results, kind: Kind) -> Figure:
         if kind == "metric" else [("epoch budget", _DENSE)]
     )  # fmt: skip
     legend_rows = math.ceil(len(looks) / _legend_columns([name for name, _ in looks]))
-    height = len(study.tasks) * (0.95 * rows + 0.45) + 0.15 + 0.17 * legend_rows
+    height = len(study.settings()) * (0.95 * rows + 0.45) + 0.15 + 0.17 * legend_rows
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    sheets = figure.subfigures(len(study.tasks), 1, squeeze=False).flat
-    for sheet, task in zip(sheets, study.tasks, strict=True):
-        _sheet(sheet, results, task, kind, (rows, columns), controlled)
+    sheets = figure.subfigures(len(study.settings()), 1, squeeze=False).flat
+    for sheet, setting in zip(sheets, study.settings(), strict=True):
+        _sheet(sheet, results, setting, kind, (rows, columns), controlled)
     _legend(figure, [Line2D([], [], **look) for _, look in looks], [name for name, _ in looks])
     return figure
 
@@ -323,16 +329,16 @@ _LEGEND_MEAN = {
 def _sheet(
     sheet: SubFigure,
     results: Results,
-    task: str,
+    setting: Setting,
     kind: Kind,
     shape: tuple[int, int],
     controlled: dict[str, str],
 ) -> None:
-    """Fill one task's part of the figure."""
+    """Fill one setting's part of the figure."""
     names = [recipe.name for recipe in results.study.strategies]
     panels = list(sheet.subplots(*shape, sharex=True, sharey=True, squeeze=False).flat)
     curves = {
-        name: _means([r for r in _runs(results, task) if r["strategy"] == name], kind) for name in names
+        name: _means([r for r in _runs(results, setting) if r.strategy == name], kind) for name in names
     }
 
     def draw(axes: Axes, name: str, look: dict[str, Any], order: float) -> None:
@@ -342,39 +348,39 @@ def _sheet(
 
     named: list[tuple[str, float]] = []
     for axes, name in zip(panels, names, strict=False):
-        named = _frame(axes, results, task, kind)
+        named = _frame(axes, results, setting, kind)
         for other in names:
             draw(axes, other, _OTHERS, 1.5)
         if name in controlled:
             draw(axes, controlled[name], _CONTROLLED, 2)
-        _strategy(axes, results, task, _Line(name), kind)
+        _strategy(axes, results, setting, _Line(name), kind)
         if kind == "metric":
-            _say_clipped(axes, [run for run in _runs(results, task) if run["strategy"] == name], brief=True)
-        axes.set_title(textwrap.fill(name, 20), fontsize=6.5, loc="left", pad=3)
+            _say_clipped(axes, [run for run in _runs(results, setting) if run.strategy == name], brief=True)
+        axes.set_title(_said(textwrap.fill(name, 20)), fontsize=6.5, loc="left", pad=3)
         axes.tick_params(labelsize=6)
     _tick(panels[0], results.study, 0.15)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes in panels[len(names) - shape[1] : len(names)]:
         axes.tick_params(axis="x", labelbottom=True)  # the lowest panel of a column that ends early
-    note, alarming = _note(results, task)
+    note, alarming = _note(results, setting)
     lines = ", ".join(text for text, _ in named)
-    sheet.suptitle(f"{task}: {lines}; {note}", fontsize=8, x=0.01, ha="left", fontweight="bold",
-                   color="firebrick" if alarming else "black")  # fmt: skip
+    title = _said(f"{results.words(setting)}: {lines}; {note}")
+    colour = "firebrick" if alarming else "black"
+    sheet.suptitle(title, fontsize=8, x=0.01, ha="left", fontweight="bold", color=colour)
     sheet.supxlabel("requested sparsity (%)", fontsize=7)
-    sheet.supylabel(_label(results, task, kind), fontsize=7)
+    sheet.supylabel(_label(results, setting, kind), fontsize=7)
 
 
-def _label(results: Results, task: str, kind: Kind) -> str:
-    metric = results.tasks.get(task, {}).get("metric", "metric")
-    return f"test {metric}" if kind == "metric" else "epochs trained"
+def _label(results: Results, setting: Setting, kind: Kind) -> str:
+    return _said(f"test {results.tasks[setting.task].metric}") if kind == "metric" else "epochs trained"
 
 
-def _note(results: Results, task: str) -> tuple[str, bool]:
+def _note(results: Results, setting: Setting) -> tuple[str, bool]:
     """Return what every panel must say of its data, and whether that is alarming."""
     seeds = len(results.study.seeds)
-    lost = sum(run["test_metric"] is None for run in _runs(results, task))
-    missing = sum(run.task == task for run in results.missing)
+    lost = sum(run.test_metric is None for run in _runs(results, setting))
+    missing = sum(run.setting == setting for run in results.missing)
     note = f"mean ± 1 sd, n = {seeds}" if seeds > 1 else "n = 1"
     note += f", {lost} diverged" * bool(lost) + f", {missing} missing" * bool(missing)
     return note, bool(lost or missing)
@@ -416,6 +422,11 @@ def _apart(levels: Sequence[float], least: float) -> list[float]:
         if all(abs(level - other) >= least for other in kept):
             kept.append(level)
     return sorted(kept)
+
+
+def _said(name: str) -> str:
+    """Return a user's words as matplotlib writes them out, instead of taking them for formulas or hidden labels."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _short(value: float) -> str:

@@ -12,35 +12,39 @@ import io
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from natal.errors import NatalError
 from natal.reading import claims, figures, stats
-from natal.reading.results import Results, load, published
+from natal.reading.results import Results, identity, load, published
 from natal.reading.wording import (
     bullet,
     heading,
     interval,
     loud,
+    network,
     number,
-    plural,
     prose,
     share,
     show_level,
     spans,
+    training,
     wrapped,
 )
-from natal.wording import percent
+from natal.study import Setting, Study
+from natal.wording import percent, plural
 
 SUMMARY_COLUMNS = (
     *("task", "strategy", "sparsity", "metric_name", "metric_mean", "metric_std", "metric_ci_low"),
     *("metric_ci_high", "epochs_mean", "epochs_std", "n_seeds"),
 )
+"""The published program's columns; `summary_columns` names the network too, where it is not the paper's."""
 FEW = 3
 """Up to so many strategies a report spells everything out; more are ranked and shown side by side."""
 FEW_PAIRS = 15
-"""Up to so many pairs of strategies a task are all printed; of more, those that tell most."""
+"""Up to so many pairs of strategies a setting are all printed; of more, those that tell most."""
 
 
 def write(directory: str | Path = "results") -> list[Path]:
@@ -63,17 +67,22 @@ def json_bytes(results: Results) -> bytes:
     return (json.dumps(published(results), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
+def summary_columns(study: Study) -> tuple[str, ...]:
+    """Return the columns of ``summary.csv``."""
+    return (*identity(study)[:3], *identity(study)[4:], *SUMMARY_COLUMNS[3:])
+
+
 def csv_bytes(results: Results) -> bytes:
     """Return ``summary.csv``: a row per cell; ``nan`` where a number is undefined."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(SUMMARY_COLUMNS)
+    columns = summary_columns(results.study)
+    writer.writerow(columns)
     for c in stats.cells(results.runs):
         numbers = (c.test.mean, c.test.std, c.test.low, c.test.high, c.epochs.mean, c.epochs.std)
         # ten digits: more than any reader needs, fewer than two machines' libraries can disagree on
-        writer.writerow(
-            [c.task, c.strategy, c.sparsity, c.metric_name, *(f"{x:.10g}" for x in numbers), c.test.n]
-        )
+        where = [c.setting.task, c.strategy, c.sparsity, *[c.setting.network] * ("network" in columns)]
+        writer.writerow([*where, c.metric_name, *(f"{x:.10g}" for x in numbers), c.test.n])
     return file.getvalue().encode()
 
 
@@ -95,6 +104,12 @@ OUTPUTS: dict[str, Callable[[Results], bytes]] = {
 
 _Cells = Sequence[stats.Diagnosed]
 
+
+def _noun(results: Results) -> str:
+    """Return what a study's parts are called: settings, if its tasks meet several networks."""
+    return "task" if len(results.study.networks) == 1 else "setting"
+
+
 # -- sections --------------------------------------------------------------------------------------------
 
 
@@ -106,7 +121,7 @@ def _title(results: Results) -> Iterator[str]:
     if results.missing:
         count = f"{len(results.missing)} of {len(results.study.runs())} runs are missing"
         yield from loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
-    lost = sum(run["test_metric"] is None for run in stats.once(results.runs))
+    lost = sum(run.test_metric is None for run in stats.once(results.runs))
     if lost:
         yield from loud(
             f"DIVERGED: {plural(lost, 'training')} without a metric. Means leave them out; see D."
@@ -131,19 +146,49 @@ def _aligned(facts: Iterator[tuple[str, str]]) -> Iterator[str]:
 
 
 def _grid(results: Results) -> Iterator[tuple[str, str]]:
-    study, training = results.study, results.study.training
-    size = [(study.tasks, "task"), (study.strategies, "strategy"), (study.sparsities, "sparsity")]
+    study = results.study
+    networks = [(study.networks, "network")] if len(study.networks) > 1 else []
+    size = [(study.tasks, "task"), *networks, (study.strategies, "strategy"), (study.sparsities, "sparsity")]
     grid = " x ".join(plural(len(things), noun) for things, noun in [*size, (study.seeds, "seed")])
-    target = "no target" if training.target is None else f"target {training.target:g}"
-    patience = f"patience {training.patience}" if training.patience else "no patience"
     yield "runs", f"{len(results.runs)} of {len(study.runs())}: {grid}"
     yield "seeds", ", ".join(map(str, study.seeds))
-    yield "network", f"one hidden layer of {study.hidden} ReLU neurons; biases are never pruned or counted"
-    yield "training", f"full-batch Adam, at most {training.epochs} epochs, {patience}, {target}"
-    for name in study.tasks:
-        task = results.tasks.get(name, {})
-        rows = ", ".join(f"{task.get(f'{part}_rows')} {part}" for part in ("fit", "val", "test"))
-        yield name, f"rows: {rows}; {task.get('metric')}, chance {number(task.get('chance'))}"
+    if study.hidden is not None:
+        yield (
+            "network",
+            f"one hidden layer of {study.hidden} ReLU neurons; biases are never pruned or counted",
+        )
+    else:
+        for facts in results.networks.values():
+            first, *more = textwrap.wrap(
+                f"{network(facts)}; engine {facts.engine}", 96, break_long_words=False
+            )
+            yield from (("network", first), *(("", line) for line in more))
+        yield (
+            "pruned",
+            "weights of linear and convolution layers; other parameters are never pruned or counted",
+        )
+    yield "training", training(study.training)
+    if results.tried:
+        rates = ", ".join(f"{rate:g}" for rate in sorted({a.row.learning_rate or 0 for a in results.tried}))
+        yield "rates", f"{rates}, chosen per strategy and level on validation rows; see LEARNING RATES"
+    elif study.hidden is None:
+        yield from _rates_used(results)
+    for name, task in results.tasks.items():
+        rows = ", ".join(f"{task[f'{part}_rows']} {part}" for part in ("fit", "val", "test"))
+        yield name, f"rows: {rows}; {task.metric}, chance {number(task.chance)}"
+
+
+def _rates_used(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the learning rates, a line each, with the settings that use it if there are several."""
+    used: dict[float, list[Setting]] = {}
+    for setting, rate in {run.setting: run.learning_rate for run in results.runs}.items():
+        if rate is not None:
+            used.setdefault(rate, []).append(setting)
+    for rate, settings in used.items():
+        tasks = list(dict.fromkeys(setting.task for setting in settings))
+        every = len(settings) == len(tasks) * len(results.study.networks)
+        names = tasks if every else [results.words(setting) for setting in settings]
+        yield "rate", f"{rate:g}" + f" on {', '.join(names)}" * (len(used) > 1)
 
 
 def _making(results: Results) -> Iterator[tuple[str, str]]:
@@ -156,8 +201,13 @@ def _making(results: Results) -> Iterator[tuple[str, str]]:
         control = f", control {recipe.control}" if recipe.control else ""
         scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}{control}"
         yield recipe.name, scores
-    trainings = len({run["key"] for run in results.runs})
-    yield "trainings", f"{trainings}; strategies share the dense one of each task and seed"
+    trainings = len({run.key for run in results.runs} | {a.row.key for a in results.tried})
+    shared = (
+        f"strategies share the dense one of each {_noun(results)} and seed"
+        if study.share
+        else "none is shared"
+    )
+    yield "trainings", f"{trainings}; {shared}"
     yield "software", made("natal_version", "torch_version", "numpy_version", "python_version")
     yield "hardware", made("platform", "processor", "device", "workers", "threads")
     determinism = "on" if manifest.get("deterministic") else "OFF"
@@ -169,20 +219,20 @@ def _making(results: Results) -> Iterator[tuple[str, str]]:
 def _findings(results: Results) -> Iterator[str]:
     yield from heading("KEY FINDINGS")
     runs = results.runs
-    for task in results.study.tasks:
-        dense, bar = stats.dense_baseline(runs, task), stats.threshold(runs, task)
-        yield f"  {task}"
+    for setting in results.study.settings():
+        dense, bar = stats.dense_baseline(runs, setting), stats.threshold(runs, setting)
+        yield f"  {results.words(setting)}"
         if dense and dense.test.n:
             yield (
                 f"    dense: {dense.metric_name} {number(dense.test.mean)}, 95% CI {interval(dense.test)}, "
                 f"n = {dense.test.n}; 0.95 of it: {number(bar) if bar else 'undefined, not positive'}"
             )
-            if stats.dense_at_chance(runs, task, results.tasks.get(task, {})):
+            if stats.dense_at_chance(runs, setting, results.tasks[setting.task]):
                 yield "    !! the dense network is at chance: its critical sparsities mean nothing"
         else:
             yield "    dense: no run, so critical sparsity is undefined"
         few = len(results.study.strategies) <= FEW
-        yield from _each_strategy(results, task) if few else _best_and_worst(results, task)
+        yield from _each_strategy(results, setting) if few else _best_and_worst(results, setting)
     yield ""
     pairs = stats.compare_overall(runs)
     clear = [p for p in pairs if p.p_holm <= 0.05]
@@ -193,7 +243,7 @@ def _findings(results: Results) -> Iterator[str]:
         )
     for p in clear if len(clear) <= FEW_PAIRS else ():
         better, worse = (p.first, p.second) if p.difference.mean > 0 else (p.second, p.first)
-        yield f"  {p.task}: {better} beats {worse} over all pruned levels, p = {p.p_holm:.3g} (Holm)"
+        yield f"  {results.words(p.setting)}: {better} beats {worse} over all pruned levels, p = {p.p_holm:.3g} (Holm)"
     if 0 < len(clear) <= FEW_PAIRS:
         yield ""
     elif pairs and not clear:
@@ -213,32 +263,32 @@ def _findings(results: Results) -> Iterator[str]:
     )
 
 
-def _each_strategy(results: Results, task: str) -> Iterator[str]:
+def _each_strategy(results: Results, setting: Setting) -> Iterator[str]:
     """Yield each strategy's critical sparsity and best level, and what must be known to read them."""
     for recipe in results.study.strategies:
-        best = stats.peak(results.runs, task, recipe.name)
+        best = stats.peak(results.runs, setting, recipe.name)
         if best:
             yield (
-                f"    {recipe.name}: critical sparsity {_critical(results.runs, task, recipe.name)}; "
+                f"    {recipe.name}: critical sparsity {_critical(results.runs, setting, recipe.name)}; "
                 f"best mean {number(best.test.mean)} at {percent(best.sparsity)}"
             )
-        for words, levels in _caveats(results, task, recipe.name):
+        for words, levels in _caveats(results, setting, recipe.name):
             yield f"      !! {words} {_levels(results, levels)}"
 
 
-def _caveats(results: Results, task: str, strategy: str) -> Iterator[tuple[str, list[float]]]:
-    fatal = [c.sparsity for c in stats.diagnoses(results.runs, task, strategy) if c.fatal]
+def _caveats(results: Results, setting: Setting, strategy: str) -> Iterator[tuple[str, list[float]]]:
+    fatal = [c.sparsity for c in stats.diagnoses(results.runs, setting, strategy) if c.fatal]
     if fatal:
         yield "masks left nothing that can learn, before any training,", fatal
     for flag in stats.flags(results.runs, results.study, results.tasks):
-        if (flag.kind, flag.task, flag.strategy) == ("stopped-at-chance", task, strategy):
+        if (flag.kind, flag.setting, flag.strategy) == ("stopped-at-chance", setting, strategy):
             others = [level for level in flag.sparsities if level not in fatal]
             if others:
                 yield "patience ended runs that were still at chance", others
 
 
-def _best_and_worst(results: Results, task: str) -> Iterator[str]:
-    ranked = stats.ranking(results.runs, task)
+def _best_and_worst(results: Results, setting: Setting) -> Iterator[str]:
+    ranked = stats.ranking(results.runs, setting)
     if not ranked:
         return
     for word, r in (("best", ranked[0]), ("worst", ranked[-1])):
@@ -249,7 +299,7 @@ def _best_and_worst(results: Results, task: str) -> Iterator[str]:
             by_level.setdefault(r.critical, []).append(r.strategy)
     for level in sorted(by_level, reverse=True):
         yield from wrapped(f"critical sparsity {show_level(level)}: {', '.join(by_level[level])}", 4)
-    fatal = [(r.strategy, [c.sparsity for c in stats.diagnoses(results.runs, task, r.strategy) if c.fatal])
+    fatal = [(r.strategy, [c.sparsity for c in stats.diagnoses(results.runs, setting, r.strategy) if c.fatal])
              for r in ranked if r.fatal]  # fmt: skip
     if fatal:
         told = "; ".join(f"{name} {_levels(results, levels)}" for name, levels in fatal)
@@ -258,7 +308,7 @@ def _best_and_worst(results: Results, task: str) -> Iterator[str]:
 
 def _ranking(results: Results) -> Iterator[str]:
     study = results.study
-    rankings = {task: stats.ranking(results.runs, task) for task in study.tasks}
+    rankings = {setting: stats.ranking(results.runs, setting) for setting in study.settings()}
     if len(study.strategies) <= FEW or not any(rankings.values()):
         return
     yield from heading("RANKING")
@@ -267,7 +317,7 @@ def _ranking(results: Results) -> Iterator[str]:
         "metric at every level. Critical sparsity, and the range that the cells' intervals allow. Fatal: cells "
         "in which a mask left nothing that can learn, before any training. Undecided: ranks that these seeds "
         "cannot tell from it, the difference paired by seed not significant at 0.05 after Holm's correction "
-        "for all pairs of all tasks."
+        f"for all pairs of all {_noun(results)}s."
     )
     least = stats.smallest_p(len(study.seeds))
     if least > 0.05:
@@ -275,7 +325,7 @@ def _ranking(results: Results) -> Iterator[str]:
             f"With {plural(len(study.seeds), 'seed')} no pair can be told apart, whatever the difference: the "
             f"least p is {least:.3g}. The order is what these seeds happened to show."
         )
-    for task, ranked in rankings.items():
+    for setting, ranked in rankings.items():
         if not ranked:
             continue
         ranks = {r.strategy: r.rank for r in ranked}
@@ -283,12 +333,12 @@ def _ranking(results: Results) -> Iterator[str]:
         line = (
             f"    {{:>4}} {{:<{wide}}} {{:>8}} {{:>20}} {{:>2}} {{:>8}} {{:>12}} {{:>7}} {{:>8}}  {{}}".format
         )
-        yield f"  {task}"
+        yield f"  {results.words(setting)}"
         yield line(
             "rank", "strategy", "mean", "95% CI", "n", "critical", "allowed", "fatal", "diverged", "undecided"
         )
         for r in ranked:
-            low, high = stats.critical_range(results.runs, task, r.strategy)
+            low, high = stats.critical_range(results.runs, setting, r.strategy)
             yield line(
                 r.rank,
                 r.strategy,
@@ -306,19 +356,21 @@ def _ranking(results: Results) -> Iterator[str]:
 
 def _beside(results: Results) -> Iterator[str]:
     study = results.study
-    if not any(claim.task in study.tasks for claim in study.claims):
+    checked: dict[Setting, list[claims.Checked]] = {}
+    for c in _checked(results):
+        checked.setdefault(claims.setting_of(c.claim, study), []).append(c)
+    if not any(setting in checked for setting in study.settings()):
         return
     yield from heading("PUBLISHED BESIDE OURS")
-    checked = _checked(results)
-    for task in study.tasks:
-        yield f"  {task:<18} {'published':>9} {'ours':>9} {'95% CI or range':>20}  the claim"
-        for c in checked:
-            if c.claim.task == task:
-                show = _SHOWN.get(c.claim.quantity, number)
-                span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
-                published = "positive" if c.claim.published is None else show(c.claim.published)
-                verdict = {None: "not tested here", "disagrees": "DISAGREES"}.get(c.verdict, c.verdict)
-                yield f"    {verdict:<16} {published:>9} {show(c.ours):>9} {span:>20}  {c.claim.text}"
+    for setting in study.settings():
+        name = results.words(setting)
+        yield f"  {name:<18} {'published':>9} {'ours':>9} {'95% CI or range':>20}  the claim"
+        for c in checked.get(setting, ()):
+            show = _SHOWN.get(c.claim.quantity, number)
+            span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
+            published = "positive" if c.claim.published is None else show(c.claim.published)
+            verdict = {None: "not tested here", "disagrees": "DISAGREES"}.get(c.verdict, c.verdict)
+            yield f"    {verdict:<16} {published:>9} {show(c.ours):>9} {span:>20}  {c.claim.text}"
         yield ""
     yield from prose(
         "Agrees: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
@@ -354,13 +406,13 @@ def _controls(results: Results) -> Iterator[str]:
     )
     sparsities = [s for s in results.study.sparsities if s > 0]
     wide = max(len(_versus(c.overall)) for c in compared)
-    for task in results.study.tasks:
+    for setting in results.study.settings():
         yield (
-            f"  {task:<{wide}} {'overall':>8} {'95% CI':>20} {'p Holm':>7} "
+            f"  {results.words(setting):<{wide}} {'overall':>8} {'95% CI':>20} {'p Holm':>7} "
             + " ".join(f"{percent(s):>8}" for s in sparsities)
         )
         for c in compared:
-            if c.overall.task != task:
+            if c.overall.setting != setting:
                 continue
             if c.same:
                 yield f"  {_versus(c.overall):<{wide}} {'same':>8}"
@@ -381,6 +433,41 @@ def _controls(results: Results) -> Iterator[str]:
     yield ""
 
 
+def _learning_rates(results: Results) -> Iterator[str]:
+    found = stats.searched(results.runs, results.tried)
+    if not found:
+        return
+    rates = sorted({rate for c in found for rate in c.values})
+    yield from heading("LEARNING RATES")
+    decided = "lowest validation loss" if results.study.training.decide == "val-loss" else "validation metric"
+    yield from prose(
+        f"Chosen for each strategy and level among {', '.join(f'{rate:g}' for rate in rates)}, by the mean over seeds "
+        f"of the {decided} of the weights that training keeps; test rows had no part in it. "
+        f"{plural(len({a.row.key for a in results.tried}), 'training')} were made for it. Edge (e): the lowest or the "
+        "highest of the rates was chosen, so a better one may lie beyond. Open: the search is not over."
+    )
+    levels = sorted({c.sparsity for c in found})
+    at = {(c.setting, c.strategy, c.sparsity): c for c in found}
+    for setting in results.study.settings():
+        names = [r.name for r in results.study.strategies if any(w[:2] == (setting, r.name) for w in at)]
+        if not names:
+            continue
+        wide = max(len(name) for name in [*names, results.words(setting)])
+        yield f"  {results.words(setting):<{wide}} " + " ".join(f"{percent(s):>9}" for s in levels)
+        for name in names:
+            row = [_rate(at.get((setting, name, s)), rates) for s in levels]
+            yield f"  {name:<{wide}} " + " ".join(f"{word:>9}" for word in row)
+        yield ""
+
+
+def _rate(found: stats.Searched | None, rates: Sequence[float]) -> str:
+    if found is None:
+        return "n/a"
+    if found.chosen is None:
+        return "open"
+    return f"{found.chosen:g}" + " e" * (found.chosen in (rates[0], rates[-1]))
+
+
 def _versus(p: stats.Paired) -> str:
     return f"{p.first} - {p.second}"
 
@@ -397,6 +484,8 @@ _CONTROL_MEANING: dict[str, str] = {
     "highest-norm": "the neurons with the largest norm go instead. No difference says that norms are no guide.",
     "fresh-narrow": "a newly drawn network of the width that is left. No difference says that pruning chose a "
     "width and nothing else; it does not say that this width could be known beforehand.",
+    "small-dense": "a dense network of the same family, with at most as many parameters as pruning leaves. No "
+    "difference says that a smaller network does as well as a pruned one; its layers have other shapes, too.",
     "scope": "the same scores competing within other bounds. A difference belongs to where scores compete, "
     "not to the scores.",
     "units": "magnitude in units of each layer's initialisation. A difference is what a global threshold "
@@ -408,7 +497,7 @@ _CONTROL_MEANING: dict[str, str] = {
 def _patience(results: Results) -> Iterator[str]:
     if results.study.training.patience is not None:
         return
-    cut = stats.cut_short(results.runs, results.curves, results.tasks)
+    cut = stats.cut_short(results.runs, results.curves, results.tasks, results.study.training.decide)
     if not cut:
         return
     yield from heading("WHAT PATIENCE WOULD HAVE HIDDEN")
@@ -418,13 +507,13 @@ def _patience(results: Results) -> Iterator[str]:
         "twin beside the full budget. Train metric high, test metric at chance: the network can be trained, "
         "it memorises, and does not generalise."
     )
-    wide = max(len(f"{c.task} / {c.strategy}") for c in cut)
+    wide = max(len(f"{results.words(c.setting)} / {c.strategy}") for c in cut)
     line = f"  {{:<{wide}}} {{:>8}} {{:>7}} {{:>6}} {{:>10}} {{:>10}} {{:>12}} {{:>11}}".format
     heads = ("", "sparsity", "runs", "ended", "loss then", "loss after", "train metric", "test metric")
     yield line(*heads)
     before = ""
     for c in cut:
-        name = f"{c.task} / {c.strategy}"
+        name = f"{results.words(c.setting)} / {c.strategy}"
         yield line(
             "" if name == before else name,
             percent(c.sparsity),
@@ -456,24 +545,26 @@ def _masks(results: Results) -> Iterator[str]:
             "(pruned neurons are both). Always off: ReLUs that cut the whole batch. Scale: the output's "
             "standard deviation, pruned over dense."
         )
-    for task in results.study.tasks:
+    for setting in results.study.settings():
         grave = {}
         harmless = []
         for recipe in results.study.strategies:
-            cells = [c for c in told if (c.task, c.strategy) == (task, recipe.name)]
+            cells = [c for c in told if (c.setting, c.strategy) == (setting, recipe.name)]
             if any(c.severity in ("fatal", "warning") for c in cells):
                 grave[recipe.name] = cells
             elif cells:
                 harmless.append(recipe.name)
-        yield from _masks_in_full(results, task, grave) if few else _masks_in_brief(results, task, grave)
+        yield from (
+            _masks_in_full(results, setting, grave) if few else _masks_in_brief(results, setting, grave)
+        )
         if harmless:
-            yield from prose(f"{task}: nothing above a note about {', '.join(harmless)}.")
+            yield from prose(f"{results.words(setting)}: nothing above a note about {', '.join(harmless)}.")
 
 
-def _masks_in_full(results: Results, task: str, strategies: Mapping[str, _Cells]) -> Iterator[str]:
+def _masks_in_full(results: Results, setting: Setting, strategies: Mapping[str, _Cells]) -> Iterator[str]:
     """Yield a table per strategy and the findings behind it."""
     for name, cells in strategies.items():
-        yield f"  {task} / {name}{_collapse(cells)}"
+        yield f"  {results.words(setting)} / {name}{_collapse(cells)}"
         yield _mask_line(
             "sparsity", "realised", "effective", "no input", "no output", "always off", "scale", "gravest"
         )
@@ -488,7 +579,7 @@ def _masks_in_full(results: Results, task: str, strategies: Mapping[str, _Cells]
                 number(c.scale, ".2f"),
                 f"{c.severity} in {c.runs[c.severity]} of {c.n}" if c.severity else "nothing",
             )
-        for f in stats.findings(_of(results, task, name)):
+        for f in stats.findings(_of(results, setting, name)):
             if f.severity != "note":
                 such = ", such as" * f.varies
                 yield from bullet(
@@ -501,13 +592,14 @@ def _mask_line(*columns: str) -> str:
     return "    {:>8} {:>9} {:>9} {:>8} {:>9} {:>10} {:>6}  {}".format(*columns)
 
 
-def _masks_in_brief(results: Results, task: str, strategies: Mapping[str, _Cells]) -> Iterator[str]:
+def _masks_in_brief(results: Results, setting: Setting, strategies: Mapping[str, _Cells]) -> Iterator[str]:
     """Yield one table for all strategies, and what was fatal."""
     levels = sorted({c.sparsity for cells in strategies.values() for c in cells})
     if not levels:
         return
     wide = max(map(len, strategies))
-    yield f"  {task}: effective sparsity by requested sparsity; F where a mask was fatal, in any run"
+    words = results.words(setting)
+    yield f"  {words}: effective sparsity by requested sparsity; F where a mask was fatal, in any run"
     yield f"    {'':<{wide}} {'collapses':>9} " + " ".join(f"{percent(s):>7} " for s in levels)
     for name, cells in strategies.items():
         at = {c.sparsity: f"{share(c.effective):>7}{' F'[c.fatal > 0]}" for c in cells}
@@ -519,7 +611,7 @@ def _masks_in_brief(results: Results, task: str, strategies: Mapping[str, _Cells
     yield ""
     for name in strategies:
         told: dict[tuple[tuple[float, ...], int], list[str]] = {}
-        for f in stats.findings(_of(results, task, name)):
+        for f in stats.findings(_of(results, setting, name)):
             if f.severity == "fatal":
                 told.setdefault((f.sparsities, f.runs), []).append(f.text)
         for (at_levels, runs), texts in told.items():
@@ -529,8 +621,8 @@ def _masks_in_brief(results: Results, task: str, strategies: Mapping[str, _Cells
         yield ""
 
 
-def _of(results: Results, task: str, strategy: str) -> stats.Rows:
-    return [run for run in results.runs if (run["task"], run["strategy"]) == (task, strategy)]
+def _of(results: Results, setting: Setting, strategy: str) -> stats.Rows:
+    return [run for run in results.runs if (run.setting, run.strategy) == (setting, strategy)]
 
 
 def _collapse(cells: _Cells) -> str:
@@ -547,12 +639,12 @@ def _tables(results: Results) -> Iterator[str]:
         "collapsed, K constant output, P ended by patience at chance, T out of time, D diverged."
     )
     flags = _flag_letters(results)
-    for task in results.study.tasks:
+    for setting in results.study.settings():
         for recipe in results.study.strategies:
-            cells = stats.cells(results.runs, task, recipe.name)
+            cells = stats.cells(results.runs, setting, recipe.name)
             if not cells:
                 continue
-            yield f"  {task} / {recipe.name}: {cells[0].metric_name}"
+            yield f"  {results.words(setting)} / {recipe.name}: {cells[0].metric_name}"
             yield _cell_line("sparsity", "realised", "mean", "std", "95% CI", "epochs", "n", "flags")
             for c in cells:
                 yield _cell_line(
@@ -563,7 +655,7 @@ def _tables(results: Results) -> Iterator[str]:
                     interval(c.test),
                     number(c.epochs.mean, ".1f"),
                     str(c.test.n),
-                    flags.get((task, recipe.name, c.sparsity), ""),
+                    flags.get((setting, recipe.name, c.sparsity), ""),
                 )
             yield ""
 
@@ -585,16 +677,18 @@ def _pairs(results: Results) -> Iterator[str]:
     if len(shown) < len(overall):
         rest = [p for p in overall if p not in shown]
         yield from prose(
-            f"Shown are the {len(shown)} pairs with a task's best strategy or with random masks; {len(rest)} "
-            f"others are left out, {sum(p.p_holm <= 0.05 for p in rest)} of them significant at 0.05 after "
+            f"Shown are the {len(shown)} pairs with a {_noun(results)}'s best strategy or with random masks; "
+            f"{len(rest)} others are left out, {sum(p.p_holm <= 0.05 for p in rest)} of them significant at 0.05 after "
             "the same correction. `natal.reading.stats.compare_overall` and `compare_levels` return them all."
         )
-    names = {(p.task, p.first, p.second): f"{p.task}: {p.first} - {p.second}" for p in shown}
+    names = {
+        (p.setting, p.first, p.second): f"{results.words(p.setting)}: {p.first} - {p.second}" for p in shown
+    }
     wide = max(map(len, names.values()))
     yield f"  {'':<{wide}} {'difference':>10} {'95% CI':>20} {'n':>3} {'p':>8} {'p Holm':>8} {'least p':>8}"
     for p in shown:
         yield (
-            f"  {names[p.task, p.first, p.second]:<{wide}} {number(p.difference.mean, '+.4f'):>10} "
+            f"  {names[p.setting, p.first, p.second]:<{wide}} {number(p.difference.mean, '+.4f'):>10} "
             f"{interval(p.difference):>20} {p.difference.n:>3} "
             f"{p.p:>8.3g} {p.p_holm:>8.3g} {p.smallest_p:>8.3g}"
         )
@@ -603,7 +697,7 @@ def _pairs(results: Results) -> Iterator[str]:
         "The same level by level, mean difference; ! where p after Holm's correction for "
         f"{'these' if len(shown) == len(overall) else 'all'} {len(levels)} comparisons is at most 0.05."
     )
-    table = {(p.task, p.first, p.second, p.sparsity): p for p in levels}
+    table = {(p.setting, p.first, p.second, p.sparsity): p for p in levels}
     sparsities = sorted({p.sparsity for p in levels if p.sparsity is not None})
     yield f"  {'':<{wide}} " + " ".join(f"{percent(s):>9}" for s in sparsities)
     for pair, name in names.items():
@@ -613,12 +707,12 @@ def _pairs(results: Results) -> Iterator[str]:
 
 
 def _telling(results: Results, pairs: list[stats.Paired]) -> list[stats.Paired]:
-    """Return all pairs if they are few, else those with a task's best strategy or its random masks."""
+    """Return all pairs if they are few, else those with a setting's best strategy or its random masks."""
     shown = []
-    for task in results.study.tasks:
-        here = [p for p in pairs if p.task == task]
+    for setting in results.study.settings():
+        here = [p for p in pairs if p.setting == setting]
         if len(here) > FEW_PAIRS:
-            named = {stats.ranking(results.runs, task)[0].strategy, _random(results)}
+            named = {stats.ranking(results.runs, setting)[0].strategy, _random(results)}
             here = [p for p in here if {p.first, p.second} & named]
         shown += here
     return shown
@@ -639,13 +733,13 @@ def _hidden(results: Results) -> Iterator[str]:
     for kind, sentence in _SENTENCES.items():
         flags = [flag for flag in found if flag.kind == kind]
         if flags:
-            yield from bullet(sentence.format(sum(flag.count for flag in flags)))
-        alike: dict[tuple[str, str], list[str]] = {}
+            yield from bullet(sentence.format(sum(flag.count for flag in flags), _noun(results)))
+        alike: dict[tuple[Setting, str], list[str]] = {}
         for flag in flags:
-            where = flag.task, _levels(results, flag.sparsities)
+            where = flag.setting, _levels(results, flag.sparsities)
             alike.setdefault(where, []).append(f"{flag.strategy} {flag.count}")
-        for (task, levels), counted in alike.items():
-            yield from wrapped(f"{task} {levels}: {', '.join(counted)}", 6)
+        for (setting, levels), counted in alike.items():
+            yield from wrapped(f"{results.words(setting)} {levels}: {', '.join(counted)}", 6)
     makers = stats.provenance(results.runs)
     if len(makers) > 1:
         yield from bullet(
@@ -660,7 +754,7 @@ def _hidden(results: Results) -> Iterator[str]:
 
 _SENTENCES: dict[stats.Kind, str] = {
     "diverged": "DIVERGED, {} runs. Their loss stopped being a finite number; means are over the survivors.",
-    "dense-at-chance": "Dense network at chance, {} tasks. It learned nothing that could be kept: critical "
+    "dense-at-chance": "Dense network at chance, {} {}s. It learned nothing that could be kept: critical "
     "sparsities mean nothing there.",
     "layer-collapse": "Layer collapse, {} runs. The mask removed a layer whole, so the output cannot depend "
     "on the input: that says more about where scores compete than about the criterion.",
@@ -695,12 +789,28 @@ def _limits(results: Results) -> Iterator[str]:
             )
     for limit in _LIMITS:
         yield from bullet(limit)
+    order = "" if results.study.training.batch is None else ", order of batches"
     yield from bullet(
-        f"Tried: {', '.join(results.study.tasks)}; one hidden layer of {results.study.hidden} neurons; one "
-        "learning rate per task, not tuned per strategy or sparsity. Nothing follows for other tasks, "
-        "depths, widths or rates."
+        f"A seed sets data, split{order} and initial weights together. Nothing here says which of them a difference "
+        "comes from."
     )
+    yield from bullet(f"Tried: {_tried(results)}")
     yield ""
+
+
+def _tried(results: Results) -> str:
+    study = results.study
+    tasks = ", ".join(study.task_names)
+    if study.hidden is not None and not results.tried:
+        return (
+            f"{tasks}; one hidden layer of {study.hidden} neurons; one learning rate per task, not tuned per strategy "
+            "or sparsity. Nothing follows for other tasks, depths, widths or rates."
+        )
+    rates = "one learning rate per task or network, not tuned per strategy or sparsity"
+    if results.tried:
+        count = len({a.row.learning_rate for a in results.tried})
+        rates = f"{count} learning rates, the best on validation rows for each strategy and level"
+    return f"{tasks}; {', '.join(study.network_names)}; {rates}. Nothing follows for other tasks, networks or rates."
 
 
 _TOO_FEW = (
@@ -713,8 +823,6 @@ _LIMITS = (
     "the metric can.",
     "A critical sparsity is a level of this study's grid, reached by a mean; the dense mean it is measured "
     "against is itself uncertain.",
-    "A seed sets data, split and initial weights together. Nothing here says which of them a difference "
-    "comes from.",
 )
 _SECTIONS = (
     _title,
@@ -723,6 +831,7 @@ _SECTIONS = (
     _ranking,
     _beside,
     _controls,
+    _learning_rates,
     _patience,
     _hidden,
     _limits,
@@ -746,27 +855,27 @@ _LETTERS: dict[stats.Kind, str] = {
 }
 
 
-def _flag_letters(results: Results) -> dict[tuple[str, str, float], str]:
-    """Return the flags column by task, strategy and sparsity."""
-    letters: dict[tuple[str, str, float], str] = {}
-    for task in results.study.tasks:
-        bar = stats.threshold(results.runs, task)
-        for c in stats.cells(results.runs, task):
+def _flag_letters(results: Results) -> dict[tuple[Setting, str, float], str]:
+    """Return the flags column by setting, strategy and sparsity."""
+    letters: dict[tuple[Setting, str, float], str] = {}
+    for setting in results.study.settings():
+        bar = stats.threshold(results.runs, setting)
+        for c in stats.cells(results.runs, setting):
             if bar is not None and c.sparsity > 0 and c.test.mean >= bar:
-                letters[task, c.strategy, c.sparsity] = "*"
+                letters[setting, c.strategy, c.sparsity] = "*"
     everyone = [recipe.name for recipe in results.study.strategies]
     for flag in stats.flags(results.runs, results.study, results.tasks):
         for strategy in everyone if flag.strategy == stats.DENSE else [flag.strategy]:
             for level in flag.sparsities:
-                where = (flag.task, strategy, level)
+                where = (flag.setting, strategy, level)
                 letters[where] = letters.get(where, "") + _LETTERS.get(flag.kind, "")
     return letters
 
 
-def _critical(runs: stats.Rows, task: str, strategy: str) -> str:
-    low, high = stats.critical_range(runs, task, strategy)
+def _critical(runs: stats.Rows, setting: Setting, strategy: str) -> str:
+    low, high = stats.critical_range(runs, setting, strategy)
     allowed = f" (intervals allow {show_level(low)} to {show_level(high)})" if low != high else ""
-    return show_level(stats.critical_sparsity(runs, task, strategy)) + allowed
+    return show_level(stats.critical_sparsity(runs, setting, strategy)) + allowed
 
 
 def _difference(p: stats.Paired | None) -> str:

@@ -10,50 +10,80 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from natal.errors import NatalError
-from natal.store import FILE, Outcome, Store
-from natal.study import Run, Study
-from natal.wording import describe
+from natal.reading.rows import Attempt, Curve, Row, curve, row
+from natal.store import FILE, NetworkFacts, Store, TaskFacts, chosen, deciding
+from natal.study import PAPERS, Run, Setting, Study
+from natal.wording import describe, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = dict[str, Any]
+PublishedRun = dict[str, Any]
+"""A run as an object of the published program's ``results.json``."""
 IDENTITY = ("task", "strategy", "sparsity", "seed")
-"""The fields that say which row of a grid an object belongs to."""
+"""The fields that say which row of a grid such an object belongs to; see `identity`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
-    """One study's runs as plain rows.
+    """One study's runs as typed rows.
 
-    ``runs``: a row per grid row that has been trained, in the study's order, with the fields of `row`.
-    ``curves``: beside each run its ``train_loss`` and ``val_metric``, one number per epoch. ``missing``: grid
-    rows without a training yet.
+    ``tasks`` and ``networks``: facts of each task by name, and of each task with each network. ``runs``: a row per
+    grid row that has been trained, in the study's order. ``tried``: where learning rates are searched, a run's
+    trainings at each rate, chosen or not. ``missing``: grid rows without a training yet.
     """
 
     directory: Path
     study: Study
     manifest: Mapping[str, Any]
+    tasks: Mapping[str, TaskFacts]
+    networks: Mapping[Setting, NetworkFacts]
     runs: list[Row]
-    curves: list[Row] = field(repr=False)
+    tried: list[Attempt]
     missing: list[Run]
 
-    @property
-    def tasks(self) -> dict[str, dict[str, Any]]:
-        """Facts of each task by name: metric, chance level, numbers of rows, inputs and outputs."""
-        return dict(self.manifest.get("tasks", {}))
+    def __repr__(self) -> str:
+        return (
+            f"<Results of study {self.study.name!r} in {str(self.directory)!r}: "
+            f"{len(self.runs)} of {len(self.runs) + len(self.missing)} runs>"
+        )
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Beside each run of ``runs`` its curves, a number an evaluation; read from the store when first asked for.
+
+        Raises NatalError if the store has lost them since the runs were read.
+        """
+        with Store.read(self.directory) as store:
+            try:
+                stored = store.curves()
+            except ValueError as error:
+                raise NatalError(
+                    f"{store.path}: a curve is damaged ({error}); run the study with --fresh"
+                ) from None
+        if any(run.key not in stored for run in self.runs):
+            raise NatalError(f"{self.directory} was written to since it was read; read it again")
+        return [curve(run, stored[run.key]) for run in self.runs]
 
     @property
     def digest(self) -> str:
         """A 16-digit hash of the study and its runs' results; figures carry it to show their origin."""
-        shown = [[row[name] for name in (*IDENTITY, *_DIGESTED)] for row in self.runs]
+        shown = [[row[name] for name in (*identity(self.study), *_DIGESTED)] for row in self.runs]
         return hashlib.sha256(json.dumps([self.study.digest, shown]).encode()).hexdigest()[:16]
+
+    def words(self, setting: Setting) -> str:
+        """Return a setting's name: the task's, and the network's if the study has several."""
+        return setting.task if len(self.study.networks) == 1 else f"{setting.task} / {setting.network}"
 
     def frame(self) -> pd.DataFrame:
         """Return ``runs`` as a pandas DataFrame, one ``density_LAYER`` column per prunable layer.
@@ -63,17 +93,10 @@ class Results:
 
         Raises NatalError if pandas is not installed.
         """
-        rows = [
-            {
-                **{k: v for k, v in row.items() if k not in ("densities", "diagnosis")},
-                **{f"density_{layer}": density for layer, density in row["densities"].items()},
-            }
-            for row in self.runs
-        ]
-        return _pandas().DataFrame(rows)
+        return _pandas().DataFrame([row.flat() for row in self.runs])
 
     def curves_frame(self) -> pd.DataFrame:
-        """Return ``curves`` as a long pandas DataFrame: one row per run and epoch, epochs counted from 1.
+        """Return ``curves`` as a long pandas DataFrame: one row per run and evaluation, ``nan`` for what is not known.
 
         Raises NatalError if pandas is not installed.
         """
@@ -81,15 +104,14 @@ class Results:
         parts = [
             pandas.DataFrame(
                 {
-                    **{name: curve[name] for name in IDENTITY},
-                    "epoch": range(1, len(curve["train_loss"]) + 1),
-                    "train_loss": curve["train_loss"],
-                    "val_metric": curve["val_metric"],
-                }
+                    name: values if not isinstance(values, np.ndarray) or len(values) else math.nan
+                    for name, values in vars(curve).items()
+                },
+                index=range(len(curve.step)),
             )
             for curve in self.curves
         ]
-        empty = pandas.DataFrame(columns=[*IDENTITY, "epoch", "train_loss", "val_metric"])
+        empty = pandas.DataFrame(columns=[field.name for field in fields(Curve)])
         return pandas.concat(parts, ignore_index=True) if parts else empty
 
 
@@ -105,6 +127,14 @@ _DIGESTED = (
 )
 
 
+def identity(study: Study) -> tuple[str, ...]:
+    """Return the fields that say which run of a study is meant: the published ones, and the network's name.
+
+    The published files know one network, the paper's, and so do not name it.
+    """
+    return IDENTITY if study.network_names == (PAPERS,) else (*IDENTITY, "network")
+
+
 def load(directory: str | Path = "results") -> Results:
     """Read the study in ``directory``, finished or not.
 
@@ -114,86 +144,82 @@ def load(directory: str | Path = "results") -> Results:
     with Store.read(directory) as store:
         manifest = store.manifest()
         try:
-            study, grid, outcomes = store.study(), store.grid(), store.outcomes()
+            return _results(directory, store, manifest)
         except NatalError:
             raise
-        except (TypeError, ValueError) as error:  # a field too many or too few, or not JSON
+        except (KeyError, TypeError, ValueError) as error:  # a field too many or too few, or not JSON
             raise NatalError(
                 f"{store.path} was written by natal {manifest.get('natal_version')} and this natal cannot read it "
                 f"({str(error).splitlines()[0]}); read it with that version, or run the study again with --fresh"
             ) from None
-    facts = manifest.get("tasks", {})
-    done = [(run, outcomes[key]) for run, key in grid if key in outcomes]
+
+
+def _results(directory: Path, store: Store, manifest: Mapping[str, Any]) -> Results:
+    study, grid, tried = store.study(), store.grid(), store.tried()
+    tasks = {name: TaskFacts(**facts) for name, facts in manifest["tasks"].items()}
+    networks = {facts.setting: facts for facts in _networks(study, tasks, manifest)}
+    outcomes = store.outcomes(curves=bool(tried))
+    # a grid shows a row's first rate until the search is over, and a command that was stopped leaves it so
+    shown = dict(enumerate(key for _, key in grid)) | dict.fromkeys(tried, "")
+    shown |= chosen(grid, tried, outcomes, study.training.decide)
+
+    def read(run: Run, key: str) -> Row:
+        return row(run, outcomes[key], tasks[run.task], networks[run.setting], study.training)
+
     return Results(
         directory,
         study,
         manifest,
-        runs=[row(run, outcome, facts.get(run.task, {})) for run, outcome in done],
-        curves=[
-            {**run._asdict(), "train_loss": o.train_loss_curve, "val_metric": o.val_metric_curve}
-            for run, o in done
+        tasks,
+        networks,
+        runs=[read(run, shown[i]) for i, (run, _) in enumerate(grid) if shown[i] in outcomes],
+        tried=[
+            Attempt(read(grid[i][0], key), deciding(outcomes[key], study.training.decide))
+            for i, keys in tried.items()
+            for key in keys.values()
+            if key in outcomes
         ],
-        missing=[run for run, key in grid if key not in outcomes],
+        missing=[run for i, (run, _) in enumerate(grid) if shown[i] not in outcomes],
     )
 
 
-def row(run: Run, outcome: Outcome, task: Mapping[str, Any]) -> Row:
-    """Return one run as a plain row; ``task``: the manifest's facts of its task.
-
-    ``sparsity`` is the requested one and ``realised_sparsity`` = 1 - kept / prunable the one its mask has,
-    biases not counted; ``effective_sparsity`` counts kept weights on no path from input to output as removed,
-    too. ``diagnosis``: all that the mask doctor said before training (see `natal.store.Outcome`), ``{}`` for
-    a dense run; ``severity`` is its gravest finding's: fatal, warning, note or None. ``metric``: what
-    ``train_metric``, ``val_metric`` and ``test_metric`` measure (``accuracy``), and ``field`` its short name
-    (``acc``); a metric that is not a finite number is None.
-    """
-    return {
-        **run._asdict(),
-        "status": outcome.status,
-        "total_params": outcome.total_params,
-        "nonzero_params": outcome.nonzero_params,
-        "prunable": outcome.prunable,
-        "kept": outcome.kept,
-        "realised_sparsity": 1 - outcome.kept / outcome.prunable,
-        "densities": dict(outcome.densities),
-        "metric": task.get("metric", "metric"),
-        "field": task.get("field", "metric"),
-        "train_metric": _finite(outcome.train_metric),
-        "val_metric": _finite(outcome.val_metric),
-        "test_metric": _finite(outcome.test_metric),
-        "train_loss": _finite(outcome.final_loss),
-        "epochs_trained": outcome.epochs_trained,
-        "best_epoch": outcome.best_epoch,
-        "constant": outcome.constant,
-        "effective_sparsity": outcome.diagnosis.get("effective_sparsity"),
-        "collapses_at": outcome.diagnosis.get("collapses_at"),
-        "severity": next((severity for severity, _ in outcome.diagnosis.get("findings", ())), None),
-        "diagnosis": dict(outcome.diagnosis),
-        "deterministic": outcome.deterministic,
-        "seconds": outcome.seconds,
-        "made_by": outcome.made_by,
-        "key": outcome.key,
-    }
+def _networks(
+    study: Study, tasks: Mapping[str, TaskFacts], manifest: Mapping[str, Any]
+) -> Iterator[NetworkFacts]:
+    """Yield what is known of each network; natal 0.2 trained the paper's alone, and wrote nothing down of it."""
+    for facts in manifest.get("networks", ()):
+        layers = {layer: tuple(shape) for layer, shape in facts["layers"].items()}
+        yield NetworkFacts(**{**facts, "layers": layers})
+    if "networks" in manifest:
+        return
+    hidden, epochs, engine = study.hidden, study.training.epochs, str(manifest.get("engine"))
+    if hidden is None or epochs is None:
+        raise ValueError("the manifest says nothing of its networks")
+    for name, task in tasks.items():
+        layers = {"hidden": (hidden, task.inputs), "output": (task.outputs, hidden)}
+        weights = hidden * (task.inputs + task.outputs)
+        parameters = weights + hidden + task.outputs
+        yield NetworkFacts(name, PAPERS, engine, parameters, layers, weights, epochs, steps_per_epoch=1)
 
 
 # -- the published format --------------------------------------------------------------------------------
 
 
-def published_objects(results: Results) -> list[Row]:
+def published_objects(results: Results) -> list[PublishedRun]:
     """Return the runs as the published program's run objects; a diverged run's metrics are None.
 
     ``actual_sparsity`` = 1 - nonzero_params / total_params, biases included, as that program counted.
     """
     return [
         {
-            **{name: run[name] for name in IDENTITY},
-            "total_params": run["total_params"],
-            "nonzero_params": run["nonzero_params"],
-            "actual_sparsity": 1 - run["nonzero_params"] / run["total_params"],
-            **{f"{part}_{run['field']}": run[f"{part}_metric"] for part in ("train", "val", "test")},
-            "train_loss": run["train_loss"],
-            "epochs_trained": run["epochs_trained"],
-            "best_epoch": run["best_epoch"],
+            **{name: run[name] for name in identity(results.study)},
+            "total_params": run.total_params,
+            "nonzero_params": run.nonzero_params,
+            "actual_sparsity": 1 - run.nonzero_params / run.total_params,
+            **{f"{part}_{run.field}": run[f"{part}_metric"] for part in ("train", "val", "test")},
+            "train_loss": run.train_loss,
+            "epochs_trained": run.epochs_trained,
+            "best_epoch": run.best_epoch,
         }
         for run in results.runs
     ]
@@ -205,9 +231,9 @@ def published(results: Results) -> dict[str, Any]:
     What that format has no field for lies under one more metadata key, ``natal``.
     """
     study, manifest, tasks = results.study, results.manifest, results.tasks
-    modular, regression = (tasks.get(n) if n in study.tasks else None for n in ("modular", "regression"))
+    modular, regression = (tasks.get(n) if n in study.task_names else None for n in ("modular", "regression"))
     metadata = {
-        "num_tasks": len(study.tasks),
+        "num_tasks": len(study.task_names),
         "num_strategies": len(study.strategies),
         "num_sparsity_levels": len(study.sparsities),
         "num_seeds": len(study.seeds),
@@ -216,9 +242,9 @@ def published(results: Results) -> dict[str, Any]:
         "hidden_dim": study.hidden,
         "max_epochs": study.training.epochs,
         "validation_fraction": study.training.validation_fraction,
-        "modular_mod": modular["outputs"] if modular else None,
-        "regression_n": regression["train_rows"] + regression["test_rows"] if regression else None,
-        "regression_d": regression["inputs"] if regression else None,
+        "modular_mod": modular.outputs if modular else None,
+        "regression_n": regression.train_rows + regression.test_rows if regression else None,
+        "regression_d": regression.inputs if regression else None,
         **{
             name: manifest.get(name)
             for name in ("python_version", "torch_version", "numpy_version", "platform", "device")
@@ -226,7 +252,7 @@ def published(results: Results) -> dict[str, Any]:
         "deterministic_algorithms_enabled": manifest.get("deterministic"),
         "seed_values": list(study.seeds),
         "sparsity_values": list(study.sparsities),
-        "task_values": list(study.tasks),
+        "task_values": list(study.task_names),
         "strategy_values": [recipe.name for recipe in study.strategies],
     }
     extra = {
@@ -236,7 +262,7 @@ def published(results: Results) -> dict[str, Any]:
     return {"metadata": {**metadata, "natal": extra}, "results": published_objects(results)}
 
 
-def read_published(path: str | Path) -> list[Row]:
+def read_published(path: str | Path) -> list[PublishedRun]:
     """Return the run objects of ``path``: a file in the published format, or a results directory with a run
     store.
 
@@ -279,25 +305,29 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two programs' runs of one study beside each other, matched on task, strategy, sparsity and seed.
+    """Two programs' runs of one study beside each other, matched on task, strategy, sparsity, seed and network.
 
     ``matched``: runs both have. ``only_ours``, ``only_theirs``: runs one side lacks, under our strategies'
-    names. ``fields``: what the matched runs differ by, for every field that both sides' objects have.
+    names. ``twice_ours``, ``twice_theirs``: runs that a side has more than once, of which the last is compared.
+    ``fields``: what the matched runs differ by, for every field that any of both sides' objects have.
     """
 
     matched: int
     only_ours: list[Run]
     only_theirs: list[Run]
+    twice_ours: list[Run]
+    twice_theirs: list[Run]
     fields: dict[str, Difference]
 
     @property
     def identical(self) -> bool:
-        """Whether both sides have the same runs, equal to the last bit in every field that both know."""
-        return (
-            bool(self.matched)
-            and not self.only_ours
-            and not self.only_theirs
-            and not any(d.differing for d in self.fields.values())
+        """Whether both sides have the same runs, each once, equal to the last bit in every field that both know."""
+        return bool(self.matched) and not (
+            self.only_ours
+            or self.only_theirs
+            or self.twice_ours
+            or self.twice_theirs
+            or any(d.differing for d in self.fields.values())
         )
 
     def lines(self) -> list[str]:
@@ -309,6 +339,9 @@ class Comparison:
         for whose, runs in (("ours", self.only_ours), ("theirs", self.only_theirs)):
             if runs:
                 yield f"{len(runs)} runs only in {whose}, the first {describe(runs[0])}"
+        for whose, runs in (("ours", self.twice_ours), ("theirs", self.twice_theirs)):
+            if runs:
+                yield f"{plural(len(runs), 'run')} more than once in {whose}, the first {describe(runs[0])}"
         width = max(map(len, self.fields), default=0)
         for name, difference in self.fields.items():
             if difference.where is None:
@@ -324,10 +357,11 @@ class Comparison:
 
 
 def compare(
-    ours: Sequence[Row], theirs: Sequence[Row], rename: Mapping[str, str] | None = None
+    ours: Sequence[PublishedRun], theirs: Sequence[PublishedRun], rename: Mapping[str, str] | None = None
 ) -> Comparison:
     """Compare two lists of run objects (see `published_objects`) field by field.
 
+    A field that one side never has is not compared; where only some of its objects lack it, those differ.
     ``rename``: our name of a strategy that the other program calls differently, by their name
     (``{"random": "random-from-init-stream"}``). Raises NatalError if a name in it belongs to no run.
     """
@@ -337,24 +371,42 @@ def compare(
         for name in names:
             if name not in known:
                 raise NatalError(f"no run of {side} has strategy {name!r}; known: {', '.join(sorted(known))}")
-    a = {_identity(run): run for run in ours}
-    b = {_identity({**run, "strategy": rename.get(run["strategy"], run["strategy"])}): run for run in theirs}
+    theirs = [{**run, "strategy": rename.get(run["strategy"], run["strategy"])} for run in theirs]
+    a, b = ({_identity(run): run for run in side} for side in (ours, theirs))
     shared = [which for which in a if which in b]
-    apart: dict[str, dict[Run, float]] = {}
-    for which in shared:
-        for name in a[which]:
-            if name in b[which] and name not in IDENTITY:
-                apart.setdefault(name, {})[which] = _apart(a[which][name], b[which][name])
-    fields = {name: _difference(values) for name, values in apart.items()}
-    return Comparison(len(shared), [w for w in a if w not in b], [w for w in b if w not in a], fields)
+    known_to_both = set().union(*theirs) - {*IDENTITY, "network"}
+    names_in_order = dict.fromkeys(name for run in ours for name in run if name in known_to_both)
+    fields = {
+        name: _difference({w: _apart(a[w].get(name, _ABSENT), b[w].get(name, _ABSENT)) for w in shared})
+        for name in (names_in_order if shared else ())
+    }
+    return Comparison(
+        len(shared),
+        [w for w in a if w not in b],
+        [w for w in b if w not in a],
+        _twice(ours),
+        _twice(theirs),
+        {name: difference for name, difference in fields.items() if difference is not None},
+    )
+
+
+_ABSENT = object()
+"""What a run has in a field that it lacks; not null, which is a value."""
+
+
+def _twice(runs: Sequence[PublishedRun]) -> list[Run]:
+    return [run for run, count in Counter(map(_identity, runs)).items() if count > 1]
 
 
 def _identity(run: Mapping[str, Any]) -> Run:
-    return Run(run["task"], run["strategy"], float(run["sparsity"]), int(run["seed"]))
+    where = run["task"], run["strategy"], float(run["sparsity"]), int(run["seed"])
+    return Run(*where, run.get("network", PAPERS))
 
 
-def _apart(x: Any, y: Any) -> float:
-    """Return x - y; infinite where only one of them is a number."""
+def _apart(x: Any, y: Any) -> float | None:
+    """Return x - y; infinite where only one of them is a number, None where both runs lack the field."""
+    if x is y is _ABSENT:
+        return None
     if x == y:
         return 0.0
     if isinstance(x, int | float) and isinstance(y, int | float):
@@ -362,18 +414,18 @@ def _apart(x: Any, y: Any) -> float:
     return math.inf
 
 
-def _difference(values: Mapping[Run, float]) -> Difference:
-    worst = max(values, key=lambda run: abs(values[run]))
+def _difference(values: Mapping[Run, float | None]) -> Difference | None:
+    """Sum up one field's differences; None where no matched run has the field."""
+    known = {run: value for run, value in values.items() if value is not None}
+    if not known:
+        return None
+    worst = max(known, key=lambda run: abs(known[run]))
     return Difference(
-        largest=abs(values[worst]),
-        where=worst if values[worst] else None,
-        differing=sum(value != 0 for value in values.values()),
-        mean=sum(values.values()) / len(values),
+        largest=abs(known[worst]),
+        where=worst if known[worst] else None,
+        differing=sum(value != 0 for value in known.values()),
+        mean=sum(known.values()) / len(known),
     )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _pandas() -> Any:

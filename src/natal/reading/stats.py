@@ -1,8 +1,8 @@
 """Run rows in, numbers with their uncertainty out: every number a report or a figure shows. No torch here.
 
-All functions are pure and take the rows of `natal.reading.results.load`: mappings with task, strategy, sparsity,
-seed, status, test_metric, epochs_trained and so on. A *cell* is the rows that differ in seed alone. Metrics:
-higher is better. A run whose test metric is None has diverged; it is left out of means, counted, and flagged.
+All functions are pure and take the rows of `natal.reading.results.load`. A *setting* is a task with a network, a *cell*
+the rows that differ in seed alone. Metrics: higher is better. A run whose test metric is None has diverged; it is left
+out of means, counted, and flagged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.special import bdtrc, stdtrit
 
-from natal.study import Recipe, Study
+from natal.reading.rows import Attempt, Curve, Row
+from natal.store import TaskFacts
+from natal.study import Recipe, Setting, Study
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 DENSE = "dense"
 """What a flag calls the unpruned network, which belongs to no strategy."""
 PATIENCE = 100
@@ -63,14 +65,14 @@ def summarise(values: Iterable[float], level: float = 0.95) -> Summary:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one task, strategy and sparsity, over seeds.
+    """The runs of one setting, strategy and sparsity, over seeds.
 
     ``test``: their test metric; ``epochs``: epochs trained; both over the runs that did not diverge.
     ``realised``: mean realised sparsity over prunable weights. ``values``: the test metric by seed.
     ``diverged``: runs that did.
     """
 
-    task: str
+    setting: Setting
     strategy: str
     sparsity: float
     metric_name: str
@@ -81,32 +83,32 @@ class Cell:
     diverged: int
 
 
-def cells(runs: Rows, task: str | None = None, strategy: str | None = None) -> list[Cell]:
-    """Return the cells of ``runs``, in the order they first appear; of one task or strategy if named."""
-    grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+def cells(runs: Rows, setting: Setting | None = None, strategy: str | None = None) -> list[Cell]:
+    """Return the cells of ``runs``, in the order they first appear; of one setting or strategy if named."""
+    grouped: dict[tuple[Setting, str, float], list[Row]] = {}
     for run in runs:
-        if task in (None, run["task"]) and strategy in (None, run["strategy"]):
-            grouped.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append(run)
+        if setting in (None, run.setting) and strategy in (None, run.strategy):
+            grouped.setdefault((run.setting, run.strategy, run.sparsity), []).append(run)
     return [_cell(*which, rows) for which, rows in grouped.items()]
 
 
-def cell(runs: Rows, task: str, strategy: str, sparsity: float) -> Cell | None:
+def cell(runs: Rows, setting: Setting, strategy: str, sparsity: float) -> Cell | None:
     """Return one cell, or None if it has no run yet."""
-    found = cells([run for run in runs if run["sparsity"] == sparsity], task, strategy)
+    found = cells([run for run in runs if run.sparsity == sparsity], setting, strategy)
     return found[0] if found else None
 
 
-def _cell(task: str, strategy: str, sparsity: float, rows: Rows) -> Cell:
-    kept = [run for run in rows if run["test_metric"] is not None]
+def _cell(setting: Setting, strategy: str, sparsity: float, rows: Rows) -> Cell:
+    kept = [(run, run.test_metric) for run in rows if run.test_metric is not None]
     return Cell(
-        task,
+        setting,
         strategy,
         sparsity,
         metric_name=f"test_{rows[0]['field']}",
-        test=summarise(run["test_metric"] for run in kept),
-        epochs=summarise(run["epochs_trained"] for run in kept),
-        realised=float(np.mean([run["realised_sparsity"] for run in rows])),
-        values={run["seed"]: run["test_metric"] for run in kept},
+        test=summarise(value for _, value in kept),
+        epochs=summarise(run.epochs_trained for run, _ in kept),
+        realised=float(np.mean([run.realised_sparsity for run in rows])),
+        values={run.seed: value for run, value in kept},
         diverged=len(rows) - len(kept),
     )
 
@@ -114,19 +116,19 @@ def _cell(task: str, strategy: str, sparsity: float, rows: Rows) -> Cell:
 # -- one strategy ----------------------------------------------------------------------------------------
 
 
-def dense_baseline(runs: Rows, task: str) -> Cell | None:
+def dense_baseline(runs: Rows, setting: Setting) -> Cell | None:
     """Return the cell of the unpruned network, which all strategies share; None if ``runs`` has none."""
-    dense = cells([run for run in runs if run["sparsity"] == 0], task)
+    dense = cells([run for run in runs if run.sparsity == 0], setting)
     return dense[0] if dense else None
 
 
-def threshold(runs: Rows, task: str) -> float | None:
+def threshold(runs: Rows, setting: Setting) -> float | None:
     """Return 0.95 · the dense mean; None if there is no dense mean, or it is not positive.
 
     Of a dense network at or below zero (R² can be), 0.95 of its metric is no less than the metric itself:
     keeping most of nothing is undefined.
     """
-    dense = dense_baseline(runs, task)
+    dense = dense_baseline(runs, setting)
     return RETAINED * dense.test.mean if dense and dense.test.mean > 0 else None
 
 
@@ -134,7 +136,7 @@ Bound = Literal["mean", "low", "high"]
 """Which number of a cell is held against a threshold: its mean, or an end of its 95 % interval."""
 
 
-def critical_sparsity(runs: Rows, task: str, strategy: str, bound: Bound = "mean") -> float | None:
+def critical_sparsity(runs: Rows, setting: Setting, strategy: str, bound: Bound = "mean") -> float | None:
     """Return the highest level whose mean test metric is at least 0.95 of the dense mean, whatever happens
     below it.
 
@@ -142,27 +144,27 @@ def critical_sparsity(runs: Rows, task: str, strategy: str, bound: Bound = "mean
     hold an end of the 95 % interval against the threshold instead; a cell of one run has none and counts by
     its mean. None where `threshold` is, or where no level reaches it.
     """
-    return max((s for s, kept in _keeping(runs, task, strategy, bound) if kept), default=None)
+    return max((s for s, kept in _keeping(runs, setting, strategy, bound) if kept), default=None)
 
 
-def kept_through(runs: Rows, task: str, strategy: str, bound: Bound = "mean") -> float | None:
+def kept_through(runs: Rows, setting: Setting, strategy: str, bound: Bound = "mean") -> float | None:
     """Return the highest level up to which *every* level is at least 0.95 of the dense mean.
 
     Unlike `critical_sparsity`, one level that falls short ends it. ``bound`` and None as there.
     """
-    unbroken = itertools.takewhile(lambda level: level[1], _keeping(runs, task, strategy, bound))
+    unbroken = itertools.takewhile(lambda level: level[1], _keeping(runs, setting, strategy, bound))
     return max((s for s, _ in unbroken), default=None)
 
 
-def _keeping(runs: Rows, task: str, strategy: str, bound: Bound) -> list[tuple[float, bool]]:
+def _keeping(runs: Rows, setting: Setting, strategy: str, bound: Bound) -> list[tuple[float, bool]]:
     """Return each level in order, and whether it keeps 0.95 of the dense mean."""
-    bar = threshold(runs, task)
+    bar = threshold(runs, setting)
     if bar is None:
         return []
     # level 0 keeps all of the dense metric by definition, however wide its interval
     return sorted(
         (c.sparsity, c.sparsity == 0 or (not c.diverged and _end(c.test, bound) >= bar))
-        for c in cells(runs, task, strategy)
+        for c in cells(runs, setting, strategy)
     )
 
 
@@ -171,17 +173,19 @@ def _end(summary: Summary, bound: Bound) -> float:
     return summary.mean if math.isnan(value) else value
 
 
-def critical_range(runs: Rows, task: str, strategy: str) -> tuple[float | None, float | None]:
+def critical_range(runs: Rows, setting: Setting, strategy: str) -> tuple[float | None, float | None]:
     """Return the lowest and highest critical sparsity that the cells' 95 % intervals allow.
 
     First the highest level whose whole interval is at least 0.95 of the dense mean, then the highest whose
     interval reaches it; the dense mean is taken as known.
     """
-    return critical_sparsity(runs, task, strategy, "low"), critical_sparsity(runs, task, strategy, "high")
+    return critical_sparsity(runs, setting, strategy, "low"), critical_sparsity(
+        runs, setting, strategy, "high"
+    )
 
 
 def chance_from(
-    runs: Rows, task: str, strategy: str, facts: Mapping[str, Any], bound: Bound = "mean"
+    runs: Rows, setting: Setting, strategy: str, facts: TaskFacts, bound: Bound = "mean"
 ) -> float | None:
     """Return the lowest pruned level from which on every level's mean is no better than `chance_bound`.
 
@@ -189,26 +193,26 @@ def chance_from(
     Infinite if the highest level is still better; None if nothing pruned was trained.
     """
     pruned = sorted(
-        (c for c in cells(runs, task, strategy) if c.sparsity > 0), key=lambda c: c.sparsity, reverse=True
+        (c for c in cells(runs, setting, strategy) if c.sparsity > 0), key=lambda c: c.sparsity, reverse=True
     )
     if not pruned:
         return None
-    bar = _chance_bound(runs, task, facts)
+    bar = _chance_bound(runs, setting, facts)
     at_chance = itertools.takewhile(lambda c: _end(c.test, bound) <= bar, pruned)
     return min((c.sparsity for c in at_chance), default=math.inf)
 
 
-def straddling(runs: Rows, task: str, strategy: str) -> list[Cell]:
+def straddling(runs: Rows, setting: Setting, strategy: str) -> list[Cell]:
     """Return the pruned cells whose 95 % interval holds 0.95 of the dense mean: either side is possible."""
-    bar = threshold(runs, task)
+    bar = threshold(runs, setting)
     if bar is None:
         return []
-    return [c for c in cells(runs, task, strategy) if c.sparsity > 0 and c.test.low < bar <= c.test.high]
+    return [c for c in cells(runs, setting, strategy) if c.sparsity > 0 and c.test.low < bar <= c.test.high]
 
 
-def peak(runs: Rows, task: str, strategy: str) -> Cell | None:
+def peak(runs: Rows, setting: Setting, strategy: str) -> Cell | None:
     """Return the cell with the highest mean test metric, the sparser of two equals; None if all diverged."""
-    ranked = [c for c in cells(runs, task, strategy) if c.test.n]
+    ranked = [c for c in cells(runs, setting, strategy) if c.test.n]
     return max(ranked, key=lambda c: (c.test.mean, c.sparsity), default=None)
 
 
@@ -225,7 +229,7 @@ class Paired:
     one.
     """
 
-    task: str
+    setting: Setting
     first: str
     second: str
     sparsity: float | None
@@ -235,7 +239,9 @@ class Paired:
     p_holm: float = math.nan
 
 
-def paired(runs: Rows, task: str, first: str, second: str, sparsity: float | None = None) -> Paired | None:
+def paired(
+    runs: Rows, setting: Setting, first: str, second: str, sparsity: float | None = None
+) -> Paired | None:
     """Compare two strategies seed by seed, at one sparsity or over the mean of all pruned levels (``None``).
 
     Seeds that one side lacks or that diverged drop out; over levels, each seed uses the levels both sides
@@ -243,60 +249,60 @@ def paired(runs: Rows, task: str, first: str, second: str, sparsity: float | Non
     """
     values: dict[str, dict[tuple[int, float], float]] = {first: {}, second: {}}
     for run in runs:
-        level = run["sparsity"] > 0 if sparsity is None else run["sparsity"] == sparsity
-        if level and run["task"] == task and run["strategy"] in values and run["test_metric"] is not None:
-            values[run["strategy"]][run["seed"], run["sparsity"]] = run["test_metric"]
+        level = run.sparsity > 0 if sparsity is None else run.sparsity == sparsity
+        if level and run.setting == setting and run.strategy in values and run.test_metric is not None:
+            values[run.strategy][run.seed, run.sparsity] = run.test_metric
     by_seed: dict[int, list[float]] = {}
     for which, value in values[first].items():
         if which in values[second]:
             by_seed.setdefault(which[0], []).append(value - values[second][which])
-    return _paired(task, first, second, sparsity, [float(np.mean(d)) for d in by_seed.values()])
+    return _paired(setting, first, second, sparsity, [float(np.mean(d)) for d in by_seed.values()])
 
 
-def against_dense(runs: Rows, task: str, strategy: str, sparsity: float) -> Paired | None:
+def against_dense(runs: Rows, setting: Setting, strategy: str, sparsity: float) -> Paired | None:
     """Compare one cell of a strategy with the dense network, seed by seed; None if no seed has both."""
-    pruned, dense = cell(runs, task, strategy, sparsity), dense_baseline(runs, task)
+    pruned, dense = cell(runs, setting, strategy, sparsity), dense_baseline(runs, setting)
     if pruned is None or dense is None:
         return None
     shared = [seed for seed in pruned.values if seed in dense.values]
     differences = [pruned.values[seed] - dense.values[seed] for seed in shared]
-    return _paired(task, strategy, DENSE, sparsity, differences)
+    return _paired(setting, strategy, DENSE, sparsity, differences)
 
 
 def _paired(
-    task: str, first: str, second: str, sparsity: float | None, differences: Sequence[float]
+    setting: Setting, first: str, second: str, sparsity: float | None, differences: Sequence[float]
 ) -> Paired | None:
     if not differences:
         return None
     n = len(differences)
     return Paired(
-        task, first, second, sparsity, summarise(differences), sign_flip(differences), smallest_p(n)
+        setting, first, second, sparsity, summarise(differences), sign_flip(differences), smallest_p(n)
     )
 
 
 def compare_overall(runs: Rows) -> list[Paired]:
-    """Compare every two strategies of each task over all pruned levels' mean, Holm-corrected together."""
-    return _family(paired(both, task, a, b) for task, a, b, both in _couples(runs))
+    """Compare every two strategies of each setting over all pruned levels' mean, Holm-corrected together."""
+    return _family(paired(both, setting, a, b) for setting, a, b, both in _couples(runs))
 
 
 def compare_levels(runs: Rows) -> list[Paired]:
-    """Compare every two strategies of each task at every pruned level, Holm-corrected together."""
+    """Compare every two strategies of each setting at every pruned level, Holm-corrected together."""
     return _family(
-        paired(both, task, a, b, level)
-        for task, a, b, both in _couples(runs)
+        paired(both, setting, a, b, level)
+        for setting, a, b, both in _couples(runs)
         for level in sorted(_distinct(runs, "sparsity"))
         if level > 0
     )
 
 
-def _couples(runs: Rows) -> Iterator[tuple[str, str, str, Rows]]:
-    """Yield every two strategies of each task with the runs of both."""
-    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _couples(runs: Rows) -> Iterator[tuple[Setting, str, str, Rows]]:
+    """Yield every two strategies of each setting with the runs of both."""
+    grouped: dict[tuple[Setting, str], list[Row]] = {}
     for run in runs:
-        grouped.setdefault((run["task"], run["strategy"]), []).append(run)
-    for task in _distinct(runs, "task"):
+        grouped.setdefault((run.setting, run.strategy), []).append(run)
+    for setting in _distinct(runs, "setting"):
         for a, b in itertools.combinations(_distinct(runs, "strategy"), 2):
-            yield task, a, b, [*grouped.get((task, a), []), *grouped.get((task, b), [])]
+            yield setting, a, b, [*grouped.get((setting, a), []), *grouped.get((setting, b), [])]
 
 
 def sign_flip(differences: Sequence[float]) -> float:
@@ -352,7 +358,7 @@ def _family(comparisons: Iterable[Paired | None]) -> list[Paired]:
 
 @dataclass(frozen=True)
 class Controlled:
-    """A strategy beside one of its controls on one task, strategy minus control.
+    """A strategy beside one of its controls on one setting, strategy minus control.
 
     ``kind``: the control's word; ``scope`` for the same scores competing elsewhere, ``units`` for magnitude
     measured in units of the initialisation. ``overall``: over all pruned levels; ``levels``: one by one. Both
@@ -389,21 +395,21 @@ _UNITS = ("magnitude", "init-magnitude")
 
 
 def compare_controls(runs: Rows, study: Study) -> list[Controlled]:
-    """Compare every strategy with each of its controls, seed by seed, on every task."""
-    pairs = [(task, *names) for task in study.tasks for names in controls(study)]
+    """Compare every strategy with each of its controls, seed by seed, on every setting."""
+    pairs = [(setting, *names) for setting in study.settings() for names in controls(study)]
     levels = [s for s in study.sparsities if s > 0]
-    overall = [paired(runs, task, strategy, control) for task, strategy, control, _ in pairs]
+    overall = [paired(runs, setting, strategy, control) for setting, strategy, control, _ in pairs]
     single = [
-        paired(runs, task, strategy, control, s) for task, strategy, control, _ in pairs for s in levels
+        paired(runs, setting, strategy, control, s) for setting, strategy, control, _ in pairs for s in levels
     ]
-    by_level: dict[tuple[str, str, str], list[Paired]] = {}
+    by_level: dict[tuple[Setting, str, str], list[Paired]] = {}
     for p in _family(single):
-        by_level.setdefault((p.task, p.first, p.second), []).append(p)
-    kinds = {(task, strategy, control): kind for task, strategy, control, kind in pairs}
+        by_level.setdefault((p.setting, p.first, p.second), []).append(p)
+    kinds = {(setting, strategy, control): kind for setting, strategy, control, kind in pairs}
     return [
         Controlled(kinds[which], p, tuple(by_level[which]))
         for p in _family(overall)
-        for which in [(p.task, p.first, p.second)]
+        for which in [(p.setting, p.first, p.second)]
     ]
 
 
@@ -412,7 +418,7 @@ def compare_controls(runs: Rows, study: Study) -> list[Controlled]:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One strategy's place among all strategies of a task.
+    """One strategy's place among all strategies of a setting.
 
     ``rank``: 1 is the best. ``mean``: of each seed's mean test metric over all pruned levels. ``critical``:
     its `critical_sparsity`. ``cells``: its pruned cells; ``fatal``: those in which a mask was fatal before
@@ -421,7 +427,7 @@ class Ranked:
     """
 
     rank: int
-    task: str
+    setting: Setting
     strategy: str
     mean: Summary
     critical: float | None
@@ -431,23 +437,25 @@ class Ranked:
     alike: tuple[str, ...]
 
 
-def ranking(runs: Rows, task: str) -> list[Ranked]:
-    """Return a task's strategies, the highest mean over all pruned levels first.
+def ranking(runs: Rows, setting: Setting) -> list[Ranked]:
+    """Return a setting's strategies, the highest mean over all pruned levels first.
 
     Each seed's levels are averaged first, then the seeds. A seed counts only if it has a test metric at every
-    pruned level of the task: without its hardest level, a strategy would climb. One without such a seed comes
+    pruned level of the setting: without its hardest level, a strategy would climb. One without such a seed comes
     last. Nothing is ranked where nothing pruned was trained.
     """
-    levels = {run["sparsity"] for run in runs if run["task"] == task and run["sparsity"] > 0}
+    levels = {run.sparsity for run in runs if run.setting == setting and run.sparsity > 0}
     if not levels:
         return []
     apart = {
-        frozenset((p.first, p.second)) for p in compare_overall(runs) if p.task == task and p.p_holm <= 0.05
+        frozenset((p.first, p.second))
+        for p in compare_overall(runs)
+        if p.setting == setting and p.p_holm <= 0.05
     }
     means = {}
-    for strategy in _distinct([run for run in runs if run["task"] == task], "strategy"):
+    for strategy in _distinct([run for run in runs if run.setting == setting], "strategy"):
         by_seed: dict[int, list[float]] = {}
-        for c in cells(runs, task, strategy):
+        for c in cells(runs, setting, strategy):
             for seed, value in c.values.items() if c.sparsity > 0 else ():
                 by_seed.setdefault(seed, []).append(value)
         means[strategy] = summarise(float(np.mean(v)) for v in by_seed.values() if len(v) == len(levels))
@@ -456,16 +464,16 @@ def ranking(runs: Rows, task: str) -> list[Ranked]:
     )
     ranked = []
     for rank, strategy in enumerate(order, 1):
-        pruned = [c for c in cells(runs, task, strategy) if c.sparsity > 0]
+        pruned = [c for c in cells(runs, setting, strategy) if c.sparsity > 0]
         ranked.append(
             Ranked(
                 rank,
-                task,
+                setting,
                 strategy,
                 mean=means[strategy],
-                critical=critical_sparsity(runs, task, strategy),
+                critical=critical_sparsity(runs, setting, strategy),
                 cells=len(pruned),
-                fatal=sum(d.fatal > 0 for d in diagnoses(runs, task, strategy)),
+                fatal=sum(d.fatal > 0 for d in diagnoses(runs, setting, strategy)),
                 diverged=sum(c.diverged for c in pruned),
                 alike=tuple(o for o in order if o != strategy and frozenset((o, strategy)) not in apart),
             )
@@ -499,16 +507,16 @@ def findings(runs: Rows) -> list[Found]:
 
     Sentences that differ in numbers or brackets alone are one finding.
     """
-    grouped: dict[tuple[Severity, str], list[tuple[Mapping[str, Any], str]]] = {}
+    grouped: dict[tuple[Severity, str], list[tuple[Row, str]]] = {}
     for run in runs:
-        for severity, text in run["diagnosis"].get("findings", ()):
+        for severity, text in run.diagnosis.get("findings", ()):
             grouped.setdefault((severity, _NUMBERS.sub("#", text)), []).append((run, text))
     found = [
         Found(
             severity,
             text=those[0][1],
             runs=len(those),
-            sparsities=tuple(sorted({run["sparsity"] for run, _ in those})),
+            sparsities=tuple(sorted({run.sparsity for run, _ in those})),
             varies=len({text for _, text in those}) > 1,
         )
         for (severity, _), those in grouped.items()
@@ -555,7 +563,7 @@ class Diagnosed:
     criterion empties a layer; None if not known. Other numbers are nan where no run knows them.
     """
 
-    task: str
+    setting: Setting
     strategy: str
     sparsity: float
     n: int
@@ -582,12 +590,12 @@ class Diagnosed:
         return self.runs["fatal"]
 
 
-def diagnoses(runs: Rows, task: str | None = None, strategy: str | None = None) -> list[Diagnosed]:
-    """Return what the mask doctor said of each pruned cell, in order; of one task or strategy if named."""
-    grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+def diagnoses(runs: Rows, setting: Setting | None = None, strategy: str | None = None) -> list[Diagnosed]:
+    """Return what the mask doctor said of each pruned cell, in order; of one setting or strategy if named."""
+    grouped: dict[tuple[Setting, str, float], list[Row]] = {}
     for run in runs:
-        if run["diagnosis"] and task in (None, run["task"]) and strategy in (None, run["strategy"]):
-            grouped.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append(run)
+        if run.diagnosis and setting in (None, run.setting) and strategy in (None, run.strategy):
+            grouped.setdefault((run.setting, run.strategy, run.sparsity), []).append(run)
     return [_diagnosed(*which, rows) for which, rows in grouped.items()]
 
 
@@ -597,19 +605,19 @@ def gravest_first(cells: Iterable[Diagnosed]) -> list[Diagnosed]:
     return sorted(cells, key=lambda c: (order.index(c.severity), -c.fatal))
 
 
-def _diagnosed(task: str, strategy: str, sparsity: float, rows: Rows) -> Diagnosed:
-    layers = tuple(_layer(those) for those in zip(*(run["diagnosis"]["layers"] for run in rows), strict=True))
+def _diagnosed(setting: Setting, strategy: str, sparsity: float, rows: Rows) -> Diagnosed:
+    layers = tuple(_layer(those) for those in zip(*(run.diagnosis["layers"] for run in rows), strict=True))
     hidden, last = layers[:-1], layers[-1]
     relus = [layer for layer in layers if not math.isnan(layer.always_off)]
-    severities = [{severity for severity, _ in run["diagnosis"]["findings"]} for run in rows]
+    severities = [{severity for severity, _ in run.diagnosis["findings"]} for run in rows]
     return Diagnosed(
-        task,
+        setting,
         strategy,
         sparsity,
         n=len(rows),
         runs={severity: sum(severity in those for those in severities) for severity in SEVERITIES},
-        realised=_mean(run["realised_sparsity"] for run in rows),
-        effective=_mean(run["effective_sparsity"] for run in rows),
+        realised=_mean(run.realised_sparsity for run in rows),
+        effective=_mean(run.effective_sparsity for run in rows),
         units=sum(layer.units for layer in hidden),
         no_input=sum(layer.no_input for layer in hidden),
         no_output=sum(layer.no_output for layer in hidden),
@@ -619,9 +627,7 @@ def _diagnosed(task: str, strategy: str, sparsity: float, rows: Rows) -> Diagnos
             else math.nan
         ),
         scale=last.scale,
-        collapses_at=min(
-            (run["collapses_at"] for run in rows if run["collapses_at"] is not None), default=None
-        ),
+        collapses_at=min((run.collapses_at for run in rows if run.collapses_at is not None), default=None),
         findings=tuple(findings(rows)),
         layers=layers,
     )
@@ -680,99 +686,96 @@ class Flag:
     """
 
     kind: Kind
-    task: str
+    setting: Setting
     strategy: str
     sparsities: tuple[float, ...]
     count: int
 
 
-def flags(runs: Rows, study: Study, tasks: Mapping[str, Mapping[str, Any]]) -> list[Flag]:
+def flags(runs: Rows, study: Study, tasks: Mapping[str, TaskFacts]) -> list[Flag]:
     """Return what is odd about a study's runs, worst kind first.
 
     ``tasks``: the manifest's facts of each task. The dense runs that all strategies share are looked at once.
     """
-    found: dict[tuple[Kind, str, str], list[float]] = {}
+    found: dict[tuple[Kind, Setting, str], list[float]] = {}
 
-    def file(kind: Kind, task: str, strategy: str, sparsity: float) -> None:
-        found.setdefault((kind, task, DENSE if sparsity == 0 else strategy), []).append(sparsity)
+    def file(kind: Kind, setting: Setting, strategy: str, sparsity: float) -> None:
+        found.setdefault((kind, setting, DENSE if sparsity == 0 else strategy), []).append(sparsity)
 
     for run in once(runs):
-        where = (run["task"], run["strategy"], run["sparsity"])
-        for kind, odd in _oddities(run, study, tasks.get(run["task"], {})).items():
+        where = (run.setting, run.strategy, run.sparsity)
+        for kind, odd in _oddities(run, study, tasks[run.task]).items():
             if odd:
                 file(kind, *where)
-    for task in _distinct(runs, "task"):
-        if dense_at_chance(runs, task, tasks.get(task, {})):
-            file("dense-at-chance", task, DENSE, 0.0)
+    for setting in _distinct(runs, "setting"):
+        if dense_at_chance(runs, setting, tasks[setting.task]):
+            file("dense-at-chance", setting, DENSE, 0.0)
         for strategy in _distinct(runs, "strategy"):
-            for c in straddling(runs, task, strategy):
-                file("straddling", task, strategy, c.sparsity)
+            for c in straddling(runs, setting, strategy):
+                file("straddling", setting, strategy, c.sparsity)
     for c in cells(once(runs)):
         if c.test.n == 1:
-            file("single-seed", c.task, c.strategy, c.sparsity)
+            file("single-seed", c.setting, c.strategy, c.sparsity)
     order: tuple[Kind, ...] = get_args(Kind)
     return [
-        Flag(kind, task, strategy, tuple(sorted(set(levels))), len(levels))
+        Flag(kind, setting, strategy, tuple(sorted(set(levels))), len(levels))
         for wanted in order
-        for (kind, task, strategy), levels in found.items()
+        for (kind, setting, strategy), levels in found.items()
         if kind == wanted
     ]
 
 
-def once(runs: Rows) -> list[Mapping[str, Any]]:
+def once(runs: Rows) -> list[Row]:
     """Return the runs with each dense training once, though every strategy's row shows it."""
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[Setting, int]] = set()
     kept = []
     for run in runs:
-        if run["sparsity"] == 0:
-            if (run["task"], run["seed"]) in seen:
+        if run.sparsity == 0:
+            if (run.setting, run.seed) in seen:
                 continue
-            seen.add((run["task"], run["seed"]))
+            seen.add((run.setting, run.seed))
         kept.append(run)
     return kept
 
 
-def _oddities(run: Mapping[str, Any], study: Study, task: Mapping[str, Any]) -> dict[Kind, bool]:
-    if run["test_metric"] is None:
+def _oddities(run: Row, study: Study, facts: TaskFacts) -> dict[Kind, bool]:
+    if run.test_metric is None:
         return {"diverged": True}
     return {
-        "layer-collapse": 0 in run["densities"].values(),
-        "constant": bool(run["constant"]),
-        "stopped-at-chance": stopped_at_chance(run, study, task),
+        "layer-collapse": 0 in run.densities.values(),
+        "constant": bool(run.constant),
+        "stopped-at-chance": stopped_at_chance(run, study, facts),
         "out-of-time": out_of_time(run, study),
     }
 
 
-def stopped_at_chance(run: Mapping[str, Any], study: Study, task: Mapping[str, Any]) -> bool:
-    """Whether patience ended a run, before the epoch budget, that had not been seen to learn anything.
+def stopped_at_chance(run: Row, study: Study, facts: TaskFacts) -> bool:
+    """Whether patience ended a run, before its planned length, that had not been seen to learn anything.
 
     Its best validation metric is no better than `chance_bound`: that it cannot learn does not follow.
     """
     patience = study.training.patience
-    ended = patience is not None and patience <= run["epochs_trained"] - run["best_epoch"]
     return bool(
-        ended
-        and run["epochs_trained"] < study.training.epochs
-        and run["val_metric"] is not None
-        and run["val_metric"]
-        <= chance_bound(
-            run["metric"], task.get("chance", 0.0), task.get("val_rows", 0), run["epochs_trained"]
-        )
+        patience is not None
+        and run.waited >= patience
+        and run.ended_early
+        and run.val_metric is not None
+        and run.val_metric <= chance_bound(run.metric, facts.chance, facts.val_rows, run.evaluations)
     )
 
 
-def dense_at_chance(runs: Rows, task: str, facts: Mapping[str, Any]) -> bool:
+def dense_at_chance(runs: Rows, setting: Setting, facts: TaskFacts) -> bool:
     """Whether the dense mean is no better than `chance_bound`: keeping 0.95 of it then means nothing."""
-    dense = dense_baseline(runs, task)
+    dense = dense_baseline(runs, setting)
     if dense is None or not dense.test.n:
         return False
-    return dense.test.mean <= _chance_bound(runs, task, facts)
+    return dense.test.mean <= _chance_bound(runs, setting, facts)
 
 
-def _chance_bound(runs: Rows, task: str, facts: Mapping[str, Any]) -> float:
-    """Return `chance_bound` of a task's test metric."""
-    metric = next(run["metric"] for run in runs if run["task"] == task)
-    return chance_bound(metric, facts.get("chance", 0.0), facts.get("test_rows", 0))
+def _chance_bound(runs: Rows, setting: Setting, facts: TaskFacts) -> float:
+    """Return `chance_bound` of a setting's test metric."""
+    metric = next(run.metric for run in runs if run.setting == setting)
+    return chance_bound(metric, facts.chance, facts.test_rows)
 
 
 def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float:
@@ -787,17 +790,17 @@ def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float
     return chance + 0.05 * (1 - chance)
 
 
-def would_stop(val_metric: Sequence[float], patience: int) -> int | None:
-    """Return the epoch after which ``patience`` would have ended a training, None if it would not have.
+def would_stop(values: Sequence[float], patience: int) -> int | None:
+    """Return the evaluation after which ``patience`` would have ended a training, None if it would not have.
 
-    ``val_metric``: its validation curve. Only a strictly better value is a new best; a curve that ends before
-    or with that epoch was not cut short.
+    ``values``: what decides at each evaluation, higher is better, see `natal.reading.rows.Curve`. Only a strictly
+    better one is a new best; a curve that ends before or with that evaluation was not cut short.
     """
     best, since = -math.inf, 0
-    for epoch, value in enumerate(val_metric, 1):
+    for evaluation, value in enumerate(values, 1):
         best, since = (value, 0) if value > best else (best, since + 1)
         if since == patience:
-            return epoch if epoch < len(val_metric) else None
+            return evaluation if evaluation < len(values) else None
     return None
 
 
@@ -805,12 +808,12 @@ def would_stop(val_metric: Sequence[float], patience: int) -> int | None:
 class CutShort:
     """What patience would have hidden of one cell that was trained without: runs it would have ended at chance.
 
-    ``runs``: how many of ``n`` it would have ended, before the budget, with a best validation metric no
+    ``runs``: how many of ``n`` it would have ended, before their planned length, with a best validation metric no
     better than `chance_bound`. Of those, means: ``epoch`` of the end; ``loss_then``, ``loss_after``: training
-    loss at that epoch, and after the full budget; ``train_after``, ``test_after``: metrics after it.
+    loss at that epoch, and after the full length; ``train_after``, ``test_after``: metrics after it.
     """
 
-    task: str
+    setting: Setting
     strategy: str
     sparsity: float
     n: int
@@ -824,68 +827,106 @@ class CutShort:
 
 def cut_short(
     runs: Rows,
-    curves: Sequence[Mapping[str, Any]],
-    tasks: Mapping[str, Mapping[str, Any]],
+    curves: Sequence[Curve],
+    tasks: Mapping[str, TaskFacts],
+    decide: str = "val-metric",
     patience: int = PATIENCE,
 ) -> list[CutShort]:
     """Return what ``patience`` would have hidden of each cell, where it would have ended a run at chance.
 
-    ``curves``: beside ``runs``, as `natal.reading.results.Results` has them. The training up to that epoch is the
-    same with and without patience, so this is what an early-stopped twin of the run would have come to.
+    ``curves``: beside ``runs``, as `natal.reading.results.Results` has them. ``decide``: which evaluation is the best
+    one, as in `natal.study.Training`; where that is the last, patience would have gone by the metric. ``patience``: in
+    evaluations. The training up to there is the same with and without it, so this is what an early-stopped twin would
+    have come to.
     """
-    ended: dict[tuple[str, str, float], list[tuple[int, Mapping[str, Any], Mapping[str, Any]]]] = {}
-    counts = Counter((run["task"], run["strategy"], run["sparsity"]) for run in runs)
+    by = "val-metric" if decide == "end" else decide
+    ended: dict[tuple[Setting, str, float], list[tuple[int, Row, Curve]]] = {}
+    counts = Counter((run.setting, run.strategy, run.sparsity) for run in runs)
     for run, curve in zip(runs, curves, strict=True):
-        epoch = would_stop(curve["val_metric"], patience)
-        if epoch is None or run["test_metric"] is None or run["constant"]:
+        end = would_stop(curve.deciding(by).tolist(), patience)
+        if end is None or run.test_metric is None or run.constant:
             continue  # of a constant network there was nothing to hide
-        facts = tasks.get(run["task"], {})
-        bar = chance_bound(run["metric"], facts.get("chance", 0.0), facts.get("val_rows", 0), epoch)
-        if max(curve["val_metric"][:epoch]) <= bar:
-            ended.setdefault((run["task"], run["strategy"], run["sparsity"]), []).append((epoch, run, curve))
+        facts = tasks[run.task]
+        if max(curve.val_metric[:end]) <= chance_bound(run.metric, facts.chance, facts.val_rows, end):
+            ended.setdefault((run.setting, run.strategy, run.sparsity), []).append((end - 1, run, curve))
     return [
         CutShort(
             *which,
             n=counts[which],
             runs=len(those),
-            epoch=_mean(epoch for epoch, _, _ in those),
-            loss_then=_mean(curve["train_loss"][epoch - 1] for epoch, _, curve in those),
-            loss_after=_mean(curve["train_loss"][-1] for _, _, curve in those),
-            train_after=_mean(run["train_metric"] for _, run, _ in those),
-            test_after=_mean(run["test_metric"] for _, run, _ in those),
+            epoch=_mean(curve.epoch[at] for at, _, curve in those),
+            loss_then=_mean(curve.train_loss[at] for at, _, curve in those),
+            loss_after=_mean(curve.train_loss[-1] for _, _, curve in those),
+            train_after=_mean(run.train_metric for _, run, _ in those),
+            test_after=_mean(run.test_metric for _, run, _ in those),
         )
         for which, those in ended.items()
     ]
 
 
-def early_failures(runs: Rows, task: str, strategy: str, study: Study) -> tuple[int, int]:
-    """Return how many of a strategy's runs ended before the epoch budget, and how many of those fell below
+def early_failures(runs: Rows, setting: Setting, strategy: str) -> tuple[int, int]:
+    """Return how many of a strategy's runs ended before their planned length, and how many of those fell below
     0.95 of the dense mean (all of them where `threshold` is undefined). Diverged runs are left out."""
-    bar = threshold(runs, task)
+    bar = threshold(runs, setting)
     early = [
-        run["test_metric"]
+        run.test_metric
         for run in runs
-        if (run["task"], run["strategy"]) == (task, strategy)
-        and run["test_metric"] is not None
-        and run["epochs_trained"] < study.training.epochs
+        if (run.setting, run.strategy) == (setting, strategy)
+        and run.ended_early
+        and run.test_metric is not None
     ]
     return len(early), sum(bar is None or value < bar for value in early)
 
 
-def out_of_time(run: Mapping[str, Any], study: Study) -> bool:
-    """Whether a run used its whole epoch budget and was at its best in the last twentieth: it was still
-    learning.
+def out_of_time(run: Row, study: Study) -> bool:
+    """Whether a run was trained to its planned length and was at its best in the last twentieth: it was still learning.
 
-    A constant network's bias may still be moving; that is not counted.
+    A constant network's bias may still be moving; that is not counted. Nor is anything in a study that keeps the last
+    weights whatever they measure.
     """
-    budget = study.training.epochs
-    return bool(run["epochs_trained"] == budget and run["best_epoch"] > 0.95 * budget and not run["constant"])
+    late = not run.ended_early and run.best_step > 0.95 * run.steps_planned
+    return late and study.training.decide != "end" and not run.constant
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The learning rates that one cell tried, over its seeds.
+
+    ``values``: what decided at each rate, higher is better, over the trainings that did not diverge; ``diverged``: how
+    many did. ``chosen``: the rate of the runs shown, None while the search is not over.
+    """
+
+    setting: Setting
+    strategy: str
+    sparsity: float
+    values: Mapping[float, Summary]
+    diverged: Mapping[float, int]
+    chosen: float | None
+
+
+def searched(runs: Rows, attempts: Sequence[Attempt]) -> list[Searched]:
+    """Return what each cell that searched its learning rate tried and chose, in order."""
+    chosen = {(run.setting, run.strategy, run.sparsity): run.learning_rate for run in runs}
+    cells: dict[tuple[Setting, str, float], dict[float, list[float]]] = {}
+    for a in attempts:
+        where = (a.row.setting, a.row.strategy, a.row.sparsity)
+        assert a.row.learning_rate is not None
+        cells.setdefault(where, {}).setdefault(a.row.learning_rate, []).append(a.value)
+    return [
+        Searched(
+            *where,
+            values={rate: summarise(v for v in values if math.isfinite(v)) for rate, values in rates.items()},
+            diverged={rate: sum(v == -math.inf for v in values) for rate, values in rates.items()},
+            chosen=chosen.get(where),
+        )
+        for where, rates in cells.items()
+    ]
 
 
 def provenance(runs: Rows) -> dict[str, int]:
     """Return who trained how many of the runs, most first; more than one maker is mixed provenance."""
-    return dict(Counter(run["made_by"] for run in once(runs)).most_common())
+    return dict(Counter(run.made_by for run in once(runs)).most_common())
 
 
 def _distinct(runs: Rows, name: str) -> list[Any]:
-    return list(dict.fromkeys(run[name] for run in runs))
+    return list(dict.fromkeys(getattr(run, name) for run in runs))

@@ -12,19 +12,24 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from natal.errors import NatalError
 from natal.reading import figures, report, stats
-from natal.reading.results import Results, Row, load
-from natal.study import Recipe, Run
-from natal.wording import describe, percent
+from natal.reading.results import Results, load
+from natal.reading.rows import Curve, Row
+from natal.store import NetworkFacts, Store
+from natal.study import Recipe
+from natal.wording import describe, percent, plural
 
 PASSED = "Validation PASSED. All checks OK."
 DENSE_BARS = {"modular": 0.05, "regression": 0.5}
-"""What the dense mean must exceed, as the published validator has it; on other tasks, chance."""
+"""What the dense mean of the paper's network must exceed, as the published validator has it; on other tasks, chance."""
 PROVENANCE = (
     "natal_version",
     "python_version",
@@ -65,10 +70,16 @@ def notes(directory: str | Path = "results") -> list[str]:
     found = []
     if lost:
         found.append(
-            f"{len(lost)} trainings diverged, the first {_name(lost[0])}; they count as run, not as results"
+            f"{plural(len(lost), 'training')} diverged, the first {_name(lost[0])}; they count as made, not as results"
         )
     if len(makers) > 1:
         found.append(f"trainings were made in {len(makers)} ways: {'; '.join(makers)}")
+    if results.study.hidden is None:
+        found += [
+            f"dense {words} does not learn: mean {dense.metric_name} is {dense.test.mean:.4g}, chance {chance:.4g}"
+            for words, dense, chance in _dense_cells(results)
+            if not dense.test.mean > chance
+        ]
     if 0 not in results.study.sparsities:
         found.append("the study has no sparsity 0, so there is no dense baseline and no critical sparsity")
     return found
@@ -88,7 +99,7 @@ def verdict(directory: str | Path = "results") -> tuple[str, int]:
 def _complete(results: Results) -> Iterator[str]:
     study = results.study
     wanted = study.runs()
-    there = Counter(_run(row) for row in results.runs)
+    there = Counter(row.run for row in results.runs)
     missing = [run for run in wanted if run not in there]
     if missing:
         yield (
@@ -98,38 +109,42 @@ def _complete(results: Results) -> Iterator[str]:
     strangers = [run for run in there if run not in set(wanted)]
     if strangers:
         yield f"{len(strangers)} runs are not in the study, the first {describe(strangers[0])}"
-    cells = Counter(run[:3] for run in there.elements())
+    cells = Counter((run.setting, run.strategy, run.sparsity) for run in there.elements())
     yield from _few(
-        f"{task} / {recipe.name} at {percent(level)} has {cells[task, recipe.name, level]} runs; the study "
-        f"has {len(study.seeds)} seeds"
-        for task in study.tasks
+        f"{results.words(setting)} / {recipe.name} at {percent(level)} has {cells[setting, recipe.name, level]} runs; "
+        f"the study has {len(study.seeds)} seeds"
+        for setting in study.settings()
         for recipe in study.strategies
         for level in study.sparsities
-        if cells[task, recipe.name, level] != len(study.seeds)
+        if cells[setting, recipe.name, level] != len(study.seeds)
     )
-    for what, position, names in (
-        ("task", 0, study.tasks),
-        ("strategy", 1, [r.name for r in study.strategies]),
-        ("sparsity", 2, study.sparsities),
-        ("seed", 3, study.seeds),
+    for what, names in (
+        ("task", study.task_names),
+        ("network", study.network_names),
+        ("strategy", [r.name for r in study.strategies]),
+        ("sparsity", study.sparsities),
+        ("seed", study.seeds),
     ):
-        for name in names:
-            if not any(run[position] == name for run in there):
-                yield f"no run has {what} {name}"
+        found = {getattr(run, what) for run in there}
+        yield from (f"no run has {what} {name}" for name in names if name not in found)
 
 
 def _dense(results: Results) -> Iterator[str]:
-    for task in results.study.tasks:
-        dense = stats.dense_baseline(results.runs, task)
-        if dense is None:
-            continue
-        chance = results.tasks.get(task, {}).get("chance", 0.0)
-        bar = DENSE_BARS.get(task, chance)
+    for words, dense, chance in _dense_cells(results) if results.study.hidden is not None else ():
+        bar = DENSE_BARS.get(dense.setting.task, chance)
         if not dense.test.mean > bar:
             yield (
-                f"dense {task} does not learn: mean {dense.metric_name} is {dense.test.mean:.4g} and must "
+                f"dense {words} does not learn: mean {dense.metric_name} is {dense.test.mean:.4g} and must "
                 f"exceed {bar:.4g}; chance is {chance:.4g}"
             )
+
+
+def _dense_cells(results: Results) -> Iterator[tuple[str, stats.Cell, float]]:
+    """Yield the name, the dense cell and the level of chance of each setting that has dense runs."""
+    for setting in results.study.settings():
+        dense = stats.dense_baseline(results.runs, setting)
+        if dense is not None:
+            yield results.words(setting), dense, results.tasks[setting.task].chance
 
 
 def _provenance(results: Results) -> Iterator[str]:
@@ -138,16 +153,16 @@ def _provenance(results: Results) -> Iterator[str]:
     for name in PROVENANCE:
         if manifest.get(name) is None:
             yield f"provenance is not recorded: the manifest has no {name}"
-    if manifest.get("deterministic") is not True:
+    # written down when a study is finished; until then every run says so for itself
+    if manifest.get("deterministic") is not True and manifest.get("finished_at") is not None:
         yield "determinism is off: the manifest's deterministic is not true"
-    loose = [row for row in results.runs if row["deterministic"] is not True]
+    loose = [row for row in results.runs if row.deterministic is not True]
     if loose:
         yield f"{len(loose)} runs were trained with determinism off, the first {_name(loose[0])}"
     if manifest.get("study_hash") not in (None, results.study.digest):
         yield "the manifest's study_hash is not the hash of its study"
-    for task in results.study.tasks:
-        facts = results.tasks.get(task, {})
-        rows: list[Any] = [facts.get(name) for name in ("fit_rows", "val_rows", "train_rows", "test_rows")]
+    for task, facts in results.tasks.items():
+        rows: list[Any] = [facts[f"{part}_rows"] for part in ("fit", "val", "train", "test")]
         if not all(isinstance(n, int) and n > 0 for n in rows):
             yield f"the split of task {task!r} is not recorded: rows fit, val, train, test = {rows}"
         elif rows[1] != round(fraction * rows[2]) or rows[0] + rows[1] != rows[2]:
@@ -158,12 +173,11 @@ def _provenance(results: Results) -> Iterator[str]:
 
 
 def _numbers(results: Results) -> Iterator[str]:
-    budget = results.study.training.epochs
     metrics = ("train_metric", "val_metric", "test_metric", "train_loss")
+    whole = [row for row in results.runs if row.status != "diverged"]
     yield from _few(
         f"{_name(row)}: {name} is not a finite number, yet the training did not diverge"
-        for row in results.runs
-        if row["status"] != "diverged"
+        for row in whole
         for name in metrics
         if row[name] is None
     )
@@ -171,26 +185,67 @@ def _numbers(results: Results) -> Iterator[str]:
         f"{_name(row)}: {name} {row[name]:.4g} is out of range"
         for row in results.runs
         for name in metrics[:3]
-        if row[name] is not None
-        and not (0 <= row[name] <= 1 if row["metric"] == "accuracy" else row[name] <= 1)
+        if row[name] is not None and not (0 <= row[name] <= 1 if row.metric == "accuracy" else row[name] <= 1)
     )
     yield from _few(
-        f"{_name(row)}: best epoch {row['best_epoch']} of {row['epochs_trained']}; the budget is {budget}"
+        f"{_name(row)}: best step {row.best_step} of {row.steps_trained}; the whole training has {row.steps_planned}"
+        for row in whole
+        if not 1 <= row.best_step <= row.steps_trained <= row.steps_planned
+    )
+    planned = {setting: facts.steps for setting, facts in results.networks.items()}
+    yield from _few(
+        f"{_name(row)}: its whole training has {row.steps_planned} steps, the study's {planned[row.setting]}"
         for row in results.runs
-        if row["status"] != "diverged" and not 1 <= row["best_epoch"] <= row["epochs_trained"] <= budget
+        if row.steps_planned != planned[row.setting]
     )
+
+
+def _curves(results: Results) -> Iterator[str]:
+    training = results.study.training
+    measured = ["train_loss", "val_loss", "val_metric", *["test_metric"] * training.test_curve]
+    pairs = list(zip(results.runs, results.curves, strict=True))
     yield from _few(
-        f"{_name(row)}: its curves have {len(curve['train_loss'])} and {len(curve['val_metric'])} epochs, "
-        f"{row['epochs_trained']} were trained"
-        for row, curve in zip(results.runs, results.curves, strict=True)
-        if not len(curve["train_loss"]) == len(curve["val_metric"]) == row["epochs_trained"]
+        f"{_name(row)}: its curves end at step {int(curve.step[-1]) if len(curve.step) else 0} with "
+        f"{', '.join(f'{len(curve[name])} of {name}' for name in measured if len(curve[name]))}; "
+        f"{row.evaluations} evaluations of {row.steps_trained} steps were made"
+        for row, curve in pairs
+        if not _whole(row, curve, measured)
     )
+    best = {
+        "val-metric": "validation curve is highest",
+        "val-loss": "validation loss is lowest",
+        "end": "last step is",
+    }
     yield from _few(
-        f"{_name(row)}: its validation curve is highest at epoch {best}, its best epoch is {row['best_epoch']}"
-        for row, curve in zip(results.runs, results.curves, strict=True)
-        if row["status"] != "diverged"
-        and len(curve["val_metric"])
-        and (best := int(curve["val_metric"].argmax()) + 1) != row["best_epoch"]
+        f"{_name(row)}: its {best[training.decide]} at step {at}, its best step is {row.best_step}"
+        for row, curve in pairs
+        if row.status != "diverged"
+        and len(deciding := curve.deciding(training.decide))
+        and len(deciding) == len(curve.step)
+        and (at := int(curve.step[np.nan_to_num(deciding, nan=-math.inf).argmax()])) != row.best_step
+    )
+
+
+def _whole(row: Row, curve: Curve, measured: Sequence[str]) -> bool:
+    """Whether a run's curves reach from its first evaluation to its last; natal 0.2 kept no validation loss."""
+    lengths = {len(curve[name]) for name in measured if name != "val_loss" or len(curve.val_loss)}
+    return lengths == {len(curve.step)} == {row.evaluations} and curve.step[-1:] == [row.steps_trained]
+
+
+def _search(results: Results) -> Iterator[str]:
+    """Yield what is wrong with the choice among learning rates: the store must show what the rule would choose."""
+    if results.manifest.get("finished_at") is None:
+        return
+    with Store.read(results.directory) as store:
+        shown = [key for _, key in store.grid()]
+        tried = store.tried()
+    wanted = {row.run: row.key for row in results.runs}
+    rates = {attempt.row.key: attempt.row.learning_rate for attempt in results.tried}
+    yield from _few(
+        f"{describe(run)}: the store shows the training at learning rate {rates.get(shown[i])}, "
+        f"validation rows choose {rates.get(wanted[run])}"
+        for i, run in enumerate(results.study.runs())
+        if i in tried and run in wanted and shown[i] != wanted[run]
     )
 
 
@@ -202,45 +257,68 @@ def _masks(results: Results) -> Iterator[str]:
     yield from _few(
         f"{_name(row)}: {wrong}"
         for row in results.runs
-        for wrong in _mask(
-            row, study.recipe(row["strategy"]), study.hidden, results.tasks.get(row["task"], {})
-        )
+        for wrong in _mask(row, study.recipe(row.strategy), results.networks[row.setting])
     )
 
 
-def _mask(row: Row, recipe: Recipe, hidden: int, task: Mapping[str, Any]) -> Iterator[str]:
+def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
     """Yield how a run's mask is not the one its recipe and sparsity ask for, to rounding."""
-    s, kept, total = row["sparsity"], row["kept"], row["prunable"]
-    sizes = {
-        "hidden": task.get("inputs", 0) * hidden,
-        "output": hidden * task.get("outputs", 0),
-    }
-    if sum(sizes.values()) != total or set(sizes) != set(row["densities"]):
-        yield f"{total} prunable weights in {sorted(row['densities'])}; the network has {sizes}"
+    s, kept, total, sizes = row.sparsity, row.kept, row.prunable, network.sizes
+    if sum(sizes.values()) != total or set(sizes) != set(row.densities):
+        yield f"{total} prunable weights in {sorted(row.densities)}; the network has {sizes}"
         return
-    by_layer = {layer: round(row["densities"][layer] * n) for layer, n in sizes.items()}
+    if row.total_params != network.parameters:
+        yield f"{row.total_params} parameters; the network has {network.parameters}"
+    if s > 0 and recipe.control == SMALL_DENSE:
+        # another network: it has no more parameters than the pruned one would keep, and keeps all of them
+        most = row.total_params - sum(int(s * n) for n in sizes.values())
+        if set(row.densities.values()) != {1.0} or row.nonzero_params > most:
+            yield (
+                f"{row.nonzero_params} parameters, densities {dict(row.densities)}; it must be a dense network of at "
+                f"most {most}"
+            )
+        return
+    if row.nonzero_params > row.total_params - (total - kept):
+        yield (
+            f"{row.nonzero_params} of {row.total_params} parameters are not zero; it keeps {kept} of "
+            f"{total} weights and has {row.total_params - total} other parameters"
+        )
+    by_layer = {layer: round(row.densities[layer] * n) for layer, n in sizes.items()}
     if sum(by_layer.values()) != kept:
         yield f"its layers keep {by_layer}, which is not {kept} in all"
-    biases = hidden + task["outputs"]
-    if row["total_params"] != total + biases or row["nonzero_params"] > kept + biases:
-        yield (
-            f"{row['nonzero_params']} of {row['total_params']} parameters are not zero; it keeps {kept} of "
-            f"{total} weights and has {biases} biases"
-        )
 
     if s > 0 and recipe.scope == "threshold":
         # every weight's fate is drawn on its own, so counts scatter; of other scores nothing can be expected
         expected, deviation = (1 - s) * total, math.sqrt(total * s * (1 - s))
         if recipe.criterion in ("random", "init-stream") and abs(kept - expected) > 5 * deviation:
             yield f"keeps {kept} weights, more than 5 standard deviations from {expected:.0f}"
-    elif recipe.granularity == "neuron":
-        neurons = max(hidden - int(s * hidden), 1)
-        yield from _unlike({layer: n // hidden * neurons for layer, n in sizes.items()}, by_layer)
+    elif recipe.granularity != "weight":
+        wanted = _narrowed(s, recipe, network)
+        if wanted is not None:
+            yield from _unlike(wanted, by_layer)
     elif recipe.scope == "layerwise":
         yield from _unlike({layer: n - int(s * n) for layer, n in sizes.items()}, by_layer)
     elif kept != total - int(s * total):
         # every other scope only shares the same total out
         yield f"keeps {kept} of {total} weights, the study asks for {total - int(s * total)}"
+
+
+SMALL_DENSE = "small-dense"
+
+
+def _narrowed(sparsity: float, recipe: Recipe, network: NetworkFacts) -> dict[str, int] | None:
+    """Return what is left of each layer once neurons are removed; None where shapes alone do not say it.
+
+    They do for linear layers each of which reads all units of the one before: n units keep n - int(sparsity · n), at
+    least one, if layers do not compete for neurons.
+    """
+    shapes = list(network.layers.values())
+    chained = all(len(shape) == 2 for shape in shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
+    if not chained or (len(shapes) > 2 and recipe.scope != "layerwise"):
+        return None
+    widths = [shape[0] for shape in shapes]
+    kept = [shapes[0][1], *(max(n - int(sparsity * n), 1) for n in widths[:-1]), widths[-1]]
+    return {layer: kept[i] * kept[i + 1] for i, layer in enumerate(network.layers)}
 
 
 def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str]:
@@ -249,24 +327,23 @@ def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str
 
 
 def _diagnosed(results: Results) -> Iterator[str]:
-    pruned = [row for row in results.runs if row["sparsity"] > 0]
+    small = {r.name for r in results.study.strategies if r.control == SMALL_DENSE}
+    pruned = [row for row in results.runs if row.sparsity > 0 and row.strategy not in small]
     yield from _few(
         f"{_name(row)}: its mask was never diagnosed; `natal run --fresh` does so"
         for row in pruned
-        if not row["diagnosis"]
+        if not row.diagnosis
     )
     yield from _few(
-        f"{_name(row)}: its diagnosis is of another mask: {kept} weights kept, {row['kept']} in the mask"
+        f"{_name(row)}: its diagnosis is of another mask: {kept} weights kept, {row.kept} in the mask"
         for row in pruned
-        if row["diagnosis"]
-        and (kept := sum(layer["kept"] for layer in row["diagnosis"]["layers"])) != row["kept"]
+        if row.diagnosis and (kept := sum(layer["kept"] for layer in row.diagnosis["layers"])) != row.kept
     )
     yield from _few(
-        f"{_name(row)}: effective sparsity {row['effective_sparsity']:.4f} is less than the mask's own "
-        f"{row['realised_sparsity']:.4f}"
+        f"{_name(row)}: effective sparsity {row.effective_sparsity:.4f} is less than the mask's own "
+        f"{row.realised_sparsity:.4f}"
         for row in pruned
-        if row["effective_sparsity"] is not None
-        and row["effective_sparsity"] < row["realised_sparsity"] - 1e-12
+        if row.effective_sparsity is not None and row.effective_sparsity < row.realised_sparsity - 1e-12
     )
 
 
@@ -314,10 +391,9 @@ def _text(name: str, content: bytes, wanted: bytes) -> str:
             return f"is not JSON ({error})"
     if name == "summary.csv":
         columns = next(csv.reader(io.StringIO(text)), [])
-        if columns != list(report.SUMMARY_COLUMNS):
-            return (
-                f"has columns {', '.join(columns) or 'none'} instead of {', '.join(report.SUMMARY_COLUMNS)}"
-            )
+        asked = next(csv.reader(io.StringIO(wanted.decode())))
+        if columns != asked:
+            return f"has columns {', '.join(columns) or 'none'} instead of {', '.join(asked)}"
     for part in PARTS.get(name, ()):
         if part not in text:
             return f"has no {part!r}"
@@ -330,7 +406,7 @@ def _first_difference(content: bytes, wanted: bytes) -> int:
     return next(same, min(len(ours), len(theirs)))
 
 
-_CHECKS = (_complete, _dense, _provenance, _numbers, _masks, _diagnosed, _outputs)
+_CHECKS = (_complete, _dense, _provenance, _numbers, _curves, _search, _masks, _diagnosed, _outputs)
 
 
 def _few(errors: Iterable[str]) -> Iterator[str]:
@@ -341,9 +417,5 @@ def _few(errors: Iterable[str]) -> Iterator[str]:
         yield f"... and {len(found) - SHOWN} more like the last"
 
 
-def _run(row: Row) -> Run:
-    return Run(row["task"], row["strategy"], row["sparsity"], row["seed"])
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return describe(_run(dict(row)))
+def _name(row: Row) -> str:
+    return describe(row.run)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from natal.reading.stats import Summary
-from natal.wording import percent
+from natal.reading.stats import Summary, seeds_needed, smallest_p
+from natal.store import NetworkFacts
+from natal.study import Optimiser, Schedule, Training
+from natal.wording import percent, plural
 
 WIDTH = 110
 
@@ -47,11 +49,59 @@ def show_level(level: float | None) -> str:
     return "undefined" if level is None else "never" if math.isinf(level) else percent(level)
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, as in ``1 strategy`` and ``2 strategies``."""
-    if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count} {noun}"
+def power(seeds: int) -> str:
+    """Return what a paired comparison of two strategies can show at best with so many seeds."""
+    least = smallest_p(seeds)
+    if least > 0.05:
+        return (
+            f"{plural(seeds, 'seed')}: no difference can be significant at 0.05 (the smallest p-value of an exact "
+            f"paired test is {least:.2g}); {seeds_needed()} seeds are the least"
+        )
+    return (
+        f"{seeds} seeds: a difference that all of them share has p = {least:.2g}; corrected for many comparisons it "
+        f"stays below 0.05 among {plural(int(0.05 / least), 'comparison')} at most"
+    )
+
+
+def network(facts: NetworkFacts) -> str:
+    """Return a network on a task in words, as in ``lenet-5 on mnist: 61,706 parameters, ...``."""
+    return (
+        f"{facts.network} on {facts.task}: {facts.parameters:,} parameters, {facts.prunable:,} prunable weights in "
+        f"{plural(len(facts.layers), 'layer')}, {facts.macs:,} multiply-adds a row"
+    )
+
+
+def training(how: Training) -> str:
+    """Return how networks are trained, as in ``full-batch Adam, at most 500 epochs, patience 100, target 0.999``."""
+    return ", ".join(_training(how))
+
+
+def _training(how: Training) -> Iterator[str]:
+    optimiser = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[how.optimiser.name]
+    yield f"full-batch {optimiser}" if how.batch is None else f"{optimiser} on batches of {how.batch}"
+    if how.optimiser.momentum:
+        yield f"momentum {how.optimiser.momentum:g}" + " (Nesterov)" * how.optimiser.nesterov
+    if how.optimiser.betas != Optimiser().betas:
+        yield f"betas {how.optimiser.betas[0]:g} and {how.optimiser.betas[1]:g}"
+    if how.optimiser.weight_decay:
+        yield f"weight decay {how.optimiser.weight_decay:g}"
+    if how.schedule != Schedule():
+        points = "; ".join(f"from {clock} times {factor:g}" for clock, factor in how.schedule.points)
+        step = f", times {how.schedule.factor:g} every {how.schedule.every}" * (how.schedule.name == "step")
+        yield f"schedule {points or how.schedule.name}{step}"
+        if how.schedule.warmup:
+            yield f"warm-up {how.schedule.warmup}"
+    if how.label_smoothing:
+        yield f"label smoothing {how.label_smoothing:g}"
+    if how.clip is not None:
+        yield f"gradients clipped at norm {how.clip:g}"
+    yield f"at most {how.epochs} epochs" if how.epochs is not None else f"at most {how.length[:-2]} steps"
+    if how.evaluate != "1ep":
+        yield f"evaluated every {how.evaluate}"
+    yield f"patience {how.patience}" if how.patience else "no patience"
+    yield "no target" if how.target is None else f"target {how.target:g}"
+    if how.decide != "val-metric":
+        yield {"val-loss": "weights of the lowest validation loss", "end": "the last weights"}[how.decide]
 
 
 def heading(words: str) -> tuple[str, str]:

@@ -2,11 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from natal.study import Maker, Setting
+
+Curves = Mapping[str, NDArray[np.float64]]
+"""One number per evaluation, by name: ``step`` (optimiser steps taken by then), ``train_loss`` (mean of the steps since
+the evaluation before), ``val_loss``, ``val_metric``, and ``test_metric`` where a study asks for it. Trainings stored by
+natal 0.2 have no ``val_loss``."""
+
+
+class Record:
+    """A typed row whose fields can also be read by name, ``row["task"]``, as the rows of natal 0.2 were."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:  # type: ignore[attr-defined]
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+@dataclass(frozen=True)
+class TaskFacts(Record):
+    """What a study's results say of one of its tasks.
+
+    ``metric``: what is measured (``accuracy``), and ``field`` its short name (``acc``); ``chance``: its value for a
+    network that has learned nothing. ``loss``: what is minimised. ``learning_rate``: of every network, None where they
+    differ. ``inputs``: numbers of one input row; ``outputs``: of one output.
+    """
+
+    metric: str
+    field: str
+    chance: float
+    loss: str
+    learning_rate: float | None
+    inputs: int
+    outputs: int
+    fit_rows: int
+    val_rows: int
+    train_rows: int
+    test_rows: int
+
+
+@dataclass(frozen=True)
+class NetworkFacts(Record):
+    """What a study's results say of one network on one task.
+
+    ``engine``: what trained it. ``parameters``: all of them; ``layers``: the shape of each prunable layer's weights.
+    ``macs``: multiply-adds of one row's forward pass. ``steps``: of a whole training; ``steps_per_epoch``.
+    """
+
+    task: str
+    network: str
+    engine: str
+    parameters: int
+    layers: Mapping[str, tuple[int, ...]]
+    macs: int
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def setting(self) -> Setting:
+        """The task with the network."""
+        return Setting(self.task, self.network)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of weights of each prunable layer."""
+        return {name: prod(shape) for name, shape in self.layers.items()}
+
+    @property
+    def prunable(self) -> int:
+        """Number of prunable weights."""
+        return sum(self.sizes.values())
+
+    @property
+    def epochs(self) -> float:
+        """The length of a whole training in epochs."""
+        return whole(self.steps / self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -15,14 +93,14 @@ class Outcome:
 
     ``status``: ``finished``, or ``diverged`` if the training loss stopped being finite (then the metrics
     are None). ``densities``: share of weights kept, per prunable layer; ``prunable`` and ``kept``: weights
-    there were and are, over all of them, biases never counted. ``constant``: the trained network gives
-    every test row the same output. ``train_loss_curve`` and ``val_metric_curve``: one value per epoch
-    trained. ``seconds``: the training's share of wall time. ``made_by``: engine, device, and versions of natal,
-    torch and NumPy, with commas between.
-    ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the mask doctor
-    said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
+    there were and are, over all of them, biases never counted. ``steps_trained``: optimiser steps taken, of
+    ``steps_planned`` (None: not known, from natal 0.2); ``best_step``: those up to the evaluation whose weights were
+    kept. ``constant``: the trained network gives every test row the same output. ``learning_rate``: what it was
+    trained at (None: not known, from natal 0.2). ``seconds``: the training's share of wall time. ``made_by``: engine,
+    device, and versions. ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the
+    mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
     first empties a layer of this network, None if it is not known), ``findings`` (pairs of severity and
-    sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`.
+    sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`. ``curves``: see `Curves`.
     """
 
     key: str
@@ -32,21 +110,42 @@ class Outcome:
     prunable: int
     kept: int
     densities: dict[str, float]
-    epochs_trained: int
-    best_epoch: int
+    steps_per_epoch: int
+    steps_planned: int | None
+    steps_trained: int
+    best_step: int
+    learning_rate: float | None
     train_metric: float | None
     val_metric: float | None
     test_metric: float | None
     final_loss: float | None
     constant: bool
     seconds: float
-    made_by: str
+    made_by: Maker
     deterministic: bool
     diagnosis: dict[str, Any]
-    train_loss_curve: NDArray[np.float64] = field(repr=False)
-    val_metric_curve: NDArray[np.float64] = field(repr=False)
+    curves: Curves = field(repr=False)
+
+    @property
+    def epochs_trained(self) -> float:
+        """Epochs trained; a whole number wherever training ended with an epoch."""
+        return whole(self.steps_trained / self.steps_per_epoch)
+
+    @property
+    def best_epoch(self) -> float:
+        """The epoch after which the best weights were measured."""
+        return whole(self.best_step / self.steps_per_epoch)
 
     def facts(self) -> dict[str, Any]:
-        """Return the scalar fields, JSON-ready."""
-        curves = ("key", "status", "train_loss_curve", "val_metric_curve")
-        return {name: value for name, value in self.__dict__.items() if name not in curves}
+        """Return the fields that are stored as one JSON text: all but the key, the status, the maker and the curves."""
+        apart = ("key", "status", "made_by", "curves")
+        return {name: value for name, value in self.__dict__.items() if name not in apart}
+
+    def maker(self) -> dict[str, Any]:
+        """Return who made it, JSON-ready."""
+        return asdict(self.made_by)
+
+
+def whole(number: float) -> float:
+    """Return a whole number as one."""
+    return int(number) if number == int(number) else number

@@ -10,29 +10,35 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from natal.errors import NatalError
-from natal.store.record import Outcome
-from natal.study import Run, Study
+from natal.store.migrations import MIGRATIONS
+from natal.store.record import Curves, Outcome
+from natal.study import Maker, Run, Study
 
 FILE = "study.sqlite"
 APPLICATION = 0x4E41544C  # "NATL": tells natal's files from other people's
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = """
-CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, facts TEXT NOT NULL,
-                       train_loss BLOB NOT NULL, val_metric BLOB NOT NULL, finished_at TEXT NOT NULL
-                       DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
+CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, made_by TEXT NOT NULL, facts TEXT NOT NULL,
+                       finished_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
+CREATE TABLE curve (key TEXT NOT NULL, name TEXT NOT NULL, numbers BLOB NOT NULL,
+                    PRIMARY KEY (key, name)) WITHOUT ROWID;
 CREATE TABLE grid (position INTEGER PRIMARY KEY, task TEXT NOT NULL, strategy TEXT NOT NULL, sparsity REAL NOT NULL,
-                   seed INTEGER NOT NULL, key TEXT NOT NULL);
+                   seed INTEGER NOT NULL, key TEXT NOT NULL, network TEXT NOT NULL DEFAULT 'mlp');
+CREATE TABLE tried (position INTEGER NOT NULL, learning_rate REAL NOT NULL, key TEXT NOT NULL,
+                    PRIMARY KEY (position, learning_rate)) WITHOUT ROWID;
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+"""What a new store starts with; what an old one becomes, see `natal.store.migrations`."""
 
 
 class Store:
@@ -58,7 +64,12 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _found(path)
-            return cls(path, _recognise(sqlite3.connect(path, isolation_level=None), path))
+            db = _recognise(sqlite3.connect(path, isolation_level=None), path)
+            store = cls(path, db)
+            if _version(db) < FORMAT:
+                with store._transaction():
+                    _bring_up_to_date(db)
+            return store
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -72,7 +83,14 @@ class Store:
             # a command that was killed left a journal behind, which a reader must be able to roll back
             mode = "rw" if os.access(path, os.W_OK) and os.access(directory, os.W_OK) else "ro"
             db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
-            return cls(path, _recognise(db, path))
+            db = _recognise(db, path)
+            if _version(db) < FORMAT:
+                copy = sqlite3.connect(":memory:", isolation_level=None)
+                db.backup(copy)
+                db.close()
+                db = copy
+                _bring_up_to_date(db)
+            return cls(path, db)
 
     def close(self) -> None:
         """Close the file."""
@@ -86,13 +104,32 @@ class Store:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def declare(self, study: Study, grid: Sequence[tuple[Run, str]], manifest: dict[str, Any]) -> None:
-        """Make ``study`` the one this directory shows: its grid with each row's key, and its manifest."""
+    def declare(
+        self,
+        study: Study,
+        grid: Sequence[tuple[Run, str]],
+        manifest: dict[str, Any],
+        tried: Mapping[int, Mapping[float, str]] | None = None,
+    ) -> None:
+        """Make ``study`` the one this directory shows: its grid with each row's key, and its manifest.
+
+        ``tried``: for rows that choose among learning rates, the key of the training at each, by row position.
+        """
         with self._transaction():
             self._db.execute("DELETE FROM grid")
             self._db.executemany(
-                "INSERT INTO grid VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO grid (position, task, strategy, sparsity, seed, network, key) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(i, *run, key) for i, (run, key) in enumerate(grid)],
+            )
+            self._db.execute("DELETE FROM tried")
+            self._db.executemany(
+                "INSERT INTO tried VALUES (?, ?, ?)",
+                [
+                    (i, rate, key)
+                    for i, candidates in (tried or {}).items()
+                    for rate, key in candidates.items()
+                ],
             )
             self._write_manifest({"study": study.model_dump(mode="json"), **manifest})
 
@@ -101,28 +138,32 @@ class Store:
         with self._transaction():
             self._write_manifest(manifest)
 
+    def choose(self, keys: Mapping[int, str]) -> None:
+        """Let rows of the grid, by position, show other trainings of those they tried."""
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE grid SET key = ? WHERE position = ?", [(k, p) for p, k in keys.items()]
+            )
+
     def clear(self) -> None:
         """Forget every training and the study."""
         with self._transaction():
-            for table in ("training", "grid", "manifest"):
+            for table in ("training", "curve", "grid", "tried", "manifest"):
                 self._db.execute(f"DELETE FROM {table}")
 
     def add(self, outcomes: Iterable[Outcome], **manifest: Any) -> None:
         """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is."""
         with self._transaction():
-            self._db.executemany(
-                "INSERT OR IGNORE INTO training (key, status, facts, train_loss, val_metric) VALUES (?, ?, ?, ?, ?)",
-                [
-                    (
-                        o.key,
-                        o.status,
-                        json.dumps(o.facts()),
-                        o.train_loss_curve.tobytes(),
-                        o.val_metric_curve.tobytes(),
+            for o in outcomes:
+                added = self._db.execute(
+                    "INSERT OR IGNORE INTO training (key, status, made_by, facts) VALUES (?, ?, ?, ?)",
+                    (o.key, o.status, json.dumps(o.maker()), json.dumps(o.facts())),
+                )
+                if added.rowcount:
+                    self._db.executemany(
+                        "INSERT INTO curve VALUES (?, ?, ?)",
+                        [(o.key, name, numbers.tobytes()) for name, numbers in o.curves.items()],
                     )
-                    for o in outcomes
-                ],
-            )
             self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:
@@ -150,11 +191,11 @@ class Store:
         with _plainly(self.path):
             return {key for (key,) in self._db.execute("SELECT key FROM training")}
 
-    def made_by(self) -> list[str]:
-        """Return what made each training stored (`Outcome.made_by`), whichever study it belongs to."""
+    def makers(self) -> dict[Maker, int]:
+        """Return who made the trainings stored, whichever study they belong to, and how many each."""
         with _plainly(self.path):
-            rows = self._db.execute("SELECT facts FROM training")
-            return [json.loads(facts)["made_by"] for (facts,) in rows]
+            rows = self._db.execute("SELECT made_by, COUNT(*) FROM training GROUP BY made_by")
+            return {Maker(**json.loads(made_by)): count for made_by, count in rows}
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest: the study, versions, platform, threads, wall time."""
@@ -176,26 +217,57 @@ class Store:
     def grid(self) -> list[tuple[Run, str]]:
         """Return the rows of the study's grid, in order, each with the key of its training."""
         with _plainly(self.path):
-            rows = self._db.execute("SELECT task, strategy, sparsity, seed, key FROM grid ORDER BY position")
-            return [(Run(*row[:4]), row[4]) for row in rows]
-
-    def outcomes(self) -> dict[str, Outcome]:
-        """Return the stored trainings of the study's grid by key."""
-        with _plainly(self.path):
             rows = self._db.execute(
-                "SELECT key, status, facts, train_loss, val_metric FROM training "
-                "WHERE key IN (SELECT key FROM grid)"
+                "SELECT task, strategy, sparsity, seed, network, key FROM grid ORDER BY position"
             )
+            return [(Run(*row[:5]), row[5]) for row in rows]
+
+    def complete(self) -> int:
+        """Return how many of the grid's rows have all their trainings."""
+        finished, tried = self.finished(), self.tried()
+        return sum(
+            finished.issuperset({key, *tried.get(i, {}).values()}) for i, (_, key) in enumerate(self.grid())
+        )
+
+    def tried(self) -> dict[int, dict[float, str]]:
+        """Return the key of the training at each learning rate, for the grid's rows that choose among several."""
+        found: dict[int, dict[float, str]] = {}
+        with _plainly(self.path):
+            for position, rate, key in self._db.execute("SELECT position, learning_rate, key FROM tried"):
+                found.setdefault(position, {})[rate] = key
+        return found
+
+    def curves(self) -> dict[str, Curves]:
+        """Return the curves of the study's trainings by key, see `outcomes`."""
+        found: dict[str, dict[str, NDArray[np.float64]]] = {}
+        with _plainly(self.path):
+            for key, name, numbers in self._db.execute(
+                f"SELECT key, name, numbers FROM curve WHERE {_OF_STUDY}"
+            ):
+                found.setdefault(key, {})[name] = np.frombuffer(numbers)
+        return dict(found)
+
+    def outcomes(self, *, curves: bool = True) -> dict[str, Outcome]:
+        """Return the stored trainings of the study by key: the grid's, and those at learning rates not chosen.
+
+        Without ``curves``, theirs are left empty, which is much quicker for a large study.
+        """
+        lines = self.curves() if curves else {}
+        with _plainly(self.path):
+            rows = self._db.execute(f"SELECT key, status, made_by, facts FROM training WHERE {_OF_STUDY}")
             return {
                 key: Outcome(
                     key=key,
                     status=status,
+                    made_by=Maker(**json.loads(made_by)),
+                    curves=lines.get(key, {}),
                     **json.loads(facts),
-                    train_loss_curve=np.frombuffer(loss),
-                    val_metric_curve=np.frombuffer(metric),
                 )
-                for key, status, facts, loss, metric in rows
+                for key, status, made_by, facts in rows
             }
+
+
+_OF_STUDY = "key IN (SELECT key FROM grid UNION SELECT key FROM tried)"
 
 
 def _found(path: Path) -> None:
@@ -222,17 +294,30 @@ def _recognise(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 
 def _inspect(db: sqlite3.Connection, path: Path) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
         raise NatalError(f"{path} is not a natal run store; name another directory with --out")
-    if version != FORMAT:
-        raise NatalError(f"{path} has store format {version}, this natal reads {FORMAT}; use another --out")
+    if not min(MIGRATIONS) <= _version(db) <= FORMAT:
+        raise NatalError(
+            f"{path} has store format {_version(db)}, this natal reads {min(MIGRATIONS)} to {FORMAT}; "
+            "name another directory with --out"
+        )
     (page,) = db.execute("PRAGMA page_size").fetchone()
     # SQLite fills a cut page up with zeros and finds nothing wrong with them
     if db.execute("PRAGMA quick_check").fetchone() != ("ok",) or path.stat().st_size % page:
         raise NatalError(
             f"{path} is damaged; nothing was changed; restore it or name another directory with --out"
         )
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _bring_up_to_date(db: sqlite3.Connection) -> None:
+    for version in range(_version(db), FORMAT):
+        MIGRATIONS[version](db)
+        db.execute(f"PRAGMA user_version = {version + 1}")
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """What is asked: a study and its parts, declared in a TOML file and checked. No torch here."""
 
 from natal.study.base import MAX_SEED
+from natal.study.choice import Initialisation, Network, Task
 from natal.study.claim import Claim
+from natal.study.clock import Clock, Span, steps
 from natal.study.complaints import one_line
-from natal.study.keys import digest
+from natal.study.keys import Maker, digest
 from natal.study.read import load_study, presets
 from natal.study.recipe import SCOPES, STRATEGIES, Aggregate, Control, Recipe, unknown_scope
-from natal.study.study import Run, Study
-from natal.study.training import Training
+from natal.study.study import PAPERS, Run, Setting, Study
+from natal.study.training import Optimiser, Schedule, Search, Training
 
 __all__ = [
-    "MAX_SEED", "SCOPES", "STRATEGIES", "Aggregate", "Claim", "Control", "Recipe", "Run", "Study", "Training",
-    "digest", "load_study", "one_line", "presets", "unknown_scope",
+    "MAX_SEED", "PAPERS", "SCOPES", "STRATEGIES", "Aggregate", "Claim", "Clock", "Control", "Initialisation",
+    "Maker", "Network", "Optimiser", "Recipe", "Run", "Schedule", "Search", "Setting", "Span", "Study", "Task",
+    "Training", "digest", "load_study", "one_line", "presets", "steps", "unknown_scope",
 ]  # fmt: skip

@@ -10,33 +10,79 @@ from pydantic import ValidationError
 
 from natal.registry import did_you_mean
 from natal.study.base import Model
+from natal.study.choice import Initialisation, Network, Task
 from natal.study.claim import Claim
 from natal.study.recipe import Recipe
 from natal.study.study import Study
-from natal.study.training import Training
+from natal.study.training import Optimiser, Schedule, Search, Training
+
+_TABLES: dict[str, type[Model]] = {
+    "": Study,
+    "tasks": Task,
+    "networks": Network,
+    "networks.init": Initialisation,
+    "strategies": Recipe,
+    "claims": Claim,
+    "training": Training,
+    "training.optimiser": Optimiser,
+    "training.schedule": Schedule,
+    "training.learning_rate": Search,
+}
+"""The tables of a study file, by where they stand."""
+
+_ELSEWHERE = {
+    "batch_size": "training.batch",
+    "dataset": "tasks",
+    "datasets": "tasks",
+    "lr": "training.learning_rate",
+    "model": "networks",
+    "models": "networks",
+    "network": "networks",
+    "optimizer": "training.optimiser",
+    "scheduler": "training.schedule",
+    "seed": "seeds",
+    "sparsity": "sparsities",
+    "strategy": "strategies",
+    "task": "tasks",
+}
+"""What other programs call a key, and where it stands here."""
 
 
 def one_line(error: ValidationError) -> str:
     """Turn pydantic's first complaint into ``key: what is wrong, got value; cure``, counting the others."""
     first, *others = error.errors()
-    where = ".".join(str(part) for part in first["loc"] if str(part) not in _UNION_BRANCHES)
+    parts = [str(part) for part in first["loc"] if not _is_branch(str(part))]
+    where = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        owners: dict[str, type[Model]] = {"training": Training, "strategies": Recipe, "claims": Claim}
-        owner = owners.get(str(first["loc"][0]), Study) if len(first["loc"]) > 1 else Study
-        known = set(owner.model_fields) - {"folder"}
-        message = f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), known)}"
+        *table, key = parts
+        message = f"unknown key {where!r}{_instead(key, _keys(table))}"
     elif first["type"] == "missing":
         message = f"key {where!r} is missing"
     else:
         what = _SAID.get((first["type"], where.split(".")[0]), first["msg"].removeprefix("Value error, "))
+        word, _, rest = what.partition(" ")
+        if word in _keys(parts):
+            # said by a whole table of one of its keys
+            where, what = f"{where}.{word}".lstrip("."), rest
         what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
-        shown = (
-            ""
-            if "got " in what or "twice" in what or "unknown " in what or not where
-            else (f", got {_show(first['input'])}")
-        )
-        message = f"{where}: {what}{shown}" if where else f"{what}"
+        told = "got " in what or "twice" in what or "unknown " in what or not where
+        shown = "" if told else f", got {_show(first['input'])}"
+        message = f"{where}: {what}{shown}" if where else what
     return message + (f" (and {len(others)} more)" if others else "")
+
+
+def _keys(table: list[str]) -> set[str]:
+    """Return the keys that a table knows, given where it stands."""
+    model = _TABLES.get(".".join(part for part in table if not part.isdigit()))
+    return {*model.model_fields, *model.ALSO} - {"folder", "entry", "options"} if model else set()
+
+
+def _instead(key: str, known: set[str]) -> str:
+    """Say what a reader may have meant by a key that is none here."""
+    homes = [_ELSEWHERE[key]] if key in _ELSEWHERE and _ELSEWHERE[key] not in known else []
+    homes += [f"{table}.{key}" for table in _TABLES if table and key in _keys(table.split("."))]
+    near = did_you_mean(key, known)
+    return f"; did you mean {homes[0]!r}?" if homes and "did you mean" not in near else near
 
 
 _SAID = {
@@ -46,17 +92,12 @@ _SAID = {
 }
 """What pydantic would say in its own words, by its word for the mistake and the study's key."""
 
+_BRANCHES = {"int", "float", "constrained-int", "constrained-float", "Recipe", "Search"}
 
-_UNION_BRANCHES = {
-    "int",
-    "float",
-    "constrained-int",
-    "constrained-float",
-    "dict[str,constrained-float]",
-    "dict[str,float]",
-    "Recipe",
-    "function-before[_none()]",
-}
+
+def _is_branch(part: str) -> bool:
+    """Whether a part of pydantic's path is no key of the file: a member of a union, a validator's name."""
+    return part in _BRANCHES or "[" in part
 
 
 def _show(value: Any) -> str:

@@ -1,13 +1,134 @@
-"""Digests: of a study, and of everything a training depends on."""
+"""Digests: of a study, and of everything a training depends on.
+
+A training's key is a chain: the digest of its parent's key, of what is done to the parent, and of who does the
+arithmetic. Equal prefix, equal key: that is how rows share trainings. What a study leaves at its default enters no
+digest, so a field that natal gains later changes no old key; natal's own release never enters one, an engine's
+*revision* does, which rises whenever the engine's bits change.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from natal.study.study import Run, Study
 
 
 def digest(value: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a value's JSON, keys sorted."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who does the arithmetic: all that may give a training other bits, but for the machine and natal's release.
+
+    ``natal``, the release, is written down with every training and enters no key: an engine whose bits change raises
+    its ``revision``.
+    """
+
+    engine: str
+    revision: int
+    device: str
+    torch: str
+    numpy: str
+    natal: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.engine} engine (revision {self.revision}) on {self.device}, "
+            f"natal {self.natal}, torch {self.torch}, numpy {self.numpy}"
+        )
+
+    @property
+    def identity(self) -> tuple[str, int, str, str, str]:
+        """Everything that enters a key."""
+        return self.engine, self.revision, self.device, self.torch, self.numpy
+
+
+def birth(study: Study, run: Run, fingerprints: Mapping[str, str]) -> str:
+    """Return the key of a run's network at birth, with its data: where every chain begins.
+
+    ``fingerprints``: digests of plugin files, by the name of the entry that they define.
+    """
+    task, network = study.task(run.task), study.network(run.network)
+    return digest(
+        {
+            "task": [task.entry, task.options],
+            "network": [network.entry, network.options],
+            "init": network.init.model_dump(),
+            "seed": run.seed,
+            "plugins": _of(fingerprints, task.entry, network.entry),
+        }
+    )
+
+
+def key(study: Study, run: Run, maker: Maker, learning_rate: float, fingerprints: Mapping[str, str]) -> str:
+    """Return the key of the training behind a run at one learning rate.
+
+    At sparsity 0 no recipe enters it, so every strategy's dense run is one training; in a study that does not
+    ``share``, the strategy's name does, so that every row is trained on its own.
+    """
+    recipe = study.recipe(run.strategy)
+    mask: object = None
+    if run.sparsity:
+        mask = {
+            **recipe.model_dump(exclude={"name"}),
+            "sparsity": run.sparsity,
+            "plugins": _of(fingerprints, recipe.criterion),
+        }
+    return digest(
+        {
+            "parent": birth(study, run, fingerprints),
+            "cut": mask if study.share else [run.strategy, mask],
+            "train": {**study.training.model_dump(), "learning_rate": learning_rate},
+            "maker": maker.identity,
+        }
+    )
+
+
+def _of(fingerprints: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: fingerprints[name] for name in sorted(names) if fingerprints.get(name)}
+
+
+def key_0_2(
+    study: Study, run: Run, maker: Maker, learning_rate: float, fingerprints: Mapping[str, str]
+) -> str | None:
+    """Return the key natal 0.2.0 gave a training, None if that release could not have asked for it. Frozen.
+
+    The release that stored it, ``maker.natal``, was part of its keys. Its engines were ``batched``, revision 1 of
+    ``compiled``, and ``sequential``, revision 1 of ``torch``, which shared nothing.
+    """
+    names = {"compiled": "batched", "torch": "sequential"}
+    table = study.training.model_dump()
+    known = {"epochs", "patience", "target", "validation_fraction", "learning_rate"}
+    recipe = study.recipe(run.strategy).model_dump(exclude={"name"})
+    task = study.task(run.task)
+    if (
+        study.hidden is None
+        or task.options
+        or set(table) != known
+        or maker.engine not in names
+        or maker.revision != 1
+        or not set(recipe) <= {"criterion", "scope", "granularity", "aggregate", "control"}
+    ):
+        return None
+    mask: object = None if run.sparsity == 0 else {**recipe, "sparsity": run.sparsity}
+    sources = (task.entry,) if mask is None else (task.entry, recipe["criterion"])
+    versions = f"natal {maker.natal}, torch {maker.torch}, numpy {maker.numpy}"
+    return digest(
+        {
+            "task": task.entry,
+            "seed": run.seed,
+            "hidden": study.hidden,
+            "training": {**table, "learning_rate": learning_rate},
+            "mask": mask if maker.engine == "compiled" else [run.strategy, mask],
+            "engine": f"{names[maker.engine]}/{maker.device}, {versions}",
+            "plugins": _of(fingerprints, *sources),
+        }
+    )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from natal.errors import NatalError
 from natal.registry import did_you_mean
+from natal.study.base import Model
 from natal.study.complaints import one_line
 from natal.study.study import Study
 
@@ -34,7 +35,7 @@ def load_study(source: str | Path | Mapping[str, Any] | Study, overrides: Sequen
         table, folder = source.model_dump(mode="json"), source.folder
     elif isinstance(source, Mapping):
         try:
-            table = json.loads(json.dumps(source))
+            table = json.loads(json.dumps(source, default=_plain))
         except (TypeError, ValueError) as error:
             raise NatalError(f"study: {error}; use plain tables, lists, text and numbers") from None
     else:
@@ -49,6 +50,13 @@ def load_study(source: str | Path | Mapping[str, Any] | Study, overrides: Sequen
         return Study.model_validate({**table, "folder": folder})
     except ValidationError as error:
         raise NatalError(f"{where}: {one_line(error)}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return one of a study's objects, such as a `Network`, as it would be written in a file."""
+    if isinstance(value, Model):
+        return value.model_dump(mode="json")
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _find(source: str | Path) -> Path:
@@ -75,6 +83,10 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
         raise NatalError(f"{where}: not valid TOML: {error}") from None
 
 
+_SAME = {"length": "epochs", "epochs": "length", "networks": "hidden", "hidden": "networks"}
+"""Keys that say the same thing."""
+
+
 def _set(table: dict[str, Any], override: str) -> None:
     path, equals, literal = override.partition("=")
     if not equals or not path.strip():
@@ -91,3 +103,5 @@ def _set(table: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise NatalError(f"--set {override!r}: {parent!r} is not a table of keys")
     table[last] = value
+    # what the study says of the same thing in another way gives way
+    table.pop(_SAME.get(last, ""), None)

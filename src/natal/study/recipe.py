@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator, model_serializer
 
 from natal.registry import did_you_mean
-from natal.study.base import Model
+from natal.study.base import Model, Words
 
 SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
 """Where scores compete; `natal.pruning.mask` says what each means."""
@@ -18,7 +18,14 @@ Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", 
 
 
 Control = Literal[
-    "shuffle", "reinit", "invert", "quota-random", "random-neurons", "highest-norm", "fresh-narrow"
+    "shuffle",
+    "reinit",
+    "invert",
+    "quota-random",
+    "random-neurons",
+    "highest-norm",
+    "fresh-narrow",
+    "small-dense",
 ]
 
 
@@ -52,7 +59,7 @@ class Recipe(Model):
     weights, see `natal.pruning.choose.mask`.
     """
 
-    name: str
+    name: Words
     criterion: str
     scope: Annotated[str | dict[str, float], PlainValidator(_scope)] = "global"
     granularity: Literal["weight", "neuron"] = "weight"
@@ -62,9 +69,7 @@ class Recipe(Model):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: Any) -> dict[str, Any]:
-        # left out unless used, so that the keys of runs stored before these fields existed stay the same
-        later = {"aggregate": "incoming-l2", "control": None, "reduce": "mean"}
-        return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
+        return self.without_defaults(handler(self), ("name", "criterion", "scope", "granularity"))
 
 
 _WIDTH_CONTROLS: tuple[Control, ...] = ("random-neurons", "highest-norm", "fresh-narrow")

@@ -1,66 +1,122 @@
 """What a study is: a grid of trainings, declared in a TOML file. No torch here.
 
 ``load_study("paper")`` reads a preset, ``load_study("mine.toml")`` a file. A `Study` expands into the `Run` rows of
-its grid; each row has a key, the digest of everything its training depends on. Two rows with one key are one
-training: that is how the dense baseline is shared by all strategies, and how a stored run is found again.
+its grid; each row's training has a key, see `natal.study.keys`. Two rows with one key are one training: that is how
+the dense baseline is shared by all strategies, and how a stored run is found again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from natal.registry import did_you_mean
-from natal.study.base import MAX_SEED, Integer, Model, Number
+from natal.study.base import MAX_SEED, Integer, Model, Number, Words
+from natal.study.choice import Network, Task
 from natal.study.claim import Claim
 from natal.study.keys import digest
 from natal.study.recipe import Recipe, recipe_of
-from natal.study.training import Training
+from natal.study.training import Search, Training
+
+PAPERS = "mlp"
+"""The name of the paper's network, which the published files leave unsaid."""
+
+
+class Setting(NamedTuple):
+    """A task with a network, by their names in a study."""
+
+    task: str
+    network: str = PAPERS
 
 
 class Run(NamedTuple):
-    """One row of a study's grid: a task, a strategy's name, a requested sparsity and a seed."""
+    """One row of a study's grid: a task, a strategy's name, a requested sparsity, a seed, and a network."""
 
     task: str
     strategy: str
     sparsity: float
     seed: int
+    network: str = PAPERS
+
+    @property
+    def setting(self) -> Setting:
+        """Its task with its network."""
+        return Setting(self.task, self.network)
+
+
+def _paper_network(hidden: Any) -> dict[str, Any]:
+    return {"network": "mlp", "hidden": [hidden], "name": PAPERS}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence | set) and not isinstance(value, str) else value
+
+
+_EVER = ("name", "description", "plugins", "tasks", "strategies", "sparsities", "seeds", "training", "claims")
+"""Keys of a study that are written out even at their default."""
 
 
 class Study(Model):
-    """A grid of runs: tasks x strategies x sparsities x seeds, one network shape, one way of training."""
+    """A grid of runs: tasks x networks x strategies x sparsities x seeds, trained in one way.
 
-    name: str
+    A *setting* is a task with a network. ``hidden = 64`` is short for the paper's network of that width, an ``mlp``
+    of one hidden layer. ``share``: whether rows that ask for the same training get the same one.
+    """
+
+    ALSO: ClassVar[tuple[str, ...]] = ("hidden",)
+    name: Words
     description: str = ""
     plugins: tuple[str, ...] = ()
-    tasks: tuple[str, ...]
+    tasks: Annotated[tuple[Task, ...], BeforeValidator(_listed)]
+    networks: Annotated[tuple[Network, ...], BeforeValidator(_listed)]
     strategies: Annotated[
         tuple[Recipe, ...],
-        BeforeValidator(
-            lambda v: (
-                [recipe_of(e) for e in v] if isinstance(v, Sequence | set) and not isinstance(v, str) else v
-            )
-        ),
+        BeforeValidator(lambda v: [recipe_of(e) for e in v] if isinstance(_listed(v), list) else v),
     ]
     sparsities: tuple[Number, ...]
     seeds: tuple[Integer, ...]
-    hidden: Integer = 128
     training: Training = Training()
+    share: bool = True
     claims: tuple[Claim, ...] = ()
     folder: str = Field(default="", exclude=True)
     """Where the study file lies, so that its plugins are found beside it; not part of the study."""
 
-    @field_validator("tasks", "strategies", "sparsities", "seeds")
+    @model_validator(mode="before")
+    @classmethod
+    def _one_hidden_layer(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        if "hidden" not in table:
+            return {"networks": [_paper_network(128)], **table}
+        if "networks" in table:
+            raise ValueError("hidden is short for one network; with networks, write it there")
+        hidden = table["hidden"]
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 2:
+            raise ValueError(f"hidden must be a whole number of at least 2 neurons, got {hidden!r}")
+        rest = {key: value for key, value in table.items() if key != "hidden"}
+        return {**rest, "networks": [_paper_network(hidden)]}
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: Any) -> dict[str, Any]:
+        # as the first studies were written: digests of stored studies stay the same
+        table: dict[str, Any] = handler(self)
+        table = self.without_defaults(table, (*_EVER, "networks"))
+        if self.hidden is not None and table.pop("networks", None):
+            table["hidden"] = self.hidden
+        return table
+
+    @field_validator("tasks", "networks", "strategies", "sparsities", "seeds")
     @classmethod
     def _listed_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value:
             raise ValueError("must name at least one")
-        names = [v.name if isinstance(v, Recipe) else v for v in value]
-        twice = [n for n in names if names.count(n) > 1]
-        if twice:
-            raise ValueError(f"lists {twice[0]!r} twice; name each once")
+        seen = set()
+        for name in (getattr(v, "name", v) for v in value):
+            if name in seen:
+                raise ValueError(f"lists {name!r} twice; name each once")
+            seen.add(name)
         return value
 
     @field_validator("sparsities")
@@ -89,22 +145,51 @@ class Study(Model):
                 )
         return value
 
-    @field_validator("hidden")
-    @classmethod
-    def _hidden(cls, value: int) -> int:
-        if value < 2:
-            raise ValueError("must be at least 2 neurons")
-        return value
-
     @model_validator(mode="after")
-    def _one_rate_per_task(self) -> Self:
-        rates = self.training.learning_rate
-        for task in self.tasks:
-            if isinstance(rates, dict) and task not in rates:
+    def _claims_of_one_network(self) -> Self:
+        for i, claim in enumerate(self.claims):
+            if claim.network is None and len(self.networks) > 1:
                 raise ValueError(
-                    f"training.learning_rate has no entry for task {task!r}{did_you_mean(task, rates)}"
+                    f"claims.{i} needs the key network, since the study has several: {', '.join(self.network_names)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _one_rate_per_setting(self) -> Self:
+        rates = self.training.learning_rate
+        if isinstance(rates, dict) and not set(rates) & {*self.network_names}:
+            for task in self.task_names:
+                if task not in rates:
+                    raise ValueError(
+                        f"training.learning_rate has no entry for task {task!r}{did_you_mean(task, rates)}"
+                    )
+        elif isinstance(rates, dict):
+            for network in self.network_names:
+                if network not in rates:
+                    raise ValueError(
+                        f"training.learning_rate has no entry for network {network!r}{did_you_mean(network, rates)}"
+                    )
+        return self
+
+    @property
+    def hidden(self) -> int | None:
+        """The width of the paper's network, if that is the only one."""
+        only = self.networks[0]
+        hidden = only.options.get("hidden")
+        if isinstance(hidden, list) and len(hidden) == 1 and type(hidden[0]) is int:
+            paper = Network.model_validate(_paper_network(hidden[0]))
+            return hidden[0] if self.networks == (paper,) else None
+        return None
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names in order."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """The networks' names in order."""
+        return tuple(network.name for network in self.networks)
 
     @property
     def digest(self) -> str:
@@ -115,52 +200,36 @@ class Study(Model):
         """Return the recipe behind a strategy's name."""
         return next(r for r in self.strategies if r.name == strategy)
 
+    def task(self, name: str) -> Task:
+        """Return the task behind a name."""
+        return next(t for t in self.tasks if t.name == name)
+
+    def network(self, name: str) -> Network:
+        """Return the network behind a name."""
+        return next(n for n in self.networks if n.name == name)
+
+    def settings(self) -> list[Setting]:
+        """Return every task with every network, in the grid's order."""
+        return [Setting(task, network) for task in self.task_names for network in self.network_names]
+
     def runs(self) -> list[Run]:
-        """Return the grid, in the paper's order: task, then strategy, then sparsity, then seed."""
+        """Return the grid, in the paper's order: task, network, strategy, sparsity, then seed."""
         return [
-            Run(task, recipe.name, sparsity, seed)
-            for task in self.tasks
+            Run(task, recipe.name, sparsity, seed, network)
+            for task, network in self.settings()
             for recipe in self.strategies
             for sparsity in self.sparsities
             for seed in self.seeds
         ]
 
-    def learning_rate(self, task: str, own: float) -> float:
-        """Return the learning rate of one task; ``own`` is the task's, used when the study names none."""
-        rate = self.training.learning_rate
-        if isinstance(rate, dict):
-            return rate[task]
-        return own if rate is None else rate
+    def learning_rates(self, run: Run, own: float) -> tuple[float, ...]:
+        """Return the learning rates a run is trained at: one, or those its strategy and level choose from.
 
-    def key(
-        self,
-        run: Run,
-        *,
-        engine: str,
-        learning_rate: float,
-        fingerprints: Mapping[str, str],
-        share: bool = True,
-    ) -> str:
-        """Return the digest of everything the training behind ``run`` depends on.
-
-        At sparsity 0 no recipe enters it, so every strategy's dense run is one training; without ``share`` the
-        strategy's name enters it, so that every row is trained on its own. ``engine`` says what does the arithmetic
-        (engine, device, versions of natal, torch and NumPy); ``fingerprints`` hold the digests of plugin files by
-        the name of the task or criterion that they define.
+        ``own``: the task's, used when the study names none.
         """
-        recipe = self.recipe(run.strategy)
-        mask: object = (
-            None if run.sparsity == 0 else {**recipe.model_dump(exclude={"name"}), "sparsity": run.sparsity}
-        )
-        sources = {run.task} if mask is None else {run.task, recipe.criterion}
-        return digest(
-            {
-                "task": run.task,
-                "seed": run.seed,
-                "hidden": self.hidden,
-                "training": {**self.training.model_dump(), "learning_rate": learning_rate},
-                "mask": mask if share else [run.strategy, mask],
-                "engine": engine,
-                "plugins": {name: fingerprints[name] for name in sorted(sources) if fingerprints.get(name)},
-            }
-        )
+        rate = self.training.learning_rate
+        if isinstance(rate, Search):
+            return rate.search
+        if isinstance(rate, dict):
+            return (rate[run.task] if run.task in rate else rate[run.network],)
+        return (own if rate is None else rate,)

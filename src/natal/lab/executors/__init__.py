@@ -1,5 +1,5 @@
 """Where trainings run, behind ``concurrent.futures``."""
 
-from natal.lab.executors.processes import InProcess, Processes, prepare
+from natal.lab.executors.processes import Processes, prepare
 
-__all__ = ["InProcess", "Processes", "prepare"]
+__all__ = ["Processes", "prepare"]

@@ -1,7 +1,4 @@
-"""Where trainings run: in this process, or in worker processes behind ``concurrent.futures``.
-
-The runner knows only the `Executor` protocol, so any engine that speaks it can take a study's jobs.
-"""
+"""Worker processes behind ``concurrent.futures``."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -21,19 +18,6 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class InProcess(Executor):
-    """Runs a job at once, in the calling process: for one worker, notebooks and debuggers."""
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call ``fn`` and return its finished future."""
-        future: Future[R] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 _context = multiprocessing.get_context("forkserver")

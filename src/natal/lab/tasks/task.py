@@ -1,46 +1,38 @@
-"""What is learned: a task owns its data, its loss and its metric.
+"""Tasks by name: what is learned, from which data, and by what it is judged.
 
-A task is a function from a seed to `Data`, decorated with what it is judged by::
+A task is a decorated function that returns `Data`; its keyword parameters are the keys of a study file::
 
-    @task("parity", loss="cross-entropy", metric="accuracy", learning_rate=1e-2, chance=0.5)
-    def parity(seed: int) -> Data: ...
+    @task("parity", loss="cross-entropy", metric="accuracy", learning_rate=1e-2)
+    def parity(seed: int, *, bits: int = 8) -> Data: ...
+
+A function that takes no seed has the same data for every seed, which are then loaded once.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from natal.errors import NatalError
+from natal.lab.options import settled
+from natal.lab.tasks.data import TENSORS, Data, Split, divide
 from natal.registry import Registry
 from natal.streams import stream
-
-
-@dataclass(frozen=True)
-class Data:
-    """Rows to learn from and rows to be judged on.
-
-    ``inputs``: (rows, features) float32. ``targets``: (rows,) int64 classes for cross-entropy, (rows, outputs)
-    float32 for squared error. ``outputs``: width of the network's last layer.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-    outputs: int
+from natal.study import Task as Choice
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A training loss and its closed-form gradient.
+    """A training loss.
 
     ``value(outputs, targets)``: the mean over rows, a scalar tensor.
     """
@@ -53,24 +45,29 @@ class Loss:
 class Metric:
     """How good a network is; higher is better.
 
-    ``value(outputs, targets)``: a Python float. ``field``: its name in run objects (``test_acc``).
+    ``of(outputs, targets)``: a scalar float64 tensor, which `value` makes a Python float. ``field``: its name in run
+    objects (``test_acc``).
     """
 
     name: str
     field: str
-    value: Callable[[Tensor, Tensor], float]
+    of: Callable[[Tensor, Tensor], Tensor]
+
+    def value(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the metric of some outputs."""
+        return self.of(outputs, targets).item()
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of rows whose largest output is the target class, computed in float32 as the published program did."""
-    return (outputs.argmax(1) == targets).float().mean().item()
+    return (outputs.argmax(1) == targets).float().mean().double()
 
 
-def r2(outputs: Tensor, targets: Tensor) -> float:
+def r2(outputs: Tensor, targets: Tensor) -> Tensor:
     """R² = 1 - SS_res / SS_tot: 1 is perfect, 0 is the mean of ``targets``, negative is worse than that mean."""
-    residual = ((targets - outputs) ** 2).sum().item()
-    total = ((targets - targets.mean()) ** 2).sum().item()
-    return 1 - residual / total if total else math.nan
+    residual = ((targets - outputs) ** 2).sum().double()
+    total = ((targets - targets.mean()) ** 2).sum().double()
+    return torch.where(total == 0, math.nan, 1 - residual / total)
 
 
 LOSSES = {
@@ -81,36 +78,43 @@ METRICS = {metric.name: metric for metric in (Metric("accuracy", "acc", accuracy
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task: its data by seed, its loss, its metric, and what an untrained guess scores.
+    """A registered task: its data, its loss, its metric, and what an untrained guess scores.
 
-    ``chance``: the metric of a network that has learned nothing. ``learning_rate``: Adam's, unless a study says
-    otherwise.
+    ``data(seed, **options)``, or ``data(**options)`` for data that are the same for every seed. ``chance``: the metric
+    of a network that has learned nothing; None for a guess among the outputs (1 / outputs), or the mean (R² 0).
+    ``learning_rate``: Adam's, unless a study says otherwise.
     """
 
     name: str
-    data: Callable[[int], Data]
+    data: Callable[..., Data]
     loss: Loss
     metric: Metric
     learning_rate: float
-    chance: float
+    chance: float | None
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds its data take: 1, or 0 for data that are the same for every seed."""
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return int(any(p.kind in positional for p in inspect.signature(self.data).parameters.values()))
 
 
 tasks: Registry[Task] = Registry("task", origin=lambda task: task.data)
 
 
 def task(
-    name: str, *, loss: str, metric: str, learning_rate: float, chance: float
-) -> Callable[[Callable[[int], Data]], Callable[[int], Data]]:
+    name: str, *, loss: str, metric: str, learning_rate: float, chance: float | None = None
+) -> Callable[[Callable[..., Data]], Callable[..., Data]]:
     """Register the decorated data function as a task.
 
-    ``loss``: a name in ``LOSSES``; ``metric``: a name in ``METRICS``. Raises NatalError for others.
+    ``loss``: a name in ``LOSSES``; ``metric``: a name in ``METRICS``; ``chance``: see `Task`. Raises NatalError for
+    others.
     """
     for kind, given, known in (("loss", loss, LOSSES), ("metric", metric, METRICS)):
         if given not in known:
             raise NatalError(f"task {name!r}: unknown {kind} {given!r}; known: {', '.join(known)}")
-    if (loss == "cross-entropy") != (
-        metric == "accuracy"
-    ):  # classes or numbers: one kind of target serves both
+    # classes or numbers: one kind of target serves both
+    if (loss == "cross-entropy") != (metric == "accuracy"):
         raise NatalError(
             f"task {name!r}: metric {metric!r} does not go with loss {loss!r}; accuracy goes with "
             "cross-entropy, R² with squared-error"
@@ -118,67 +122,41 @@ def task(
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise NatalError(f"task {name!r}: learning_rate must be positive, such as 0.001, got {learning_rate}")
 
-    def file(data: Callable[[int], Data]) -> Callable[[int], Data]:
+    def file(data: Callable[..., Data]) -> Callable[..., Data]:
         tasks.register(name)(Task(name, data, LOSSES[loss], METRICS[metric], learning_rate, chance))
         return data
 
     return file
 
 
-MODULUS = 97
-REGRESSION_ROWS, REGRESSION_FEATURES = 200, 20
+def options(choice: Choice) -> dict[str, Any]:
+    """Return the options of a choice that differ from their defaults; raise NatalError for one that is not allowed."""
+    entry = tasks[choice.entry]
+    return settled(f"task {entry.name!r}", entry.data, choice.options, context=entry.seeds)
 
 
-@task("modular", loss="cross-entropy", metric="accuracy", learning_rate=1e-2, chance=1 / MODULUS)
-def modular(seed: int) -> Data:
-    """Predict (a + b) mod 97 from one-hot(a) then one-hot(b), over all 9,409 pairs; 80 % train."""
-    n = MODULUS
-    a, b = np.repeat(np.arange(n), n), np.tile(np.arange(n), n)
-    inputs = np.zeros((n * n, 2 * n), dtype=np.float32)
-    inputs[np.arange(n * n), a] = 1
-    inputs[np.arange(n * n), n + b] = 1
-    order = np.random.RandomState(seed).permutation(n * n)
-    x, y = torch.from_numpy(inputs[order]), torch.from_numpy(((a + b) % n)[order])
-    train = int(0.8 * n * n)
-    return Data(x[:train], y[:train], x[train:], y[train:], outputs=n)
-
-
-@task("regression", loss="squared-error", metric="R²", learning_rate=1e-3, chance=0.0)
-def regression(seed: int) -> Data:
-    """Predict y = X w + noise for 200 rows of 20 normal features; 160 train."""
-    rng = np.random.RandomState(seed)
-    w = rng.randn(REGRESSION_FEATURES).astype(np.float32)
-    x = rng.randn(REGRESSION_ROWS, REGRESSION_FEATURES).astype(np.float32)
-    # float32 before the factor, not after: the published program's rounding
-    noise = np.float32(0.1) * rng.randn(REGRESSION_ROWS).astype(np.float32)
-    inputs, targets = torch.from_numpy(x), torch.from_numpy(x @ w + noise)[:, None]
-    return Data(inputs[:160], targets[:160], inputs[160:], targets[160:], outputs=1)
-
-
-@dataclass(frozen=True)
-class Split:
-    """A task's data with its training rows divided: ``fit`` rows are trained on, ``val`` rows choose the best epoch."""
-
-    data: Data
-    fit: Tensor
-    val: Tensor
-
-
-def load(name: str, seed: int, validation_fraction: float) -> Split:
+def load(choice: Choice | str, seed: int, validation_fraction: float) -> Split:
     """Return the data of a task for a seed, with ``round(fraction * rows)`` validation rows drawn from ``split``.
 
-    Shared by all trainings of that task and seed in this process; treat it as read-only. Raises NatalError for data
-    a network cannot be trained on.
+    A name stands for the task with its defaults. Shared by all trainings of that task and seed in this process: to
+    write into it is an error that the next call names. Raises NatalError for data a network cannot be trained on.
     """
-    return _load(tasks[name], seed, validation_fraction)
+    entry = tasks[choice if isinstance(choice, str) else choice.entry]
+    settings = json.dumps({} if isinstance(choice, str) else options(choice), sort_keys=True)
+    split = _split(entry, settings, seed, validation_fraction)
+    # torch counts the writes into a tensor
+    if any(t._version for t in (*(getattr(split.data, name) for name in TENSORS), split.fit, split.val)):
+        raise NatalError(
+            f"task {entry.name!r}: its data were written into after they were loaded, so other runs would see other "
+            "data; work on a copy, inputs.clone(), and start again"
+        )
+    return split
 
 
+# by task, not name: a notebook redefines it
 @functools.lru_cache(maxsize=64)
-def _load(
-    task: Task, seed: int, validation_fraction: float
-) -> Split:  # by task, not name: a notebook redefines it
-    name, data = task.name, task.data(seed)
-    _check(task, data)
+def _split(task: Task, settings: str, seed: int, validation_fraction: float) -> Split:
+    name, data = task.name, _data(task, settings, seed if task.seeds else None)
     rows = len(data.inputs)
     held_out = round(validation_fraction * rows)
     if not 0 < held_out < rows:
@@ -186,15 +164,31 @@ def _load(
             f"validation_fraction {validation_fraction} of task {name!r}'s {rows} rows is {held_out} rows; "
             "both parts need at least one"
         )
-    order = torch.randperm(rows, generator=stream(seed, "split"))
-    split = Split(data, fit=order[held_out:], val=order[:held_out])
-    for part, y in (("validation", data.targets[split.val]), ("test", data.test_targets)):
+    classes = data.targets if data.stratified else None
+    val, fit = divide(rows, held_out, stream(seed, "split"), classes)
+    for part, y in (("validation", data.targets[val]), ("test", data.test_targets)):
         if task.metric.name == "R²" and math.isnan(r2(y, y)):
             raise NatalError(
                 f"task {name!r}: its {len(y)} {part} targets are all the same, so R² is undefined; "
                 "give it more rows"
             )
-    return split
+    guess = 1 / data.outputs if task.metric.name == "accuracy" else 0.0
+    return Split(data, fit.clone(), val.clone(), guess if task.chance is None else task.chance)
+
+
+@functools.lru_cache(maxsize=64)
+def _data(task: Task, settings: str, seed: int | None) -> Data:
+    """Return checked data that nobody else holds."""
+    with torch.inference_mode(False):
+        try:
+            data = task.data(*([] if seed is None else [seed]), **json.loads(settings))
+        except NatalError as error:
+            raise NatalError(f"task {task.name!r}: {error}") from None
+        _check(task, data)
+        if tasks.origin(task).__module__.startswith("natal."):
+            return data
+        # a plugin may go on writing into what it returned
+        return replace(data, **{name: getattr(data, name).clone() for name in TENSORS})
 
 
 def _check(task: Task, data: Data) -> None:
@@ -203,6 +197,8 @@ def _check(task: Task, data: Data) -> None:
         raise NatalError(f"task {name!r} must return natal.Data, got {type(data).__name__}")
     if type(data.outputs) is not int or data.outputs < 1:
         raise NatalError(f"task {name!r}: outputs must be a whole number of at least 1, got {data.outputs!r}")
+    if data.stratified and task.loss.name != "cross-entropy":
+        raise NatalError(f"task {name!r}: stratified needs classes, and its loss is {task.loss.name!r}")
     for part, x, y in (
         ("training", data.inputs, data.targets),
         ("test", data.test_inputs, data.test_targets),
@@ -212,14 +208,7 @@ def _check(task: Task, data: Data) -> None:
                 f"task {name!r}: {part} inputs and targets must be torch tensors, "
                 f"got {type(x).__name__} and {type(y).__name__}"
             )
-        if x.ndim != 2 or not x.shape[1] or x.dtype != torch.float32:
-            raise NatalError(
-                f"task {name!r}: {part} inputs must be (rows, features) float32, got {tuple(x.shape)} {x.dtype}"
-            )
-        if x.shape[1] != data.inputs.shape[1]:
-            raise NatalError(
-                f"task {name!r}: {x.shape[1]} test features but {data.inputs.shape[1]} training features"
-            )
+        _check_inputs(name, part, x, data)
         if y.ndim == 0 or len(x) != len(y) or not len(x):
             raise NatalError(
                 f"task {name!r}: {part} inputs {tuple(x.shape)} and targets {tuple(y.shape)} must have as many "
@@ -237,3 +226,20 @@ def _check(task: Task, data: Data) -> None:
                 f"task {name!r}: {part} targets must be (rows, {data.outputs}) float32, "
                 f"got {tuple(y.shape)} {y.dtype}"
             )
+
+
+def _check_inputs(name: str, part: str, x: Tensor, data: Data) -> None:
+    got = f"got {tuple(x.shape)} {x.dtype}"
+    if data.vocabulary is None:
+        if x.ndim < 2 or 0 in x.shape[1:] or x.dtype != torch.float32:
+            tokens = "; tokens need a vocabulary" if x.dtype == torch.int64 else ""
+            raise NatalError(f"task {name!r}: {part} inputs must be (rows, ...) float32, {got}{tokens}")
+    elif x.ndim != 2 or not x.shape[1] or x.dtype != torch.int64:
+        raise NatalError(f"task {name!r}: {part} inputs must be (rows, length) int64 tokens, {got}")
+    elif len(x) and not 0 <= int(x.min()) <= int(x.max()) < data.vocabulary:
+        raise NatalError(f"task {name!r}: {part} inputs must be tokens below vocabulary={data.vocabulary}")
+    if x.shape[1:] != data.inputs.shape[1:]:
+        raise NatalError(
+            f"task {name!r}: test rows of shape {tuple(x.shape[1:])} but training rows of shape "
+            f"{tuple(data.inputs.shape[1:])}"
+        )

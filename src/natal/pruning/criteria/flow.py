@@ -176,7 +176,9 @@ def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
             if again:
                 reason = "come from a layer that is used twice"
             elif grouped:
-                reason = f"feed the grouped convolution {name!r}" if chain else "come from a grouped convolution"
+                reason = (
+                    f"feed the grouped convolution {name!r}" if chain else "come from a grouped convolution"
+                )
             raise NatalError(
                 f"criterion 'phew' walks along a chain of layers, but the units of {before!r} {reason}"
             )

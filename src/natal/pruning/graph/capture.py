@@ -129,7 +129,8 @@ def rows_of(example: Example, rows: int) -> Example:
         return example
     index = torch.arange(rows) % counts.pop()
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t[index.to(t.device)], (args, kwargs))
-    return kwargs or args
+    made: Example = kwargs or args
+    return made
 
 
 def shapes_of(example: Any) -> dict[str, Any]:
@@ -342,7 +343,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         head, rest = args[:1], args[1:]
         head = pytree.tree_map_only(Tensor, lambda t: Ref(self.slot(t)), head)
-        return pytree.tree_map_only(Tensor, note, ((*head, *rest), dict(kwargs)))
+        noted: tuple[Any, Any] = pytree.tree_map_only(Tensor, note, ((*head, *rest), dict(kwargs)))
+        return noted
 
     def _touch(self, tensor: Tensor, mutated: set[int], module: str) -> None:
         """Note that every other live tensor on this memory has changed too."""

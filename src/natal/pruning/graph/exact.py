@@ -69,7 +69,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     softmax(Q Kᵀ / √d) V by heads, d the width of a head, between the projections that are left.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -86,14 +86,16 @@ class MultiheadAttention(nn.MultiheadAttention):
         if batched and not self.batch_first:
             inputs = [x.transpose(0, 1) for x in inputs]
         q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
             for x, (w, b) in zip(inputs, self.projections(), strict=True)
         )
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         if is_causal and attn_mask is None:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         if attn_mask is not None:
-            attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:]) if attn_mask.ndim == 3 else attn_mask
+            attn_mask = (
+                attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:]) if attn_mask.ndim == 3 else attn_mask
+            )
             scores = _masked(scores, attn_mask)
         if key_padding_mask is not None:
             padding = key_padding_mask if batched else key_padding_mask[None]

@@ -167,7 +167,7 @@ def _cut_regularly(reader: Reader, name: str, signal: Signal, shapes: Shapes, ar
     if whole % size or start % size:
         reader.pin(layer, "sliced at a fixed place")
         return
-    pieces = layer.unflatten(axis, (whole // size, size))
+    pieces = layer.unflatten(axis, (whole // size, size))  # type: ignore[no-untyped-call]
     reader.box(pieces, [axis])
 
 
@@ -196,7 +196,11 @@ def _side_by_side(
     parts = [s for s in signals if s.shape != (0,)]
     if name == "stack":
         parts = [
-            Signal((*s.shape[:axis], 1, *s.shape[axis:]), tuple(layer.unsqueeze(axis) for layer in s.layers), fresh=s.fresh)
+            Signal(
+                (*s.shape[:axis], 1, *s.shape[axis:]),
+                tuple(layer.unsqueeze(axis) for layer in s.layers),
+                fresh=s.fresh,
+            )
             for s in parts
         ]
     found: list[Tensor] = []
@@ -294,7 +298,11 @@ def _by_heads(reader: Reader, operands: list[Signal]) -> list[Signal]:
             for m in signal.layers
         )
         changed.append(replace(signal, layers=layers))
-    if any(m is not n for a, b in zip(operands, changed, strict=True) for m, n in zip(a.layers, b.layers, strict=True)):
+    if any(
+        m is not n
+        for a, b in zip(operands, changed, strict=True)
+        for m, n in zip(a.layers, b.layers, strict=True)
+    ):
         for m in lines:
             reader.pin(m)
     return changed
@@ -348,7 +356,8 @@ def reduction(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
     op = reader.operation.op
     name = op.overloadpacket.__name__.rstrip("_")
     if args and isinstance(args[0], Signal):  # max(a, b)
-        return pointwise(reader, shapes, x, *args, **kwargs)
+        met: list[Signal] = pointwise(reader, shapes, x, *args, **kwargs)
+        return met
     dims = _dims(op, args, kwargs, x.ndim, name)
     inside, outside = reader.split(x, dims)
     for layer in inside:
@@ -443,7 +452,14 @@ def positions(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
       "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
 def batch_norm(
-    reader: Reader, shapes: Shapes, x: Signal, weight: Any, bias: Any, mean: Any = None, var: Any = None, *rest: Any
+    reader: Reader,
+    shapes: Shapes,
+    x: Signal,
+    weight: Any,
+    bias: Any,
+    mean: Any = None,
+    var: Any = None,
+    *rest: Any,
 ) -> list[Signal]:
     """A scale and a shift for each number along axis 1."""
     own = [s for s in (weight, bias, mean, var) if isinstance(s, Signal)]
@@ -462,11 +478,18 @@ def batch_norm(
     value = VARIES
     training = bool(rest[0]) if rest and isinstance(rest[0], bool) else False
     if x.constant() and not training and not reader.training and len(own) >= 2 and isinstance(mean, Signal):
-        numbers = [None if not isinstance(s, Signal) else s.value.reshape(-1) for s in (mean, var, weight, bias)]
+        numbers = [
+            None if not isinstance(s, Signal) else s.value.reshape(-1) for s in (mean, var, weight, bias)
+        ]
         if all(n is None or not n.isnan().any() for n in numbers):
             m, v, w, b = (None if n is None else n.expand(x.shape[1]) for n in numbers)
             value = torch.nn.functional.batch_norm(
-                x.value.expand(x.shape).double(), m, v, w, b, eps=rest[-1] if isinstance(rest[-1], float) else 1e-5
+                x.value.expand(x.shape).double(),
+                m,
+                v,
+                w,
+                b,
+                eps=rest[-1] if isinstance(rest[-1], float) else 1e-5,
             )
     value = _scaled(value, weight, bias, [1, -1] + [1] * (x.ndim - 2))
     owner = reader.operation.module
@@ -477,19 +500,37 @@ def batch_norm(
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(
-    reader: Reader, shapes: Shapes, x: Signal, shape: Sequence[int], weight: Any = None, bias: Any = None, *rest: Any
+    reader: Reader,
+    shapes: Shapes,
+    x: Signal,
+    shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
 ) -> list[Signal]:
     """A mean and a variance over the last axes, then a scale and a shift for each number along them."""
-    return _norm(reader, shapes, x, set(range(x.ndim - len(shape), x.ndim)), weight, bias, x.ndim - len(shape))
+    return _norm(
+        reader, shapes, x, set(range(x.ndim - len(shape), x.ndim)), weight, bias, x.ndim - len(shape)
+    )
 
 
 @rule("native_group_norm")
 def group_norm(
-    reader: Reader, shapes: Shapes, x: Signal, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float
+    reader: Reader,
+    shapes: Shapes,
+    x: Signal,
+    weight: Any,
+    bias: Any,
+    n: int,
+    c: int,
+    hw: int,
+    groups: int,
+    eps: float,
 ) -> list[Signal]:
     """A mean and a variance over each group of channels."""
     if groups == c:
-        return batch_norm(reader, shapes, x, weight, bias)
+        alone: list[Signal] = batch_norm(reader, shapes, x, weight, bias)
+        return alone
     return _norm(reader, shapes, x, set(range(1, x.ndim)), weight, bias, 1)
 
 
@@ -510,7 +551,11 @@ def _norm(
         if not isinstance(part, Signal):
             continue
         for layer in part.layers:
-            behind = x.ndim - first - layer.ndim if first > 1 or len(axes) == layer.ndim else x.ndim - 1 - layer.ndim
+            behind = (
+                x.ndim - first - layer.ndim
+                if first > 1 or len(axes) == layer.ndim
+                else x.ndim - 1 - layer.ndim
+            )
             across = layer.view([1] * first + list(layer.shape) + [1] * behind)
             meets = [m for m in inside if axes_of(m) & axes_of(across)]
             for m in meets:
@@ -561,7 +606,9 @@ def _contract(
             reader.pin(m, "multiplied by numbers that cannot be cut")
     if not ins_a and not a.fresh:
         for n in ins_b:
-            reader.pin(n, "tied to numbers that stay" if b.name else "multiplied by numbers that cannot be cut")
+            reader.pin(
+                n, "tied to numbers that stay" if b.name else "multiplied by numbers that cannot be cut"
+            )
     ndim = len(shape)
     layers: list[Tensor] = []
     batch = set(range(ndim - 2)) if a.ndim > 2 else set()
@@ -570,7 +617,11 @@ def _contract(
             layer = _placed(layer, own is out_b, a, b, ndim)
             axes = axes_of(layer)
             if axes & batch:
-                meets = [m for m in (_placed(t, own is out_a, a, b, ndim) for t in theirs) if axes_of(m) & axes & batch]
+                meets = [
+                    m
+                    for m in (_placed(t, own is out_a, a, b, ndim) for t in theirs)
+                    if axes_of(m) & axes & batch
+                ]
                 for m in meets:
                     reader.join(layer, m)
                 if not meets and any(other.shape[x] > 1 for x in axes & batch):
@@ -583,14 +634,16 @@ def _contract(
                     layers = [layer if m is kept[0] else m for m in layers]
     over = [m.reshape([1] * ndim + [-1]) for m in (ins_a or ins_b)]
     reader.worked((*shape, a.shape[over_a]), [*(m[..., None] for m in layers), *over])
-    if b.name and not a.name and b.kept is not None or (b.name and not a.name and reader.masks is None):
+    if (b.name and not a.name and b.kept is not None) or (b.name and not a.name and reader.masks is None):
         return _layer(reader, shape, a, b, tuple(layers), c)
     out = Signal(shape, tuple(layers))
     if c is not None:
         out = pointwise(reader, [shape], out, c)[0]
         out = Signal(shape, out.layers)
     if a.name and not b.name:
-        reader.found.uses[a.name] = reader.found.uses.get(a.name, 0) + 2  # not a layer's way to use its weight
+        reader.found.uses[a.name] = (
+            reader.found.uses.get(a.name, 0) + 2
+        )  # not a layer's way to use its weight
     if ins_a or ins_b:
         reader.mix(a, out, {over_a})
         reader.mix(b, out, {over_b})
@@ -609,7 +662,12 @@ def _placed(layer: Tensor, second: bool, a: Signal, b: Signal, ndim: int) -> Ten
 
 
 def _layer(
-    reader: Reader, shape: tuple[int, ...], x: Signal, weight: Signal, layers: tuple[Tensor, ...], bias: Signal | None
+    reader: Reader,
+    shape: tuple[int, ...],
+    x: Signal,
+    weight: Signal,
+    layers: tuple[Tensor, ...],
+    bias: Signal | None,
 ) -> Signal:
     """A weight (in, out) reads the last axis of x."""
     name, inputs, outputs = weight.name, x.shape[-1], shape[-1]
@@ -649,7 +707,9 @@ def _through(incoming: Tensor, kept: Tensor, gain: Tensor, zero_only: bool) -> T
     return torch.where((kept[:, ~known] if known.any() else kept).any(1), torch.nan, value)
 
 
-def _with_bias(reader: Reader, bias: Signal, layers: tuple[Tensor, ...], ndim: int, axis: int) -> tuple[Tensor, ...]:
+def _with_bias(
+    reader: Reader, bias: Signal, layers: tuple[Tensor, ...], ndim: int, axis: int
+) -> tuple[Tensor, ...]:
     for line in bias.layers:
         across = line.reshape([1] * axis + [-1] + [1] * (ndim - 1 - axis)) if line.ndim == 1 else line
         meets = [m for m in layers if axes_of(m) & axes_of(across)]
@@ -736,7 +796,9 @@ def convolution(
     counted = [m for m in (make, read) if m is not None]
     if groups > 1:  # each unit reads its own group's
         grouped = name in reader.found.by_group
-        counted = [m for m in (make,) if m is not None] + ([] if grouped or read is None else [read[: inputs // groups]])
+        counted = [m for m in (make,) if m is not None] + (
+            [] if grouped or read is None else [read[: inputs // groups]]
+        )
     sizes = (x.shape[0], outputs, inputs // groups, prod(met.shape[2:]), prod(w.shape[2:]))
     placed = [m.reshape([-1 if k == (1 if m is make else 2) else 1 for k in range(5)]) for m in counted]
     reader.worked(sizes, placed)
@@ -747,7 +809,9 @@ def convolution(
         kept, gain = _dense(w, groups, inputs, outputs, transposed)
         probe = torch.zeros([1, inputs] + [1] * (x.ndim - 2), dtype=torch.long)
         incoming = reader.per_label(x.value, probe).reshape(-1)
-        value = _through(incoming, kept, gain, transposed or any(padding)).view([1, -1] + [1] * (len(shape) - 2))
+        value = _through(incoming, kept, gain, transposed or any(padding)).view(
+            [1, -1] + [1] * (len(shape) - 2)
+        )
     writes = torch.zeros(outputs, dtype=torch.long) if make is None else make
     reads = torch.zeros(inputs, dtype=torch.long) if read is None else read
     reader.found.steps.append(Step(reads, writes, incoming, kept, gain, zero_only, name, module))
@@ -813,11 +877,15 @@ def _dense(w: Signal, groups: int, inputs: int, outputs: int, transposed: bool) 
         blocks = list(zip(kept.chunk(groups), value.chunk(groups), strict=True))
     if groups == 1:
         return blocks[0]
-    return torch.block_diag(*[k.double() for k, _ in blocks]).bool(), torch.block_diag(*[v for _, v in blocks])
+    return torch.block_diag(*[k.double() for k, _ in blocks]).bool(), torch.block_diag(  # type: ignore[no-untyped-call]
+        *[v for _, v in blocks]
+    )
 
 
 @rule("embedding")
-def embedding(reader: Reader, shapes: Shapes, weight: Signal, index: Any, *rest: Any, **kwargs: Any) -> Signal:
+def embedding(
+    reader: Reader, shapes: Shapes, weight: Signal, index: Any, *rest: Any, **kwargs: Any
+) -> Signal:
     """Rows of a table, by number: its columns are units, its rows stay."""
     shape = shapes[0]
     for layer in weight.layers:
@@ -844,7 +912,7 @@ def glu(reader: Reader, shapes: Shapes, x: Signal, dim: int = -1) -> list[Signal
     for layer in x.layers:
         if layer.shape[axis] > 1:
             reader.join(layer.narrow(axis, 0, half), layer.narrow(axis, half, half))
-            reader.box(layer.unflatten(axis, (2, half)), [axis])
+            reader.box(layer.unflatten(axis, (2, half)), [axis])  # type: ignore[no-untyped-call]
             layers.append(layer.narrow(axis, 0, half))
         else:
             layers.append(layer)

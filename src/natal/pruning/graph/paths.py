@@ -67,7 +67,9 @@ class _Walk:
         parameters = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, slot in tape.registered.items():
             kept = masks.get(name)
-            leaf = (torch.ones(parameters[name].shape) if kept is None else kept.cpu().float()).requires_grad_()
+            leaf = (
+                torch.ones(parameters[name].shape) if kept is None else kept.cpu().float()
+            ).requires_grad_()
             self.leaves[name] = leaf
             self.flows[slot] = _Flow(leaf, own=True, name=name)
         for slot in tape.inputs:
@@ -111,7 +113,9 @@ class _Walk:
     def step(self, operation: Operation, shapes: list[tuple[int, ...]]) -> list[_Flow]:
         if operation.op == WRITTEN:
             a, b = (self.flow(ref.slot) for ref in operation.args)
-            return [a if a.own and b.own else _Flow(bits(a.bits * (not a.own) + _any(b.bits)), a.own and b.own)]
+            return [
+                a if a.own and b.own else _Flow(bits(a.bits * (not a.own) + _any(b.bits)), a.own and b.own)
+            ]
         name = operation.op.overloadpacket.__name__.strip("_")
         refs = [v for v in pytree.tree_leaves((operation.args, dict(operation.kwargs))) if isinstance(v, Ref)]
         flows = [self.flow(ref.slot) for ref in refs]
@@ -177,7 +181,7 @@ class _Walk:
         return _Flow(bits(sum((_any(f.bits) for f in flows), torch.zeros(()))).expand(shape), own)
 
     def mixed(self, name: str, operation: Operation, shape: tuple[int, ...]) -> _Flow:
-        args = [self.flow(a.slot) if isinstance(a, Ref) else a for a in operation.args]
+        args: list[Any] = [self.flow(a.slot) if isinstance(a, Ref) else a for a in operation.args]
         if name == "embedding":
             table = args[0]
             line = bits(table.bits.sum(0))

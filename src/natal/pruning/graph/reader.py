@@ -247,7 +247,8 @@ class Reader:
 
     def worked(self, shape: Sequence[int], layers: Sequence[Tensor]) -> None:
         """Note a product that takes as many multiply-adds as there are numbers in ``shape``."""
-        factor, counted, seen = 1.0, [], set()
+        factor, counted = 1.0, []
+        seen: set[int] = set()
         for layer in layers:
             if not axes_of(layer) & seen:
                 seen |= axes_of(layer)
@@ -262,9 +263,11 @@ class Reader:
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """Let the atoms of two layers that meet stay or go together."""
-        a, b = torch.broadcast_tensors(a, b)
+        a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
         pairs = torch.stack([a.reshape(-1), b.reshape(-1)])
-        self.found.joins.append(pairs[:, pairs[0] != pairs[1]].unique(dim=1) if pairs.shape[1] > 4096 else pairs)
+        self.found.joins.append(
+            pairs[:, pairs[0] != pairs[1]].unique(dim=1) if pairs.shape[1] > 4096 else pairs  # type: ignore[no-untyped-call]
+        )
 
     def pin(self, layer: Tensor, reason: str = "") -> None:
         """Let the atoms of a layer stay, for a reason, unless nothing depends on it."""
@@ -378,14 +381,14 @@ def _across(labels: Tensor, axes: list[int]) -> Tensor:
     first = labels
     for axis in axes:
         first = first.narrow(axis, 0, 1)
-    a, b = torch.broadcast_tensors(labels, first)
+    a, b = torch.broadcast_tensors(labels, first)  # type: ignore[no-untyped-call]
     return torch.stack([a.reshape(-1), b.reshape(-1)])
 
 
 def _count(pair: Tensor) -> int:
     """Return how many classes joining these pairs leaves."""
-    names, pair = pair.unique(return_inverse=True)
-    return len(components([pair.view(2, -1)], len(names)).unique())
+    names, pair = pair.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return len(components([pair.view(2, -1)], len(names)).unique())  # type: ignore[no-untyped-call]
 
 
 def components(pairs: Sequence[Tensor], atoms: int) -> Tensor:

@@ -83,7 +83,7 @@ class Graph:
         places = [(name, axis) for name, shape in self.shapes.items() for axis in range(len(shape))]
         by_class: dict[int, list[tuple[str, int]]] = {}
         for place in places:
-            for unit in self.along(*place).unique().tolist():
+            for unit in self.along(*place).unique().tolist():  # type: ignore[no-untyped-call]
                 if unit != self.fixed:
                     by_class.setdefault(unit, []).append(place)
         return {unit: tuple(touched) for unit, touched in by_class.items()}
@@ -93,7 +93,7 @@ class Graph:
         """Why atoms stay, by their component before any was fixed."""
         reasons: dict[int, str] = {}
         for atoms, why in self.found.pins:
-            for part in self.together[atoms].unique().tolist():
+            for part in self.together[atoms].unique().tolist():  # type: ignore[no-untyped-call]
                 if not reasons.get(part):
                     reasons[part] = why
         return reasons
@@ -106,7 +106,7 @@ class Graph:
     def reason(self, name: str, axis: int) -> str:
         """Return why entries along an axis stay: "output", a reason in words, or ""."""
         start = self.found.base[name][axis]
-        parts = self.together[start : start + self.shapes[name][axis]].unique().tolist()
+        parts = self.together[start : start + self.shapes[name][axis]].unique().tolist()  # type: ignore[no-untyped-call]
         found = [self.reasons.get(part, "") for part in parts]
         return next((why for why in found if why), "")
 
@@ -242,7 +242,9 @@ def read(
     tapes = [capture(private, example)]
     if _idle(private, tapes[0]):
         private.train(not model.training)
-        with contextlib.suppress(NatalError):  # parts for another mode may need larger inputs; then nobody can know
+        with contextlib.suppress(
+            NatalError
+        ):  # parts for another mode may need larger inputs; then nobody can know
             tapes.append(capture(private, example))
     found: Reading | None = None
     for tape in tapes:
@@ -279,7 +281,10 @@ def _plain(model: nn.Module, example: Example) -> object:
 def _idle(model: nn.Module, tape: Tape) -> bool:
     """Return whether some module with parameters of its own did not run."""
     return any(
-        name and name not in tape.calls and any(True for _ in module.parameters(recurse=False)) and _is_called(module)
+        name
+        and name not in tape.calls
+        and any(True for _ in module.parameters(recurse=False))
+        and _is_called(module)
         for name, module in model.named_modules()
     )
 

@@ -1,0 +1,137 @@
+"""Compilation by Numba: once a machine, kept on disk, said on the terminal.
+
+What is on disk is used if it can be read; a missing, damaged or read-only cache costs the time to compile and nothing
+else. Two commands that need the kernels at once take turns: the second finds what the first has compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SAID = "natal: compiling its kernels for this processor, once; this takes some seconds"
+
+PATIENCE = 120
+"""Seconds to wait for another command that compiles, before doing the same work beside it."""
+
+
+def inlined(function: F) -> F:
+    """Let compiled functions call this one; it is compiled into each of them."""
+    wrapped: F = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return wrapped
+
+
+def entry(function: F) -> F:
+    """Compile a function when it is first called, without fast-math, and keep it on disk where there is room."""
+    compiled: Any = njit(error_model="numpy")(function)
+    try:
+        compiled._cache = _Cache(function)
+    except RuntimeError:  # neither the package's directory nor the user's can be written
+        compiled._cache = _Said(compiled._cache)
+    entered: F = compiled
+    return entered
+
+
+def _say() -> None:
+    """Say, once a process, that it will take a while."""
+    global _said
+    if not _said:
+        print(SAID, file=sys.stderr, flush=True)
+    _said = True
+
+
+_said = False
+
+
+class _Said:
+    """No cache; says so before compiling."""
+
+    def __init__(self, none: Any) -> None:
+        self._none = none
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._none, name)
+
+    def load_overload(self, *arguments: Any) -> None:
+        """Find nothing."""
+        _say()
+
+
+class _Files(IndexDataCacheFile):  # type: ignore[misc]
+    """Numba's files of one function, each compiled code followed by its digest."""
+
+    def _dump(self, found: Any) -> bytes:
+        data: bytes = super()._dump(found)
+        return data + hashlib.sha256(data).digest()
+
+    def _load_data(self, name: str) -> Any:
+        data = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise ValueError("damaged")
+        return pickle.loads(data)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, which nothing wrong with a file can stop, used by one process at a time.
+
+    What was compiled from other sources of this package is not taken.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self.cache_path, self._impl.filename_base, _sources())
+        self._lock = FileLock(Path(self.cache_path) / f"{function.__name__}.lock")
+
+    def load_overload(self, *arguments: Any) -> Any:
+        """Return what is on disk, or None after taking the right to compile it."""
+        found = self._load(*arguments)
+        if found is None:
+            try:
+                self._lock.acquire(timeout=PATIENCE)
+                found = self._load(*arguments)  # by whoever had the lock
+            except (OSError, Timeout):
+                pass
+            if found is None:
+                _say()
+            else:
+                self._lock.release()
+        return found
+
+    def _load(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)
+        except Exception:  # a damaged file may raise anything
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        """Write to disk, where that is possible."""
+        try:
+            super().save_overload(*arguments)
+        except Exception:  # a full or read-only disk, or a damaged index
+            self._start_anew(*arguments)
+        finally:
+            self._lock.release()
+
+    def _start_anew(self, *arguments: Any) -> None:
+        with contextlib.suppress(Exception):
+            self.flush()
+            super().save_overload(*arguments)
+
+
+@functools.cache
+def _sources() -> str:
+    """Return the digest of this package's files: Numba itself looks at that of the function it is given alone."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,162 @@
+"""The engine ``compiled``: chains of linear layers with ReLU, at a cost that falls with the weights kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+
+from natal.determinism import deterministic, one_thread
+from natal.lab.engines.compiled.chain import SPARSE_BELOW
+from natal.lab.engines.compiled.learner import Learner, batches, load
+from natal.lab.engines.compiled.network import Chain, chain_of, data_of, ones_a_row
+from natal.lab.engines.compiled.steps import Loss
+from natal.lab.engines.compiled.vectors import Array
+from natal.lab.engines.engine import Pending, Setting
+from natal.lab.engines.made import made_by
+from natal.lab.tasks import Split, Task
+from natal.lab.trial import CONSTANT, Finals, History, Trained, Trial, conclude
+
+WORTH_A_JOB = 2e10
+"""Operations worth handing to a worker: some tenths of a second."""
+
+SPARSE_COST = 2.0
+"""What a multiply-add of a sparse product costs in those of a dense one."""
+
+
+class Compiled:
+    """The engine ``compiled``; see the package."""
+
+    name = "compiled"
+    revision = 2
+    devices = ("cpu",)
+
+    def refuses(self, setting: Setting) -> str:
+        """Return why it cannot train in a setting, or ``""``."""
+        chain = chain_of(setting.network)
+        if isinstance(chain, str):
+            return chain
+        if setting.split.augment is not None:
+            return "it does not take tasks whose rows are changed at random"
+        if setting.training.clip is not None:
+            return "it never sees the gradients of removed weights, which training.clip counts"
+        with torch.no_grad():
+            rows = chain.before(setting.split.data.inputs[:1])
+        if rows.ndim != 2 or not rows.is_floating_point():
+            return "it takes rows of numbers, or of tokens that an embedding sums"
+        return ""
+
+    def cost(self, pending: Pending, setting: Setting) -> float:
+        """Return about how many operations a training takes."""
+        density = 1 - pending.run.sparsity
+        by_weight = pending.recipe.granularity != "neuron"
+        dear = SPARSE_COST if by_weight and density < SPARSE_BELOW else 1.0
+        return setting.flops(max(density, 0.01) * dear)
+
+    def jobs(self, pending: Sequence[Pending], setting: Setting, device: str) -> list[list[Pending]]:
+        """Return as many trainings a job as are worth a worker's while."""
+        jobs: list[list[Pending]] = []
+        left = 0.0
+        for training in pending:
+            if left <= 0:
+                jobs.append([])
+                left = WORTH_A_JOB
+            jobs[-1].append(training)
+            left -= self.cost(training, setting)
+        return jobs
+
+    def prepare(self, device: str) -> None:
+        """Compile the kernels, or read them from disk, so that no training waits for it."""
+        load()
+
+    def train(self, trials: Sequence[Trial], device: str) -> Iterator[Trained]:
+        """Train each on its own, in order; a network's bits depend on nothing but itself."""
+        read: dict[tuple[int, torch.dtype], _Rows] = {}
+        for trial in trials:
+            chain = chain_of(trial.network)
+            assert isinstance(chain, Chain), chain
+            with one_thread(), deterministic(device):
+                key = id(trial.split), trial.dtype
+                if key not in read:
+                    read[key] = _Rows(trial.split, chain, trial.task, trial.dtype)
+                trained = self._train_one(trial, chain, read[key], device)
+            yield trained
+
+    def _train_one(self, trial: Trial, chain: Chain, rows: _Rows, device: str) -> Trained:
+        started = time.perf_counter()
+        training, net = trial.training, trial.born()
+        loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing))
+        learner = Learner(net, chain, trial.mask, training.optimiser, rows.ones > 0, loss)
+        steps = trial.batches()
+        rates = trial.learning_rate * np.array(training.factors(trial.rows_to_fit))
+        history, best, done = History(training), learner.theta.copy(), 0
+        for until in training.evaluations(trial.rows_to_fit):
+            order, cuts = batches(list(islice(steps, until - done)), rows.fit)
+            losses = learner.learn(rows.parts["fit"][0], order, cuts, rates[done:until])
+            train_loss = math.fsum(losses) / len(losses)
+            done = until
+            values = [math.nan, math.nan, math.nan]
+            if math.isfinite(train_loss):
+                values[:2] = rows.measure(learner, "val")[:2]
+                if training.test_curve:
+                    values[2] = rows.measure(learner, "test")[1]
+            if history.record(until, train_loss, *values):
+                best[:] = learner.theta
+            if history.over:
+                break
+        seconds = time.perf_counter() - started
+        finals = Finals() if history.diverged else rows.finals(learner, best)
+        learner.write(net, best)
+        state = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        return conclude(trial, history, state, seconds, made_by(self, device), finals)
+
+
+class _Rows:
+    """A split as the kernels read it, and what measurements on its parts mean: fit, val, train and test."""
+
+    def __init__(self, split: Split, chain: Chain, task: Task, dtype: torch.dtype) -> None:
+        data, self.split = split.data, split
+        inputs, test = (chain.before(rows) for rows in (data.inputs, data.test_inputs))
+        self.ones = ones_a_row(inputs) if ones_a_row(inputs) == ones_a_row(test) else 0
+        train = data_of(inputs, data.targets, self.ones, dtype)
+        self.fit = split.fit.numpy()
+        self.parts = {
+            "fit": (train, self.fit),
+            "val": (train, split.val.numpy()),
+            "train": (train, np.arange(len(inputs))),
+            "test": (data_of(test, data.test_targets, self.ones, dtype), np.arange(len(test))),
+        }
+        self._accuracy = task.metric.name == "accuracy"
+        self._spread: dict[str, float] = {}
+
+    def measure(self, learner: Learner, part: str, theta: Array | None = None) -> tuple[float, float, bool]:
+        """Return mean loss and metric of a part, and whether all its rows get the same outputs."""
+        data, rows = self.parts[part]
+        found = learner.measure(data, rows, theta)
+        if self._accuracy:
+            metric = float(np.float32(found.score / len(rows)))
+        else:
+            metric = 1 - found.score / self._squares(part) if self._squares(part) else math.nan
+        return found.loss, metric, found.apart <= CONSTANT * (1 + found.most)
+
+    def _squares(self, part: str) -> float:
+        """Return Σ (y - ȳ)² of a part, exact but for one rounding: a library's sum differs from CPU to CPU."""
+        if part not in self._spread:
+            data, rows = self.parts[part]
+            values = data.values[rows].astype(np.float64).flatten()
+            mean = math.fsum(values) / len(values)
+            self._spread[part] = math.fsum((values - mean) ** 2)
+        return self._spread[part]
+
+    def finals(self, learner: Learner, theta: Array) -> Finals:
+        """Measure the best numbers of a network on all parts."""
+        measured = {part: self.measure(learner, part, theta) for part in ("train", "val", "test")}
+        return Finals(
+            {part: metric for part, (_, metric, _) in measured.items()},
+            measured["train"][0],
+            measured["test"][2],
+        )

@@ -1,0 +1,83 @@
+"""How long a plan takes and how much memory, from a few steps trained here and now instead of a constant."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from natal.lab import birth
+from natal.lab.engines import Pending
+from natal.lab.plan import Chosen, Plan
+from natal.lab.trial import Trial
+from natal.study import Run
+
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `measure` found: seconds the pending trainings take at most, and bytes of memory of one worker."""
+
+    seconds: float
+    memory: int
+
+
+def measure(plan: Plan) -> Estimate:
+    """Return an estimate for the trainings still to be done, were none to stop early.
+
+    In every setting a few steps of the dense network are trained on this machine, with and without evaluations; what
+    a mask or a smaller network saves, the engine's own `cost` says.
+    """
+    seconds = 0.0
+    for (task, network), own in plan.settings.items():
+        pending = [t for t in plan.pending if (t.run.task, t.run.network) == (task, network)]
+        if not pending:
+            continue
+        dense = Run(task, plan.study.strategies[0].name, 0.0, plan.study.seeds[0], network)
+        first = pending[0]._replace(run=dense)
+        trial = birth.trial(plan.study, dense, first.learning_rate)
+        each = _training(own, trial, plan.device)
+        cost = own.engine.cost(first, own.setting)
+        seconds += each * sum(own.engine.cost(training, own.setting) for training in pending) / cost
+        seconds += sum(_making(plan, [t for t in pending if t.recipe == r]) for r in plan.study.strategies)
+    return Estimate(seconds / plan.workers, _peak())
+
+
+def _making(plan: Plan, pending: Sequence[Pending]) -> float:
+    """Return the seconds of making all masks of one recipe and setting, from making the last one."""
+    if not pending:
+        return 0.0
+    started = time.perf_counter()
+    birth.trial(plan.study, pending[-1].run, pending[-1].learning_rate)
+    return (time.perf_counter() - started) * len(pending)
+
+
+def _training(own: Chosen, trial: Trial, device: str) -> float:
+    """Return the seconds of one whole training: its steps and its evaluations."""
+    rows = trial.rows_to_fit
+    steps, evaluations = own.setting.steps, len(trial.training.evaluations(rows))
+    few = min(STEPS, steps)
+
+    def seconds(length: int, every: int) -> float:
+        short = trial.training.model_copy(
+            update={"length": f"{length}it", "evaluate": f"{every}it", "patience": None, "target": None}
+        )
+        started = time.perf_counter()
+        for _ in own.engine.train([replace(trial, training=short)], device):
+            pass
+        return time.perf_counter() - started
+
+    seconds(1, 1)
+    one, many, often = seconds(1, 1), seconds(few, few), seconds(few, 1)
+    step = max(many - one, 0.0) / max(few - 1, 1)
+    evaluation = max(often - many, 0.0) / max(few - 1, 1)
+    return one + step * (steps - 1) + evaluation * (evaluations - 1)
+
+
+def _peak() -> int:
+    """Return the most memory this process has used, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

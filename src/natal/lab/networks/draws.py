@@ -1,0 +1,56 @@
+"""Random numbers with the same bits on every processor.
+
+torch draws the same whole numbers everywhere, but makes numbers of them by whichever instructions a processor has:
+where x (b - a) + a is one fused multiply-add, the last bit differs from where it is two operations. And its normal
+numbers come from logarithms and cosines of different libraries.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class SameEverywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within this context uniform numbers are those torch draws where it has fused multiply-adds, on any processor.
+
+    With ``normal`` normal numbers too are the same everywhere, though not those that torch would have drawn.
+    """
+
+    def __init__(self, *, normal: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._normal = normal
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace two of torch's functions."""
+        of_one = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float32
+        if of_one and func is torch.ops.aten.uniform_.default:
+            return _uniform(*args, **(kwargs or {}))
+        if of_one and self._normal and func is torch.ops.aten.normal_.default:
+            return _normal(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _uniform(
+    out: Tensor, a: float = 0.0, b: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill with x (b - a) + a, rounded once, for x in [0, 1): 48 bits at most, which float64 holds exactly."""
+    x = torch.empty_like(out).uniform_(generator=generator)
+    low, high = torch.tensor([a, b], dtype=torch.float32)
+    return out.copy_(x.double() * (high - low).double() + low.double())
+
+
+def _normal(
+    out: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill with mean + std √(-2 ln u) cos 2πv (Box & Muller 1958), in float64 and rounded to float32 at the end."""
+    u, v = (torch.empty(out.shape, dtype=torch.float64).uniform_(generator=generator) for _ in range(2))
+    drawn = [
+        math.sqrt(-2 * math.log1p(-p)) * math.cos(2 * math.pi * q)
+        for p, q in zip(u.flatten().tolist(), v.flatten().tolist(), strict=True)
+    ]
+    return out.copy_(torch.tensor(drawn, dtype=torch.float64).reshape(out.shape) * std + mean)

@@ -1,0 +1,66 @@
+"""From every earlier format of the run store to today's, one step a function. A step is never changed again.
+
+A store is brought up to date when a study is run in it; a reader brings a copy in memory up to date and leaves the file
+as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable
+
+import numpy as np
+
+_MADE_BY = re.compile(r"(\w+) engine, ([\w:]+), natal ([^,]+), torch ([^,]+), numpy ([^,]+)")
+_ENGINES = {"batched": "compiled", "sequential": "torch"}
+
+
+def one_to_two(db: sqlite3.Connection) -> None:
+    """Networks, steps instead of epochs, curves in a table of their own, and who made a training as fields."""
+    db.execute("ALTER TABLE grid ADD COLUMN network TEXT NOT NULL DEFAULT 'mlp'")
+    db.execute("ALTER TABLE training RENAME TO training_1")
+    for statement in (
+        "CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, made_by TEXT NOT NULL, facts TEXT NOT NULL,"
+        " finished_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID",
+        "CREATE TABLE curve (key TEXT NOT NULL, name TEXT NOT NULL, numbers BLOB NOT NULL,"
+        " PRIMARY KEY (key, name)) WITHOUT ROWID",
+        "CREATE TABLE tried (position INTEGER NOT NULL, learning_rate REAL NOT NULL, key TEXT NOT NULL,"
+        " PRIMARY KEY (position, learning_rate)) WITHOUT ROWID",
+    ):
+        db.execute(statement)
+    rows = db.execute("SELECT key, status, facts, train_loss, val_metric, finished_at FROM training_1")
+    for key, status, text, loss, metric, when in rows.fetchall():
+        facts = json.loads(text)
+        made_by = _made_by(str(facts.pop("made_by")))
+        epochs, best = facts.pop("epochs_trained"), facts.pop("best_epoch")
+        facts |= {"steps_per_epoch": 1, "steps_planned": None, "steps_trained": epochs, "best_step": best}
+        facts["learning_rate"] = None
+        db.execute(
+            "INSERT INTO training VALUES (?, ?, ?, ?, ?)",
+            (key, status, json.dumps(made_by), json.dumps(facts), when),
+        )
+        steps = np.arange(1, len(loss) // 8 + 1, dtype=np.float64).tobytes()
+        db.executemany(
+            "INSERT INTO curve VALUES (?, ?, ?)",
+            [(key, "step", steps), (key, "train_loss", loss), (key, "val_metric", metric)],
+        )
+    db.execute("DROP TABLE training_1")
+
+
+def _made_by(words: str) -> dict[str, str | int]:
+    match = _MADE_BY.fullmatch(words)
+    engine, device, natal, torch, numpy = match.groups() if match else (words, "", "", "", "")
+    return {
+        "engine": _ENGINES.get(engine, engine),
+        "revision": 1,
+        "device": device,
+        "torch": torch,
+        "numpy": numpy,
+        "natal": natal,
+    }
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: one_to_two}
+"""What leads from a format to the next one."""

@@ -1,0 +1,48 @@
+"""Positions on the training clock: ``"init"``, ``"500it"``, ``"2ep"``, ``"10%"``, ``"end"``.
+
+The strings are open_lth's (iterations and epochs), with shares of the whole length added.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_UNIT = re.compile(r"(\d+(?:\.\d+)?)(ep|it|%)")
+
+
+def _clock(value: Any) -> Any:
+    if not isinstance(value, str) or not (value in ("init", "end") or _UNIT.fullmatch(value)):
+        raise ValueError('must be a position in training, such as "500it", "2ep", "10%", "init" or "end"')
+    return value
+
+
+def _span(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9]\d*(ep|it)", value):
+        raise ValueError('must be a number of epochs or steps, such as "160ep" or "50000it"')
+    return value
+
+
+Clock = Annotated[str, BeforeValidator(_clock)]
+"""A position in training."""
+
+Span = Annotated[str, BeforeValidator(_span)]
+"""A stretch of training: whole epochs or whole steps, at least one."""
+
+
+def steps(clock: str, steps_per_epoch: int, total: int) -> int:
+    """Return the number of optimiser steps taken at a position of the clock.
+
+    ``total``: steps of the whole training, which ``"end"`` and shares refer to; a position between two steps is the
+    later one of them.
+    """
+    if clock in ("init", "end"):
+        return 0 if clock == "init" else total
+    match = _UNIT.fullmatch(clock)
+    assert match is not None
+    amount, unit = float(match[1]), match[2]
+    exact = {"it": amount, "ep": amount * steps_per_epoch, "%": amount / 100 * total}[unit]
+    # 10 % of 30 steps is 3, not the 4 that binary fractions would make of it
+    return -int(-round(exact, 9) // 1)
