@@ -3,7 +3,8 @@
 Every family of torchvision, a dozen of timm, transformers built from configurations (nothing is downloaded), a
 U-Net and recurrent classifiers are pruned as called, at ratio 0.5, compacted, and compared with the masked network
 in float64. Torch-Pruning does the same in the same run where it is installed. Needs torchvision, timm and
-transformers, and prints what is missing. torchvision beside a CPU build of torch needs two operators declared before it is imported.
+transformers, and prints what is missing. torchvision beside a CPU build of torch needs two operators declared before
+it is imported.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from natal.pruning.graph.capture import arguments
 from natal.pruning.savings import count
 
 RATIO = 0.5
+PEER_SECONDS = 30
 Make = Callable[[], tuple[nn.Module, Any]]
 
 
@@ -256,11 +258,11 @@ def with_peer(net: nn.Module, example: Any) -> Result:
     result, start = Result(), time.perf_counter()
 
     def late(*_: Any) -> None:
-        raise TimeoutError("no answer in 60 s")
+        raise TimeoutError(f"no answer in {PEER_SECONDS} s")
 
     try:
         signal.signal(signal.SIGALRM, late)
-        signal.alarm(60)
+        signal.alarm(PEER_SECONDS)
         tp = importlib.import_module("torch_pruning")
         twin = copy.deepcopy(net)
         linear = [m for m in twin.modules() if isinstance(m, nn.Linear | nn.Conv2d)]

@@ -34,7 +34,7 @@ class Residual(nn.Module):
 def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the share of pictures that are told apart."""
     with torch.no_grad():
-        return (net.eval()(x).argmax(1) == y).double().mean().item()
+        return float((net.eval()(x).argmax(1) == y).double().mean())
 
 
 torch.manual_seed(0)
@@ -49,8 +49,8 @@ ticket = natal.apply(net, mask)
 compacted = natal.compact_training(ticket, mask, torch.optim.Adam(ticket.parameters(), lr=3e-3))
 small, optimizer = compacted.model, compacted.optimizer
 assert optimizer is not None
-for epoch in range(8):
-    for rows in torch.randperm(len(x)).split(64):
+for _ in range(8):
+    for rows in torch.split(torch.randperm(len(x)), 64):
         optimizer.zero_grad()
         F.cross_entropy(small.train()(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

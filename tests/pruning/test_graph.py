@@ -512,7 +512,32 @@ class RandomNet(nn.Module):
         return self.head(maps[-1].mean((2, 3)))
 
 
-KINDS = ["conv", "conv", "conv", "grouped", "depthwise", "norm", "norm", "transposed", "relu", "relu_", "sigmoid", "scale", "flip", "pool", "glu", "chunk", "shuffle", "add", "add", "mul", "cat", "cat_keyword", "again", "excite"]
+KINDS = [
+    "conv",
+    "conv",
+    "conv",
+    "grouped",
+    "depthwise",
+    "norm",
+    "norm",
+    "transposed",
+    "relu",
+    "relu_",
+    "sigmoid",
+    "scale",
+    "flip",
+    "pool",
+    "glu",
+    "chunk",
+    "shuffle",
+    "add",
+    "add",
+    "mul",
+    "cat",
+    "cat_keyword",
+    "again",
+    "excite",
+]
 
 
 def random_net(seed: int) -> tuple[nn.Module, Tensor]:

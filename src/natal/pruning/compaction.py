@@ -396,10 +396,10 @@ def _norms(
         if stays.all():
             continue
         owner, _, leaf = name.rpartition(".")
-        module = small.get_submodule(name)
+        module: Any = small.get_submodule(name)
         if type(module) is nn.LayerNorm and axis == -1 and len(module.normalized_shape) == 1:
             module.__class__ = LayerNorm
-            module.width = module.normalized_shape[0]
+            module.__dict__["width"] = module.normalized_shape[0]
             continue
         for entry in [n for n, _ in [*module.named_parameters(), *module.named_buffers()]]:
             kept.pop(f"{name}.{entry}", None)
@@ -477,7 +477,7 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
             if module.weight is not None:
                 module.num_channels = len(module.weight)
         elif isinstance(module, nn.RNNBase):
-            module.input_size = module.weight_ih_l0.shape[1]
+            module.input_size = small.get_parameter(f"{prefix}weight_ih_l0").shape[1]
             module.flatten_parameters()
 
 

@@ -137,7 +137,7 @@ def _inputs(mask: Mask) -> dict[str, Any]:
 
 def _mask(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mask:
     parts = {part: _group(tensors, f"{part}/") for part in PARTS}
-    mask = Mask(**parts, inputs=about.get("inputs", {}), reached=about.get("reached", {}))  # type: ignore[arg-type]
+    mask = Mask(**parts, inputs=about.get("inputs", {}), reached=about.get("reached", {}))
     for name, kept in [*mask.items().items(), *mask.units.items()]:
         if kept.dtype != torch.bool:
             raise NatalError(f"{path}: the mask of {name!r} is {kept.dtype}, not torch.bool")

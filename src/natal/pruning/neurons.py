@@ -42,17 +42,21 @@ class Neurons:
             first = every[0].name if every else next(iter(weights))
             raise NatalError(
                 f"granularity 'neuron' finds no hidden layer: the units of {first!r} "
-                + ("are outputs" if whys <= {"output", ""} else f"stay: {_reasons(every)}")
+                + (
+                    "are outputs"
+                    if whys <= {"output", ""}
+                    else f"stay: {'; '.join(sorted(whys - {'output', ''}))}"
+                )
             )
         self.warn(every)
 
     def warn(self, every: Sequence[Group]) -> None:
         """Name in one warning every layer that is kept whole although it makes no output."""
         idle = [n for n in self.names if n not in self.graph.found.rows and self.parameters[n].shape[0] > 1]
-        said = _reasons([g for g in every if not len(g)])
-        said += "".join(f"{'; ' if said else ''}{name!r}: it does not run" for name in idle)
-        if said:
-            warnings.warn(f"units of these layers are kept whole: {said}", stacklevel=5)
+        whole = [g for g in every if g.reason not in ("output", "left alone", "")]
+        told = [f"{g.name!r}: {g.reason}" for g in whole] + [f"{name!r}: it does not run" for name in idle]
+        if told:
+            warnings.warn(f"units of these layers are kept whole: {'; '.join(told)}", stacklevel=5)
 
     def mask(self, problem: Problem, kept: Mapping[str, Tensor]) -> Mask:
         """Return the mask without some units: their rows, their biases and norms, the columns that read them, and
@@ -152,12 +156,6 @@ class Neurons:
                 shape = [-1 if a == m.axis else 1 for a in range(parameters[name].ndim)]
                 gated[name] = parameters[name] * along.view(shape)
         return gated
-
-
-def _reasons(groups: Sequence[Group]) -> str:
-    return "; ".join(
-        f"{g.name!r}: {g.reason}" for g in groups if g.reason not in ("output", "left alone", "")
-    )
 
 
 def _plain(member: Member, count: int) -> bool:

@@ -99,7 +99,8 @@ class Target:
         for name, share in found:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
                 raise NatalError(
-                    f"{name} must be the share of the dense network's that is left, above 0 and at most 1, got {share!r}"
+                    f"{name} must be the share of the dense network's that is left, above 0 and at most 1, "
+                    f"got {share!r}"
                 )
         return cls(*found[0]) if found else None
 

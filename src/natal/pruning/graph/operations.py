@@ -235,7 +235,8 @@ def _side_by_side(
 
 @rule("empty", "zeros", "ones", "full", "arange", "empty_like", "zeros_like", "ones_like", "full_like", "new_zeros",
       "new_ones", "new_full", "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "linspace", "rand",
-      "randn", "rand_like", "randn_like", "bernoulli", "uniform", "normal", "eye", "tril_indices", "triu_indices")  # fmt: skip
+      "randn", "rand_like", "randn_like", "bernoulli", "uniform", "normal", "eye", "tril_indices",
+      "triu_indices")  # fmt: skip
 def made_of_nothing(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Signal]:
     """Return tensors that have whatever size they are asked for."""
     return [Signal(shape, fresh=True) for shape in shapes]
@@ -246,7 +247,8 @@ def made_of_nothing(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -
 
 @rule("pointwise", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "_prelu_kernel", "copy", "fill", "zero",
       "hardswish", "hardsigmoid", "hardtanh", "relu6", "silu", "mish", "elu", "celu", "selu", "gelu", "leaky_relu",
-      "threshold", "softplus", "logit", "clamp", "round", "floor", "fused_dropout", "native_dropout", "maximum", "minimum", "bitwise_and", "bitwise_or")  # fmt: skip
+      "threshold", "softplus", "logit", "clamp", "round", "floor", "fused_dropout", "native_dropout", "maximum",
+      "minimum", "bitwise_and", "bitwise_or")  # fmt: skip
 def pointwise(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Signal]:
     """Join what meets in an elementwise operation."""
     operands = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Signal)]
@@ -377,7 +379,7 @@ def reduction(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
     value = VARIES
     if x.constant():
         try:
-            rest = [a for a in args]
+            rest = list(args)
             answer = op(x.value.expand(x.shape), *rest, **{k: v for k, v in kwargs.items() if k != "dtype"})
             answer = answer[0] if isinstance(answer, tuple) else answer
             value = squash(answer if answer.is_complex() else answer.double())
@@ -429,7 +431,8 @@ def _note_norm(reader: Reader, why: str) -> None:
 
 @rule("max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "avg_pool1d", "avg_pool2d",
       "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-      "adaptive_avg_pool1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_linear1d", "upsample_bicubic2d",
+      "adaptive_avg_pool1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_linear1d",
+      "upsample_bicubic2d",
       "upsample_trilinear3d", "grid_sampler_2d", "grid_sampler_3d")  # fmt: skip
 def positions(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: Any) -> list[Signal]:
     """Channel by channel over the positions behind it: what changes along positions stays."""
@@ -599,7 +602,7 @@ def _contract(
     ins_a, out_a = reader.split(a, {over_a})
     ins_b, out_b = reader.split(b, {over_b})
     for m in ins_a:
-        meets = [n for n in ins_b]
+        meets = list(ins_b)
         for n in meets:
             reader.join(m.reshape(-1), n.reshape(-1))
         if not meets and not b.fresh and a.shape[over_a] > 1:
@@ -634,13 +637,14 @@ def _contract(
                     layers = [layer if m is kept[0] else m for m in layers]
     over = [m.reshape([1] * ndim + [-1]) for m in (ins_a or ins_b)]
     reader.worked((*shape, a.shape[over_a]), [*(m[..., None] for m in layers), *over])
-    if (b.name and not a.name and b.kept is not None) or (b.name and not a.name and reader.masks is None):
+    weighs, weighed = b.name in reader.trained, a.name in reader.trained
+    if weighs and not weighed and (b.kept is not None or reader.masks is None):
         return _layer(reader, shape, a, b, tuple(layers), c)
     out = Signal(shape, tuple(layers))
     if c is not None:
         out = pointwise(reader, [shape], out, c)[0]
         out = Signal(shape, out.layers)
-    if a.name and not b.name:
+    if weighed and not weighs:
         reader.found.uses[a.name] = (
             reader.found.uses.get(a.name, 0) + 2
         )  # not a layer's way to use its weight

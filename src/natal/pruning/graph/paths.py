@@ -209,10 +209,8 @@ class _Walk:
     ) -> Tensor:
         channels = bits(x.movedim(1, 0).flatten(1).sum(1))
         connects = bits(w.bits.flatten(2).sum(2))
-        if transposed:
-            parts = [p.T for p in connects.chunk(groups)]
-        else:
-            parts = list(connects.chunk(groups))
+        chunks = connects.chunk(groups)
+        parts = [p.T for p in chunks] if transposed else list(chunks)
         y = bits(torch.cat([p @ c for p, c in zip(parts, channels.chunk(groups), strict=True)]))
         if w.name and w.bits.numel() == self.leaves[w.name].numel():
             self.seen.setdefault(w.name, []).append((channels, 0, y, 0))

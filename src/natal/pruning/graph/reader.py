@@ -116,9 +116,10 @@ class Reading:
     which they cannot be cut at all. ``steps``: what mixes units, in order. ``rows``: by weight, in order of
     execution, the axis of the units that it makes. ``columns``: by weight, the axis of the units it reads. ``norms``:
     modules that divide by the number of units, with the atoms they get, their axis, and those they give.
-    ``makers``: which norm follows each layer directly. ``work``: of every product, the module, a factor and the layers whose
-    numbers of entries, multiplied with it, are its multiply-adds. ``passing``: atoms by (module, old size): shapes that a
-    module's code may name. ``mixed``: weights used in more than one place.
+    ``after``: which norm follows each layer directly. ``work``: of every product, the module, a factor and the layers
+    whose numbers of entries, multiplied with it, are its multiply-adds. ``passing``: layers by module: its code may
+    name their sizes. ``uses``: how often each weight is used. ``by_group``: grouped convolutions that lose whole
+    groups.
     """
 
     base: dict[str, list[int]] = field(default_factory=dict)
