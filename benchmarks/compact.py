@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from natal.lab.networks import born
 from natal.pruning.apply import prune
 from natal.pruning.compaction import compact
-from natal.pruning.flow import masked
 from natal.pruning.mask import Mask
+from natal.pruning.masked import masked
 from natal.pruning.savings import savings
 
 REPEATS = 100

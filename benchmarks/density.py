@@ -99,7 +99,7 @@ def network(name: str, net: nn.Module, x: Tensor, y: Tensor, batch: int | None, 
     return [*found, float(np.median(plains))]
 
 
-@njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(error_model="numpy")
 def dense_products(w, a, across, z, slopes, back):  # type: ignore[no-untyped-def]
     """A layer's three products: outputs, gradient, and what is pulled back."""
     products.add_product(w, a, z)
@@ -107,7 +107,7 @@ def dense_products(w, a, across, z, slopes, back):  # type: ignore[no-untyped-de
     products.add_product(w.T, z, back)
 
 
-@njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(error_model="numpy")
 def sparse_products(there, values, turned, slopes, a, z, back):  # type: ignore[no-untyped-def]
     """The same for the weights kept."""
     sparse.add_sparse_product(there[0], there[1], values, a, z)

@@ -17,7 +17,8 @@ from natal.lab.shapes import Tokens
 from natal.lab.tasks import Data, Split, tasks
 from natal.lab.tasks.data import Augment
 from natal.lab.trial import Trained, Trial
-from natal.pruning.mask import Mask, prunable, select
+from natal.pruning.mask import Mask, prunable
+from natal.pruning.select import select
 from natal.study import Network, Training
 
 FIT, VAL, TEST = 90, 30, 20

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         save_ticket,
         to_torch_prune,
     )
-    from natal.pruning.mask import Mask, select
+    from natal.pruning.mask import Mask
     from natal.pruning.savings import Savings, savings
+    from natal.pruning.select import select
     from natal.pruning.training import Compacted, compact_training
     from natal.reading.results import Results, load
     from natal.reading.rows import Curve, Row
@@ -51,7 +52,8 @@ _HOMES = {
         "save_ticket",
         "to_torch_prune",
     ),
-    "natal.pruning.mask": ("Mask", "select"),
+    "natal.pruning.mask": ("Mask",),
+    "natal.pruning.select": ("select",),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
     "natal.reading.rows": ("Curve", "Row"),

@@ -8,6 +8,7 @@ missed exactly this; see the study ``as-published``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 
@@ -27,4 +28,14 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     else:
         digest = hashlib.sha256(f"natal/{purpose}/{seed}".encode()).digest()
         mixed = int.from_bytes(digest[:8], "big") >> 1  # torch takes seeds below 2**63
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator(device="cpu").manual_seed(mixed)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Return draws from [0, 1) in float32 on the CPU, whatever the caller's default dtype and device."""
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Return standard normal draws in float32 on the CPU, whatever the caller's default dtype and device."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")

@@ -18,7 +18,8 @@ from natal.lab.engines import ENGINES
 from natal.lab.networks import born
 from natal.lab.tasks import Data, Split
 from natal.lab.trial import Trial
-from natal.pruning.mask import Mask, prunable, select
+from natal.pruning.mask import Mask, prunable
+from natal.pruning.select import select
 from natal.streams import stream
 from natal.study import Network
 from trials import bits, how, removed, train, trial
@@ -283,6 +284,19 @@ def test_a_network_with_batch_norm_whose_weights_overflow_has_diverged() -> None
         made.born().state_dict().items()
     ):  # the best is what it was born with, running means too
         assert torch.equal(trained.state[name], value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_training_whose_validation_overflows_has_diverged_though_its_last_loss_is_finite(
+    engine: str,
+) -> None:
+    # after the first step the weights are huge: the loss before it says nothing of that, NaN outputs have an argmax
+    made = trial("mlp", optimiser="sgd", rate=1e38, length="4it", evaluate="1it", decide="end")
+    (trained,) = train(engine, made)
+    o = trained.outcome
+    assert math.isfinite(o.curves["train_loss"][0])
+    assert not math.isfinite(o.curves["val_loss"][0])
+    assert (o.status, o.steps_trained, o.best_step, o.val_metric) == ("diverged", 1, 0, None)
 
 
 def test_running_means_are_those_of_the_best_evaluation() -> None:

@@ -23,8 +23,8 @@ from natal.errors import NatalError
 from natal.pruning.apply import apply, prune
 from natal.pruning.compaction import compact
 from natal.pruning.files import to_torch_prune
-from natal.pruning.flow import masked
 from natal.pruning.mask import Mask, dense, prunable, remove_neurons
+from natal.pruning.masked import masked
 from natal.pruning.savings import savings
 from natal.pruning.training import compact_training
 

@@ -20,7 +20,7 @@ from networks import NETWORKS, mlp, network
 torch.set_num_threads(1)
 BUILT_IN = sorted(name for name in criteria if criteria[name].__module__.startswith("natal."))
 ONE_SHOT = [name for name in BUILT_IN if traits[name].rounds == 1]
-SIGNED = ("grasp", "phew")  # scores below zero, of which a norm would drop the sign
+SIGNED = ("grasp", "grasp-published", "phew")  # scores below zero, of which a norm would drop the sign
 pytestmark = pytest.mark.filterwarnings("ignore:criterion .* score 0")
 
 

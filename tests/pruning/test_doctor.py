@@ -15,7 +15,8 @@ from natal.errors import NatalError
 from natal.pruning.apply import apply, prune
 from natal.pruning.doctor import collapse_sparsity, diagnose, effective, emptied_at
 from natal.pruning.files import to_torch_prune
-from natal.pruning.mask import Mask, dense, prunable, select
+from natal.pruning.mask import Mask, dense, prunable
+from natal.pruning.select import select
 from networks import mlp
 
 torch.set_num_threads(1)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from natal.errors import NatalError
-from natal.pruning.mask import Mask, heights, prunable, remove_neurons, select, select_units, weight_names
+from natal.pruning.mask import Mask, prunable, remove_neurons, weight_names
+from natal.pruning.scopes import heights
+from natal.pruning.select import select, select_units
 from natal.study import SCOPES
 from networks import Residual, deep_mlp
 
@@ -105,7 +107,7 @@ def test_units_go_in_exact_number_and_every_layer_keeps_one(scores, sparsity, sc
 
 
 def test_heights_by_hand():
-    assert heights(torch.tensor([5.0, 1.0, 3.0, 1.0])).tolist() == [0.125, 0.875, 0.375, 0.625]
+    assert heights(torch.arange(4), 4).tolist() == [0.125, 0.375, 0.625, 0.875]
 
 
 def ones(**shapes):

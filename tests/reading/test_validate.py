@@ -220,6 +220,29 @@ def test_every_scope_and_granularity_is_valid(tmp_path: Path, no_report: None) -
     assert [line for line in found if "cannot be read" not in line] == []
 
 
+def test_every_finer_granularity_is_valid_and_a_wrong_count_is_not(tmp_path: Path, no_report: None) -> None:
+    finer: list[Any] = ["kernel", "2:4", {"block": [4, 4]}, {"block": [1, 4]}]
+    strategies = [
+        {"criterion": "random", "scope": scope, "granularity": granularity}
+        for granularity in finer
+        for scope in ("global", "layerwise")
+    ]
+    study = tiny(strategies=strategies, sparsities=[0.0, 0.5], seeds=[1], training={"epochs": 1})
+    results = natal.run(study, tmp_path, workers=1)
+    assert [s.name for s in results.study.strategies][4:6] == [
+        "random-global-4x4-block",
+        "random-layerwise-4x4-block",
+    ]
+    found = validate.validate(tmp_path)
+    assert [line for line in found if "cannot be read" not in line and "does not learn" not in line] == []
+    recipes = {s.name: s for s in results.study.strategies}
+    for row in results.runs:
+        if row.sparsity and "4x4" not in row.strategy:
+            one_less = {**row.densities, "hidden": row.densities["hidden"] - 1 / 640}
+            other = replace(row, kept=row.kept - 1, densities=one_less)
+            assert list(validate._mask(other, recipes[row.strategy], results.networks[row.setting])) != []
+
+
 def test_other_scopes_only_share_the_total_out(tmp_path: Path) -> None:
     study = reference_store.reference_study()
     recipes = tuple(

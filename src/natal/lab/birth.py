@@ -150,7 +150,8 @@ def _diagnosis(
         net,
         chosen,
         problem.inputs[:DIAGNOSED_ROWS],
-        requested=sparsity,
+        # what other granularities remove is no share of weights or neurons
+        requested=sparsity if recipe.granularity in ("weight", "neuron") else None,
         random=recipe.criterion == "random" and recipe.control is None,
         scores=score(recipe.criterion, replace(problem, sparsity=sparsity)) if selected else None,
     )

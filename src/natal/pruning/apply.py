@@ -1,7 +1,7 @@
 """Prune any network in two calls: ``mask = prune(model, 0.9, "synflow")``, then ``net = apply(model, mask)``.
 
-The caller's model is never changed. What `apply` returns is an ordinary network of the same classes whose
-pruned weights are zero and stay zero, whatever loop and optimiser train it.
+The caller's model is never changed. What `apply` returns is a network that behaves as the model does, except that
+its pruned weights are zero and stay zero, whatever loop and optimiser train it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from natal.errors import NatalError
 from natal.pruning.choose import mask as choose
 from natal.pruning.choose import mask_for, problem_of
 from natal.pruning.criteria.problem import duplicate
-from natal.pruning.mask import Mask, Scope, weight_names
+from natal.pruning.grid import Granularity
+from natal.pruning.mask import Mask
+from natal.pruning.masked import mask_
+from natal.pruning.scopes import Scope
 from natal.pruning.targets import Floors, Target
 from natal.study import Recipe, one_line
 
@@ -29,7 +32,7 @@ def prune(
     sparsity: float | None = None,
     criterion: str = "synflow",
     scope: Scope = "global",
-    granularity: str = "weight",
+    granularity: Granularity = "weight",
     *,
     aggregate: str = "incoming-l2",
     reduce: str = "mean",
@@ -46,8 +49,8 @@ def prune(
 ) -> Mask:
     """Return the mask that a criterion chooses for a model; the model is untouched.
 
-    ``sparsity``: share of the prunable weights (neurons) to remove, 0.9 unless a target is given. ``criterion``,
-    ``scope``, ``granularity``, ``aggregate``, ``reduce``, ``control``: as in a study's strategies, see
+    ``sparsity``: share of the prunable weights (neurons, kernels, blocks) to remove, 0.9 unless a target is given.
+    ``criterion``, ``scope``, ``granularity``, ``aggregate``, ``reduce``, ``control``: as in a study's strategies, see
     `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
@@ -103,11 +106,21 @@ def prune(
 def apply(model: nn.Module, mask: Mask) -> nn.Module:
     """Return a copy of the model in which the removed parameters are zero and stay zero.
 
-    Each masked layer's parameter is read through its mask, so what is removed gets no gradient and no
-    optimiser, momentum or weight decay brings it back. The parameters keep their names; each layer's mask is
-    a buffer of its own (``fc1.weight_kept``). The copy can be deep-copied, pickled, saved and loaded, and
-    applied to again. A control's redrawn weights replace the model's. Raises NatalError naming a parameter
-    that does not fit.
+    The copy behaves as the model: it has the same parameters under the same names and the same ``state_dict``,
+    with zeros where the mask removed; it is trained, initialised, deep-copied, pickled, saved and loaded,
+    parametrized, compiled, exported and distributed in the same way, by whatever loop and optimiser. Its forward
+    pass never sees a removed weight, and their gradients are zero; see `natal.pruning.masked` for how. A weight that
+    several layers share is masked in all of them. A mask can be applied to a masked copy again. A control's redrawn
+    weights replace the model's.
+
+    What is left: a removed entry that is written to (by an initialiser, say) is seen in ``parameters()`` until the
+    next step of an optimiser, ``state_dict()`` or reading of the layer's attribute sets it to zero; a ``forward``
+    that itself writes into its weight (``self.weight.data = ...``) writes into the masked product, for that pass
+    only; a layer of its own ``__deepcopy__`` makes its own copies; ``AveragedModel(use_buffers=True)`` needs one of
+    torch's EMA functions, because the mask is a boolean buffer; modules that shard or flatten parameters (FSDP) and
+    ``torch.jit.script`` cannot read the mask, the latter says so.
+
+    Raises NatalError naming a parameter that does not fit.
     """
     _check_model(model)
     if not isinstance(mask, Mask):
@@ -121,65 +134,10 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
     with torch.no_grad():
         for name, values in mask.redrawn.items():
             parameters[name].copy_(values)
-        mask.apply_(parameters)
-    aliases = weight_names(net)
-    for first, kept in mask.items().items():
-        for name in aliases.get(first, [first]):  # a shared weight is masked wherever it is used
-            path, _, leaf = name.rpartition(".")
-            _read_masked(net.get_submodule(path), leaf, kept)
+    mask_(net, mask.items())
     return net
 
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise NatalError(f"model must be a torch.nn.Module, got {model!r}")
-
-
-def _read_masked(module: nn.Module, leaf: str, kept: Tensor) -> None:
-    """Let ``module.leaf`` be the parameter times its mask from now on."""
-    base, leaves = getattr(type(module), "_natal_masked", (type(module), ()))
-    parameter = module._parameters[leaf]
-    assert parameter is not None
-    kept = kept.to(parameter.device)
-    if leaf in leaves:
-        module.get_buffer(f"{leaf}_kept").logical_and_(kept)
-    else:
-        module.register_buffer(f"{leaf}_kept", kept.clone())
-        module.__class__ = _masked_class(base, (*leaves, leaf))
-
-
-_MADE: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
-
-
-def _masked_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module]:
-    """Return ``base`` with properties that read some of its parameters through their masks.
-
-    The parameters stay where ``nn.Module`` keeps them, under their own names; a class attribute is found
-    before ``nn.Module.__getattr__`` looks there. Pickle cannot find a class made here by name, so it is told
-    how to make it.
-    """
-    if (base, leaves) in _MADE:
-        return _MADE[base, leaves]
-
-    def reading(leaf: str) -> property:
-        return property(lambda module: module._parameters[leaf] * module._buffers[f"{leaf}_kept"])
-
-    def reduce(module: nn.Module, _protocol: object) -> tuple[Any, ...]:
-        return _empty, (base, leaves), module.__dict__
-
-    made = _MADE[base, leaves] = type(
-        f"Masked{base.__name__}",
-        (base,),
-        {
-            **{leaf: reading(leaf) for leaf in leaves},
-            "__reduce_ex__": reduce,
-            "__module__": base.__module__,  # so that torch.fx still takes the layer for one of torch's
-            "_natal_masked": (base, leaves),
-        },
-    )
-    return made
-
-
-def _empty(base: type[nn.Module], leaves: tuple[str, ...]) -> nn.Module:
-    masked = _masked_class(base, leaves)
-    return masked.__new__(masked)

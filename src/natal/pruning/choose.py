@@ -5,19 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
+from natal.pruning.controls import CONTROLS
 from natal.pruning.criteria.flow import redraw
 from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, duplicate, private, traits
-from natal.pruning.flow import masked
 from natal.pruning.graph.capture import made_example, shapes_of
-from natal.pruning.mask import Mask, check_sparsity, dense, first_layer, prunable, select, select_units
+from natal.pruning.grid import grid_of, two_of_four
+from natal.pruning.mask import Mask, dense, first_layer, prunable
+from natal.pruning.masked import masked
 from natal.pruning.neurons import Neurons
+from natal.pruning.select import check_sparsity, keep_highest, select, select_units
 from natal.pruning.targets import Floors, Target, measured, search
 from natal.pruning.targets import reached as left
+from natal.streams import uniform
 from natal.study import Recipe
 
 
@@ -48,9 +53,10 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | Non
     Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the
     n prunable weights go. With neuron granularity ``sparsity`` is the share of neurons removed, the output
     layer's stay, and a neuron's score aggregates its weights' (by default the L2 norm of the incoming ones).
+    Kernels and blocks are counted and scored likewise, and 2:4 removes half; see `natal.pruning.grid`.
 
     Controls: ``shuffle`` permutes the mask within each layer. ``quota-random`` draws a random mask that keeps
-    as many weights of each layer: the same law, in draws of its own. ``invert`` negates the scores. ``reinit``
+    as many weights (groups) of each layer: the same law, in draws of its own. ``invert`` negates the scores. ``reinit``
     keeps the mask and redraws the weights, see `natal.pruning.criteria.redraw`. For neurons: ``random-neurons``
     removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of
     weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's
@@ -75,13 +81,16 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | Non
                 kept = kept if floors is None or not last else floors.raised(kept, ranked)
                 chosen = found.mask(own, kept)
             else:
-                ranked = _ranked(scores, recipe, gone.weights if gone else {})
-                chosen = Mask(select(ranked, reached, recipe.scope, last=last))
-            weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
-            own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
+                chosen = Mask(_of_weights(recipe, scores, gone.weights if gone else {}, reached, last))
+            if not last:
+                weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
+                own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
         assert chosen is not None
-        if recipe.control in _CONTROLS:
-            chosen = _CONTROLS[recipe.control](chosen, own, found)
+        if recipe.control is not None and recipe.control != "invert":
+            if found is not None:
+                chosen = _CONTROLS[recipe.control](chosen, own, found)
+            else:
+                chosen = CONTROLS[recipe.control](chosen, own, recipe.granularity)
         return replace(chosen, inputs=shapes_of(problem.inputs))
 
 
@@ -119,6 +128,34 @@ def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -
     return replace(best, reached={**shares(best), "latency": seconds(best)})
 
 
+def _of_weights(
+    recipe: Recipe, scores: Scores, stays: Mapping[str, Tensor], sparsity: float, last: bool
+) -> dict[str, Tensor]:
+    """Return the masks of single weights, or of the groups that a finer granularity makes of them."""
+    if recipe.granularity == "2:4":
+        ranked = _ranked(scores, recipe, stays)
+        return {name: two_of_four(ranked[name], sparsity) for name in scores}
+    if recipe.granularity == "weight":
+        return select(_ranked(scores, recipe, stays), sparsity, recipe.scope, last=last)
+    _check_unsigned(recipe, scores, "a group's")
+    grids = {name: grid_of(recipe.granularity, of_weights.shape) for name, of_weights in scores.items()}
+    p = 1 if recipe.aggregate == "incoming-l1" else 2
+    of_groups = {name: grid.norm(scores[name], p) for name, grid in grids.items()}
+    ranked = _ranked(of_groups, recipe, {name: grids[name].any(kept) for name, kept in stays.items()})
+    shapes = {name: tuple(of_weights.shape) for name, of_weights in scores.items()}
+    kept = select(ranked, sparsity, recipe.scope, shapes=shapes, last=last)
+    return {name: grid.spread(kept[name]) for name, grid in grids.items()}
+
+
+def _check_unsigned(recipe: Recipe, scores: Scores, whose: str) -> None:
+    for name, of_weights in scores.items():
+        if (of_weights < 0).any():
+            raise NatalError(
+                f"criterion {recipe.criterion!r} gives weights of {name!r} negative scores, and {whose} score "
+                "is a norm, which would drop the sign; use granularity 'weight' or '2:4'"
+            )
+
+
 def _scores(name: str, problem: Problem) -> Scores:
     scores = criteria[name](problem)
     if not isinstance(scores, Mapping) or set(scores) != set(problem.weights):
@@ -154,51 +191,38 @@ def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict
     return {name: s.masked_fill(~stays[name], -torch.inf) for name, s in signed.items()}
 
 
-def _shuffle(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
-    generator = problem.stream("shuffle")
-    if found is not None:
-        return found.mask(problem, redraw(chosen.units, generator))
-    return Mask(redraw(chosen.weights, generator))
+def _shuffle(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
+    return found.mask(problem, redraw(chosen.units, problem.stream("shuffle")))
 
 
-def _quota_random(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
-    generator = problem.stream("quota-random")  # not the stream of `random`: its control would be a copy
-    draws = {n: torch.rand(k.shape, generator=generator).to(k.device) for n, k in chosen.weights.items()}
-    return Mask({name: _best(draws[name], int(kept.sum())) for name, kept in chosen.weights.items()})
-
-
-def _random_neurons(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
+def _random_neurons(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     generator = problem.stream("random-neurons")
-    draws = {n: torch.rand(len(k), generator=generator).to(k.device) for n, k in chosen.units.items()}
+    draws = {n: uniform(k.shape, generator).to(k.device) for n, k in chosen.units.items()}
     return _with_units(draws, chosen, problem, found)
 
 
-def _highest_norm(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
-    assert found is not None
+def _highest_norm(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     by_norm = Recipe(name="norm", criterion="magnitude", granularity="neuron")
     sizes = {name: w.abs() for name, w in problem.initial.items()}
     norms = {name: -found.score(by_norm, sizes, found.groups[name]) for name in chosen.units}
     return _with_units(norms, chosen, problem, found)
 
 
-def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
+def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     """Keep as many units of each layer as ``chosen`` does, but those with the highest of these scores."""
-    assert found is not None
     kept = {name: _best(scores[name], int(stay.sum())) for name, stay in chosen.units.items()}
     return found.mask(problem, kept)
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    kept[scores.flatten().argsort(stable=True)[scores.numel() - count :]] = True
-    return kept.view(scores.shape)
+    return keep_highest({"": scores}, scores.numel() - count)[""]
 
 
-def _reinit(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
+def _reinit(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     return replace(chosen, redrawn=redraw(problem.initial, problem.stream("reinit")))
 
 
-def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask:
+def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     """Draw U(±1/√fan_in) with the fan-in that is left, as PyTorch's linear and convolution layers of that
     width do."""
     generator = problem.stream("fresh-narrow")
@@ -209,15 +233,13 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons | None) -> Mask
         for parameter in (name, name.removesuffix("weight") + "bias"):
             if parameter in parameters and name.endswith("weight"):
                 like = parameters[parameter]
-                uniform = 2 * torch.rand(like.shape, generator=generator) - 1
-                redrawn[parameter] = uniform.to(like) / fan_in**0.5
+                redrawn[parameter] = (2 * uniform(like.shape, generator) - 1).to(like) / fan_in**0.5
     return replace(chosen, redrawn=redrawn)
 
 
-_CONTROLS: dict[str | None, Callable[[Mask, Problem, Neurons | None], Mask]] = {
+_CONTROLS: dict[str, Callable[[Mask, Problem, Neurons], Mask]] = {
     "shuffle": _shuffle,
     "reinit": _reinit,
-    "quota-random": _quota_random,
     "random-neurons": _random_neurons,
     "highest-norm": _highest_norm,
     "fresh-narrow": _fresh_narrow,
@@ -240,7 +262,10 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
         raise NatalError(f"reduce {recipe.reduce!r} is for whole neurons; use granularity 'neuron'")
     if neurons and control == "quota-random":
         raise NatalError("control 'quota-random' is for single weights; for neurons use 'random-neurons'")
-    if not neurons and recipe.aggregate != "incoming-l2":
+    in_groups = recipe.granularity not in ("weight", "neuron", "2:4")
+    if not neurons and recipe.aggregate not in (
+        ("incoming-l1", "incoming-l2") if in_groups else ("incoming-l2",)
+    ):
         raise NatalError(f"aggregate {recipe.aggregate!r} is for whole neurons; use granularity 'neuron'")
     if recipe.aggregate == "gate" and name != "snip":
         raise NatalError(
@@ -251,17 +276,44 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
             f"scope 'threshold' keeps scores above the sparsity, which suits uniform draws only: 'random' or "
             f"'init-stream', not {name!r}; use scope 'global'"
         )
-    total = sum(w.numel() for w in problem.weights.values())
-    kept = total - int(sparsity * total)
-    if not neurons and kept < len(problem.weights):
-        smallest = min(problem.weights, key=lambda n: problem.weights[n].numel())
+    if recipe.scope == "threshold" and (in_groups or recipe.granularity == "2:4"):
         raise NatalError(
-            f"sparsity {sparsity} leaves {kept} of {total} weights for {len(problem.weights)} layers, so one "
-            f"of them, such as {smallest!r}, would be empty; lower it"
+            "scope 'threshold' is for scores of single weights, which are uniform draws; use granularity 'weight'"
+        )
+    if recipe.scope == "threshold" and control == "invert":
+        raise NatalError(
+            "control 'invert' negates the scores, and scope 'threshold' would keep none of those; use scope 'global'"
+        )
+    if recipe.granularity == "2:4":
+        _check_two_of_four(recipe, problem, sparsity)
+    counts = {
+        name: prod(grid_of(recipe.granularity if in_groups else "weight", w.shape).tiles)
+        for name, w in problem.weights.items()
+    }
+    total = sum(counts.values())
+    kept = total - int(sparsity * total)
+    if not neurons and kept < len(counts):
+        what = "groups" if in_groups else "weights"
+        raise NatalError(
+            f"sparsity {sparsity} leaves {kept} of {total} {what} for {len(counts)} layers, so one "
+            f"of them, such as {min(counts, key=lambda n: counts[n])!r}, would be empty; lower it"
         )
     if sparsity:
         _check_problem(name, problem)
     return traits.get(name, Traits())
+
+
+def _check_two_of_four(recipe: Recipe, problem: Problem, sparsity: float) -> None:
+    if sparsity not in (0, 0.5):
+        raise NatalError(f"granularity '2:4' removes two of every four; set sparsity=0.5, not {sparsity}")
+    if recipe.scope not in ("global", "layerwise"):
+        raise NatalError(
+            f"granularity '2:4' lets scores compete within each four, so scope {recipe.scope!r} has no say; "
+            "leave it out"
+        )
+    if all(w.shape[1] < 2 for w in problem.weights.values()):
+        first = next(iter(problem.weights))
+        raise NatalError(f"granularity '2:4' finds no four in {first!r}: every layer has one input")
 
 
 def _check_problem(name: str, problem: Problem) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
-from natal.pruning.flow import masked
 from natal.pruning.graph.capture import Example, arguments, made_example, rows_of
 from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
 from natal.pruning.graph.reader import axes_of
 from natal.pruning.graph.units import Graph, read
 from natal.pruning.mask import Mask
+from natal.pruning.masked import masked
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -20,11 +20,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.pruning.flow import check, first_line, masked, remove, unmasked
-from natal.pruning.graph.capture import Example, capture, made_example
+from natal.pruning.graph.capture import Example, capture, first_line, made_example
 from natal.pruning.graph.paths import paths as walk
 from natal.pruning.graph.units import read
 from natal.pruning.mask import Mask
+from natal.pruning.masked import check, masked, remove, unmasked
 
 Severity = Literal["fatal", "warning", "note"]
 SIGNIFICANT = 1e-3

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from natal.errors import NatalError
-from natal.pruning.flow import unmasked
 from natal.pruning.mask import Mask
+from natal.pruning.masked import unmasked
 from natal.study import Recipe
 
 M = TypeVar("M", bound=nn.Module)
@@ -54,31 +54,66 @@ class Ticket:
 def to_torch_prune(model: M, mask: Mask) -> M:
     """Return a copy of ``model`` pruned with ``torch.nn.utils.prune``: ``weight_orig`` and ``weight_mask``.
 
-    Every masked parameter, bias too, goes through ``custom_from_mask``; a control's redrawn weights replace
-    the model's. Raises NatalError if the mask does not fit.
+    Every masked parameter, bias too, goes through ``custom_from_mask``, under each name it has; a control's redrawn
+    weights replace the model's. A module that reads another's pruned weight, as attention reads its output
+    projection's, has it computed anew before each pass. Raises NatalError if the mask does not fit.
     """
     twin = unmasked(model, mask)
-    for name, kept in mask.items().items():
-        owner, _, entry = name.rpartition(".")
-        kept = kept.to(twin.get_parameter(name).device)
-        prune.custom_from_mask(twin.get_submodule(owner), entry, kept)  # type: ignore[no-untyped-call]
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    kept_of = {id(parameters[name]): kept.to(parameters[name].device) for name, kept in mask.items().items()}
+    around = set()
+    for name, parameter in parameters.items():
+        if id(parameter) in kept_of:
+            path, _, leaf = name.rpartition(".")
+            prune.custom_from_mask(twin.get_submodule(path), leaf, kept_of[id(parameter)])  # type: ignore[no-untyped-call]
+            parents = path.split(".") if path else []
+            around |= {".".join(parents[:depth]) for depth in range(len(parents))}
+    for path in around:
+        twin.get_submodule(path).register_forward_pre_hook(_recompute)
     return twin
+
+
+def _recompute(module: nn.Module, inputs: Any) -> None:
+    """Compute the pruned weights inside a module anew, as torch does only before the owner's own forward pass."""
+    for owner, pruned in _pruned(module):
+        pruned(owner, inputs)
+
+
+def _pruned(model: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Return what ``torch.nn.utils.prune`` has pruned: each module with its pruning method."""
+    return [
+        (module, hook)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
 
 
 def from_torch_prune(model: nn.Module) -> Mask:
     """Return the mask of a model pruned with ``torch.nn.utils.prune``, under the names of the unpruned model.
 
-    Raises NatalError if nothing in it is pruned.
+    What has one axis (biases, norms) is not counted. A parameter that layers share has the first of its names. Raises
+    NatalError if nothing in it is pruned, or a shared parameter differently in two places.
     """
-    found = {
-        n.removesuffix("_mask"): t.detach().bool() for n, t in model.named_buffers() if n.endswith("_mask")
-    }
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[int, tuple[str, Tensor]] = {}
+    for module, pruned in _pruned(model):
+        leaf = pruned._tensor_name
+        name = f"{names[module]}.{leaf}" if names[module] else leaf
+        kept = module.get_buffer(f"{leaf}_mask").detach().bool()
+        first, other = found.setdefault(id(module.get_parameter(f"{leaf}_orig")), (name, kept))
+        if not torch.equal(kept, other):
+            raise NatalError(
+                f"{first!r} and {name!r} are one parameter that is pruned differently in two places, which a mask "
+                "cannot say; give both the same torch mask"
+            )
     if not found:
         raise NatalError(
             f"this {type(model).__name__} has no weight_mask: torch.nn.utils.prune has not been here"
         )
-    biases = {name: kept for name, kept in found.items() if name.rpartition(".")[2] == "bias"}
-    return Mask({name: kept for name, kept in found.items() if name not in biases}, biases)
+    masks = dict(found.values())
+    biases = {name: kept for name, kept in masks.items() if kept.ndim < 2}
+    return Mask({name: kept for name, kept in masks.items() if name not in biases}, biases)
 
 
 def save_mask(path: str | os.PathLike[str], mask: Mask, provenance: Mapping[str, Any] | None = None) -> None:

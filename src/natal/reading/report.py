@@ -20,6 +20,7 @@ from natal.errors import NatalError
 from natal.reading import claims, figures, stats
 from natal.reading.results import Results, identity, load, published
 from natal.reading.wording import (
+    WIDTH,
     bullet,
     heading,
     interval,
@@ -159,15 +160,12 @@ def _grid(results: Results) -> Iterator[tuple[str, str]]:
         )
     else:
         for facts in results.networks.values():
-            first, *more = textwrap.wrap(
-                f"{network(facts)}; engine {facts.engine}", 96, break_long_words=False
-            )
-            yield from (("network", first), *(("", line) for line in more))
+            yield from _folded("network", f"{network(facts)}; engine {facts.engine}")
         yield (
             "pruned",
             "weights of linear and convolution layers; other parameters are never pruned or counted",
         )
-    yield "training", training(study.training)
+    yield from _folded("training", training(study.training))
     if results.tried:
         rates = ", ".join(f"{rate:g}" for rate in sorted({a.row.learning_rate or 0 for a in results.tried}))
         yield "rates", f"{rates}, chosen per strategy and level on validation rows; see LEARNING RATES"
@@ -176,6 +174,13 @@ def _grid(results: Results) -> Iterator[tuple[str, str]]:
     for name, task in results.tasks.items():
         rows = ", ".join(f"{task[f'{part}_rows']} {part}" for part in ("fit", "val", "test"))
         yield name, f"rows: {rows}; {task.metric}, chance {number(task.chance)}"
+
+
+def _folded(name: str, words: str) -> Iterator[tuple[str, str]]:
+    """Yield a fact in as many lines as it needs."""
+    first, *more = textwrap.wrap(words, WIDTH - 12, break_on_hyphens=False, break_long_words=False)
+    yield name, first
+    yield from (("", line) for line in more)
 
 
 def _rates_used(results: Results) -> Iterator[tuple[str, str]]:
@@ -199,7 +204,7 @@ def _making(results: Results) -> Iterator[tuple[str, str]]:
 
     for recipe in study.strategies:
         control = f", control {recipe.control}" if recipe.control else ""
-        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.granularity}{control}"
+        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.removed}{control}"
         yield recipe.name, scores
     trainings = len({run.key for run in results.runs} | {a.row.key for a in results.tried})
     shared = (
@@ -444,7 +449,9 @@ def _learning_rates(results: Results) -> Iterator[str]:
         f"Chosen for each strategy and level among {', '.join(f'{rate:g}' for rate in rates)}, by the mean over seeds "
         f"of the {decided} of the weights that training keeps; test rows had no part in it. "
         f"{plural(len({a.row.key for a in results.tried}), 'training')} were made for it. Edge (e): the lowest or the "
-        "highest of the rates was chosen, so a better one may lie beyond. Open: the search is not over."
+        "highest of the rates was chosen, so a better one may lie beyond."
+        + " Open: the search is not over."
+        * any(c.chosen is None for c in found)
     )
     levels = sorted({c.sparsity for c in found})
     at = {(c.setting, c.strategy, c.sparsity): c for c in found}

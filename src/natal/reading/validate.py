@@ -292,10 +292,14 @@ def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
         expected, deviation = (1 - s) * total, math.sqrt(total * s * (1 - s))
         if recipe.criterion in ("random", "init-stream") and abs(kept - expected) > 5 * deviation:
             yield f"keeps {kept} weights, more than 5 standard deviations from {expected:.0f}"
-    elif recipe.granularity != "weight":
+    elif recipe.granularity == "neuron":
         wanted = _narrowed(s, recipe, network)
         if wanted is not None:
             yield from _unlike(wanted, by_layer)
+    elif s > 0 and recipe.granularity == "2:4":
+        yield from _unlike({layer: _halved(shape) for layer, shape in network.layers.items()}, by_layer)
+    elif s > 0 and recipe.granularity != "weight":
+        yield from _unlike_in_groups(s, recipe, network, by_layer)
     elif recipe.scope == "layerwise":
         yield from _unlike({layer: n - int(s * n) for layer, n in sizes.items()}, by_layer)
     elif kept != total - int(s * total):
@@ -319,6 +323,34 @@ def _narrowed(sparsity: float, recipe: Recipe, network: NetworkFacts) -> dict[st
     widths = [shape[0] for shape in shapes]
     kept = [shapes[0][1], *(max(n - int(sparsity * n), 1) for n in widths[:-1]), widths[-1]]
     return {layer: kept[i] * kept[i + 1] for i, layer in enumerate(network.layers)}
+
+
+def _halved(shape: Sequence[int]) -> int:
+    """Return how many weights of a layer 2:4 keeps: of every four inputs two, of a last few half, rounded up."""
+    inputs = shape[1]
+    return math.prod(shape) // inputs * (inputs - 2 * (inputs // 4) - inputs % 4 // 2)
+
+
+def _unlike_in_groups(
+    sparsity: float, recipe: Recipe, network: NetworkFacts, by_layer: Mapping[str, int]
+) -> Iterator[str]:
+    """Kernels and blocks go in exact number; how many weights that is, shapes say where all groups are of one size."""
+    counts, sizes = {}, {}
+    for layer, shape in network.layers.items():
+        block = (
+            recipe.granularity["block"] if isinstance(recipe.granularity, dict) else (1, math.prod(shape[2:]))
+        )
+        matrix = (shape[0], math.prod(shape[1:]))
+        if any(side % part for side, part in zip(matrix, block, strict=True)):
+            return
+        sizes[layer] = math.prod(block)
+        counts[layer] = math.prod(matrix) // sizes[layer]
+    if recipe.scope == "layerwise":
+        yield from _unlike({n: (c - int(sparsity * c)) * sizes[n] for n, c in counts.items()}, by_layer)
+        return
+    groups, total = sum(by_layer[layer] // size for layer, size in sizes.items()), sum(counts.values())
+    if groups != total - int(sparsity * total):
+        yield f"keeps {groups} groups of {total}, the study asks for {total - int(sparsity * total)}"
 
 
 def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str]:

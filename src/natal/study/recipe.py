@@ -11,7 +11,7 @@ from natal.registry import did_you_mean
 from natal.study.base import Model, Words
 
 SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
-"""Where scores compete; `natal.pruning.mask` says what each means."""
+"""Where scores compete; `natal.pruning.scopes` says what each means."""
 
 
 Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]
@@ -49,27 +49,60 @@ def _scope(value: Any) -> Any:
     return value
 
 
+GRANULARITIES = ("weight", "neuron", "kernel", "2:4")
+"""What is removed whole; or ``{ block = [rows, columns] }``."""
+
+
+def _granularity(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        sides: Any = value.get("block")
+        pair = set(value) == {"block"} and isinstance(sides, list | tuple) and len(sides) == 2
+        if not pair or not all(type(side) is int and side > 0 for side in sides):
+            raise ValueError(f"a block has two sides, {{ block = [4, 4] }}, got {value!r}")
+        return {"block": list(sides)}
+    if value not in GRANULARITIES:
+        near = did_you_mean(str(value), GRANULARITIES).partition("; known")[0]
+        raise ValueError(
+            f"unknown granularity {value!r}{near or ';'} known: {', '.join(GRANULARITIES)}, "
+            "or { block = [rows, columns] }"
+        )
+    return value
+
+
 class Recipe(Model):
     """How to choose a mask: which score, where scores compete, what is removed.
 
     A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
-    compete (a name in `SCOPES`, or densities by layer), ``granularity`` whether single weights or whole
-    neurons are removed, ``aggregate`` how a neuron's score comes from its weights' within a layer, ``reduce`` how
-    it comes from the layers that go together, ``control`` the comparison that replaces the mask or the initial
-    weights, see `natal.pruning.choose.mask`.
+    compete (a name in `SCOPES`, or densities by layer), ``granularity`` what is removed whole (a name in
+    `GRANULARITIES`, or ``{"block": [rows, columns]}``), ``aggregate`` how the score of a neuron or group comes
+    from its weights' within a layer, ``reduce`` how a neuron's comes from the layers that go together, ``control``
+    the comparison that replaces the mask or the initial weights, see `natal.pruning.choose.mask`.
     """
 
     name: Words
     criterion: str
     scope: Annotated[str | dict[str, float], PlainValidator(_scope)] = "global"
-    granularity: Literal["weight", "neuron"] = "weight"
+    granularity: Annotated[str | dict[str, list[int]], PlainValidator(_granularity)] = "weight"
     aggregate: Aggregate = "incoming-l2"
     control: Control | None = None
     reduce: Reduce = "mean"
 
+    @property
+    def removed(self) -> str:
+        """What is removed whole, in a word: ``weight``, ``kernel``, ``4x4-block``."""
+        return _word(self.granularity)
+
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: Any) -> dict[str, Any]:
         return self.without_defaults(handler(self), ("name", "criterion", "scope", "granularity"))
+
+
+def _word(entry: Any) -> str:
+    """Return a scope, granularity or another entry of a recipe as a word."""
+    if isinstance(entry, Mapping):
+        sides = entry.get("block") if set(entry) == {"block"} else None
+        return f"{'x'.join(map(str, sides))}-block" if isinstance(sides, list | tuple) else "by-layer"
+    return str(entry)
 
 
 _WIDTH_CONTROLS: tuple[Control, ...] = ("random-neurons", "highest-norm", "fresh-narrow")
@@ -92,6 +125,5 @@ def recipe_of(entry: Any) -> Any:
         return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
     if isinstance(entry, Mapping) and "name" not in entry:
         order = ("criterion", "scope", "granularity", "aggregate", "reduce", "control")
-        words = [entry[k] for k in order if k in entry]
-        return {"name": "-".join("by-layer" if isinstance(w, Mapping) else str(w) for w in words), **entry}
+        return {"name": "-".join(_word(entry[k]) for k in order if k in entry), **entry}
     return entry

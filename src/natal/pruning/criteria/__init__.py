@@ -12,7 +12,16 @@ docs/criteria.md lists them all: formula, source, cost, what they need.
 """
 
 from natal.pruning.criteria.flow import ntk_sap, phew, redraw, synflow
-from natal.pruning.criteria.gradient import force, grasp, grasp_absolute, iterative_snip, prospr, snip
+from natal.pruning.criteria.gradient import (
+    force,
+    grasp,
+    grasp_absolute,
+    grasp_published,
+    iterative_snip,
+    prospr,
+    prospr_published,
+    snip,
+)
 from natal.pruning.criteria.problem import (
     Criterion,
     Problem,
@@ -37,6 +46,7 @@ __all__ = [
     "gradient",
     "grasp",
     "grasp_absolute",
+    "grasp_published",
     "init_magnitude",
     "init_stream",
     "iterative_snip",
@@ -46,6 +56,7 @@ __all__ = [
     "ntk_sap",
     "phew",
     "prospr",
+    "prospr_published",
     "random",
     "redraw",
     "snip",

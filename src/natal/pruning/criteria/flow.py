@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from natal.errors import NatalError
 from natal.pruning.criteria.problem import Problem, Scores, criterion, gradient, leaves
 from natal.pruning.graph.capture import made_example
 from natal.pruning.graph.units import read
+from natal.pruning.masked import recomputed
+from natal.streams import normal
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _SELF_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
@@ -31,27 +34,51 @@ def synflow(problem: Problem) -> Scores:
     attention passes on an average of equal tokens, so nothing flows through its query and key weights: they
     score 0.
     """
-    model = _absolute(problem.model)
-    flow = replace(problem, model=model)
+    flow = _absolute(problem)
     θ = leaves({name: w.double().abs() for name, w in problem.weights.items()})
     x = problem.example()
     one = torch.ones_like(x, dtype=torch.float64 if x.is_floating_point() else x.dtype)
     R = flow.logits(θ, one).sum()
-    return {name: (θ[name] * g).abs() for name, g in gradient(R, θ).items()}
+    g = gradient(R, θ)
+    return {name: (θ[name].detach() * g.pop(name)).abs_() for name in θ}
 
 
-def _absolute(model: nn.Module) -> nn.Module:
-    """Return a float64 copy in evaluation mode with every parameter |θ| and nothing added: no bias, no
-    mean."""
-    model = deepcopy(model).double().eval()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            parameter.data = parameter.data.abs() if "bias" not in name else torch.zeros_like(parameter)
+def _absolute(problem: Problem) -> Problem:
+    """Return the problem on a float64 model in evaluation mode with every parameter |θ| and nothing added: no bias,
+    no mean. The prunable weights, which are given with each call, are not copied."""
+    given = {
+        parameter
+        for name, parameter in problem.model.named_parameters(remove_duplicate=False)
+        if name in problem.weights
+    }
+    flow = deepcopy(
+        problem.model, {id(weight): weight for weight in given} | recomputed(problem.model)
+    ).eval()
+    for module in flow.modules():
+        if parametrize.is_parametrized(module):
+            _settle(module)
+    for module in flow.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in given:
+                absolute = parameter.double().abs() if "bias" not in name else parameter.double().mul(0)
+                module._parameters[name] = nn.Parameter(absolute, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.double()
         if isinstance(module, _BATCH_NORM) and module.running_mean is not None:
             module.running_mean.zero_()
         elif isinstance(module, (*_SELF_NORMS, _BATCH_NORM)):
             module.forward = lambda x: x  # type: ignore[method-assign]
-    return model
+    return replace(problem, model=flow)
+
+
+def _settle(module: nn.Module) -> None:
+    """Make what parametrizations compute plain parameters, without torch's own removal, which alters all copies."""
+    computed = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in computed.items():
+        module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
 
 EPSILON, REDRAWS, ROWS = 0.01, 5, 256
@@ -75,9 +102,9 @@ def ntk_sap(problem: Problem) -> Scores:
     for _ in range(REDRAWS):
         x = problem.example(ROWS)
         if x.is_floating_point():
-            x = torch.randn(x.shape, generator=generator).to(x)
+            x = normal(x.shape, generator).to(x)
         θ = redraw(problem.initial, generator)
-        Δ = {name: torch.randn(w.shape, generator=generator).to(w) for name, w in θ.items()}
+        Δ = {name: normal(w.shape, generator).to(w) for name, w in θ.items()}
         for name, g in _ntk_saliency(problem, x, θ, Δ).items():
             total[name] += g * problem.kept[name]
     return {name: s.abs() for name, s in total.items()}
@@ -111,7 +138,9 @@ def redraw(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[st
     would change the scale of a network that was initialised in another way.
     """
     return {
-        name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(w.shape)
+        name: w.flatten()[torch.randperm(w.numel(), generator=generator, device="cpu").to(w.device)].view(
+            w.shape
+        )
         for name, w in weights.items()
     }
 
@@ -135,21 +164,22 @@ def phew(problem: Problem) -> Scores:
     chain = _chain(problem)
     n = sum(w.numel() for w in problem.weights.values())
     first = {
-        name: w.new_full((w.numel(),), torch.inf, dtype=torch.float64) for name, w in problem.weights.items()
+        name: torch.full((w.numel(),), torch.inf, dtype=torch.float64, device="cpu")
+        for name, w in problem.weights.items()
     }
     generator = problem.stream("phew")
     for start in range(0, 10 * n, 2 * WALKS):
-        numbers = torch.arange(start, start + 2 * WALKS, dtype=torch.float64).view(WALKS, 2)
+        numbers = torch.arange(start, start + 2 * WALKS, dtype=torch.float64, device="cpu").view(WALKS, 2)
         for direction in (0, 1):  # forward walks have even numbers, backward ones odd
             for name, edges in _walk(chain, start // 2, backward=direction == 1, generator=generator):
-                first[name].scatter_reduce_(0, edges, numbers[:, direction].to(first[name].device), "amin")
+                first[name].scatter_reduce_(0, edges, numbers[:, direction], "amin")
         if all(float(seen.isfinite().double().mean()) >= 1 - problem.sparsity for seen in first.values()):
             break
     scores = {}
     for name, w in problem.weights.items():
         # never visited: below every walk's number, the largest weight first
-        never = 10 * n + 2 * WALKS + 1 / (1 + w.flatten().abs().double())
-        scores[name] = -torch.where(first[name].isinf(), never, first[name]).view(w.shape)
+        never = 10 * n + 2 * WALKS + 1 / (1 + w.flatten().abs().double().cpu())
+        scores[name] = -torch.where(first[name].isinf(), never, first[name]).view(w.shape).to(w.device)
     return scores
 
 
@@ -182,7 +212,7 @@ def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
             raise NatalError(
                 f"criterion 'phew' walks along a chain of layers, but the units of {before!r} {reason}"
             )
-        chain.append((name, problem.weights[name].abs().double(), factor if chain else 1))
+        chain.append((name, problem.weights[name].abs().double().cpu(), factor if chain else 1))
         makes = step.writes
     if len(chain) != len(names):
         missing = next(name for name in problem.weights if name not in [n for n, _, _ in chain])
@@ -197,7 +227,7 @@ def _walk(
 ) -> list[tuple[str, Tensor]]:
     """Take `WALKS` walks at once; return the flat indices of the weights that they cross, by layer."""
     ends = chain[-1][1].shape[0] if backward else chain[0][1].shape[1]
-    at = (start + torch.arange(WALKS)) % ends  # round robin over the units at this end
+    at = (start + torch.arange(WALKS, device="cpu")) % ends  # round robin over the units at this end
     crossed = []
     for name, w, factor in reversed(chain) if backward else chain:
         kernels = w.flatten(2) if w.ndim > 2 else w[..., None]  # (out, in, elements)
@@ -207,7 +237,7 @@ def _walk(
             at = into // factor
         else:
             # a flattened channel continues at one of its positions, drawn evenly
-            into = at * factor + torch.randint(factor, at.shape, generator=generator)
+            into = at * factor + torch.randint(factor, at.shape, generator=generator, device="cpu")
             out = at = _draw(strength.T[into], generator)
         element = _draw(kernels[out, into], generator)
         crossed.append((name, (out * w.shape[1] + into) * kernels.shape[2] + element))
@@ -216,6 +246,5 @@ def _walk(
 
 def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     # a unit without weights steps anywhere, as in the authors' code
-    probabilities = probabilities.cpu()
     stuck = probabilities.sum(1, keepdim=True) == 0
     return torch.multinomial(probabilities + stuck, 1, generator=generator).squeeze(1)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
+from natal.errors import NatalError
 from natal.pruning.criteria.problem import Problem, Scores, criterion, gradient, leaves
 
 ROUNDS = 60
@@ -54,11 +58,16 @@ def _hessian_gradient(problem: Problem) -> dict[str, Tensor]:
     """Return θ ⊙ Hg: g = ∂L/∂θ and H = ∂²L/∂θ² of the loss of f / T, H times g as ∂(gᵀ stop(g))/∂θ."""
     θ = leaves(problem.weights)
     g = gradient(problem.loss_of(problem.logits(θ) / TEMPERATURE), θ, create_graph=True)
-    gg = sum((g[name] * g[name].detach()).sum() for name in θ)
-    assert isinstance(gg, Tensor)
+    Hg = _hessian_product(g, {name: one.detach() for name, one in g.items()}, θ)
+    return {name: problem.weights[name] * Hg[name] for name in θ}
+
+
+def _hessian_product(g: Scores, v: Scores, θ: Scores) -> dict[str, Tensor]:
+    """Return Hv = ∂(gᵀ v)/∂θ, g being a gradient in θ with its graph."""
+    gv = sum((g[name] * v[name]).sum() for name in θ)
+    assert isinstance(gv, Tensor)
     # where the loss is linear in the weights there is no graph left: H is zero
-    Hg = gradient(gg, θ) if gg.requires_grad else {name: 0 * w for name, w in θ.items()}
-    return {name: problem.weights[name] * Hg[name].detach() for name in θ}
+    return gradient(gv, θ) if gv.requires_grad else {name: 0 * w.detach() for name, w in θ.items()}
 
 
 @criterion("grasp", needs="data")
@@ -67,11 +76,42 @@ def grasp(problem: Problem) -> Scores:
 
     To first order, removing weight q changes gᵀg by −2 θ_q (Hg)_q, and GraSP removes the *largest* −θ ⊙ Hg:
     weights whose removal raises the gradient norm go first. Logits are divided by T = 200. Departures from
-    alecwangcq/GraSP: g and H are those of the whole batch, where the authors add up two half batches to save
-    memory (four times this, without batch norm); and the weights scored are the weights trained, where theirs
-    redraws the linear layers.
+    alecwangcq/GraSP: g and H are those of the whole batch, where the authors add up two half batches
+    (`grasp_published`); and the weights scored are the weights trained, where theirs redraws the linear layers.
     """
     return _hessian_gradient(problem)
+
+
+@criterion("grasp-published", needs="data")
+def grasp_published(problem: Problem) -> Scores:
+    """θ ⊙ (H₁ + H₂)(g₁ + g₂), signed, of two half batches (the program of GraSP; Wang et al. 2020).
+
+    What alecwangcq/GraSP computes, to save memory: four times `grasp` where rows do not meet, but with batch norm each
+    half has statistics of its own. Of an odd number of rows the second half has one more. Departure: the weights scored
+    are the weights trained.
+    """
+    θ = leaves(problem.weights)
+    halves = _halves(problem)
+    losses = (half.loss_of(half.logits(θ) / TEMPERATURE) for half in halves)
+    gradients = [gradient(loss, θ) for loss in losses]
+    g = {name: gradients[0][name] + gradients[1][name] for name in θ}
+    total = {name: torch.zeros_like(w) for name, w in problem.weights.items()}
+    for half in halves:
+        g_half = gradient(half.loss_of(half.logits(θ) / TEMPERATURE), θ, create_graph=True)
+        for name, Hg in _hessian_product(g_half, g, θ).items():
+            total[name] += problem.weights[name] * Hg
+    return total
+
+
+def _halves(problem: Problem) -> tuple[Problem, Problem]:
+    x, y = problem.inputs, problem.targets
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or len(x) < 2 or len(x) != len(y):
+        raise NatalError(
+            "criterion 'grasp-published' halves the batch: give a tensor of inputs and one of targets, with as many "
+            "rows, two at least; or use 'grasp'"
+        )
+    n = len(x) // 2
+    return replace(problem, inputs=x[:n], targets=y[:n]), replace(problem, inputs=x[n:], targets=y[n:])
 
 
 @criterion("grasp-absolute", needs="data")
@@ -95,14 +135,30 @@ def prospr(problem: Problem) -> Scores:
     θ_{t+1} = θ_t − α v_{t+1}, v_{t+1} = μ v_t + ∂L/∂θ_t, with α = 0.5 and μ = 0.9; biases and norms learn
     too. The derivative is taken through all steps. With M = 0 it is SNIP. Departures from mil-ad/prospr:
     every step sees the whole batch, where the authors' code draws a new one; and their code detaches v_1,
-    which drops a term of the derivative.
+    which drops a term of the derivative (`prospr_published`).
     """
+    return _through_training(problem, whole=True)
+
+
+@criterion("prospr-published", needs="data")
+def prospr_published(problem: Problem) -> Scores:
+    """As `prospr`, but v_1 is taken to be a constant (the program of ProsPr; Alizadeh et al. 2022).
+
+    What mil-ad/prospr computes: like ``torch.optim.SGD`` it starts the momentum from a detached copy of the gradient,
+    so the first step passes on no derivative. Departure: every step sees the whole batch.
+    """
+    return _through_training(problem, whole=False)
+
+
+def _through_training(problem: Problem, *, whole: bool) -> dict[str, Tensor]:
     c = {name: w.new_ones(w.shape).requires_grad_() for name, w in problem.weights.items()}
-    others = {name: p for name, p in problem.model.named_parameters() if name not in c}
+    others = {name: p for name, p in problem.parameters().items() if name not in c}
     θ = {name: c[name] * w for name, w in problem.weights.items()} | leaves(others)
     v = {name: w.new_zeros(()) for name, w in θ.items()}
-    for _ in range(STEPS):
+    for step in range(STEPS):
         g = gradient(problem.loss_at(θ), θ, create_graph=True)
+        if step == 0 and not whole:
+            g = {name: one.detach() for name, one in g.items()}
         v = {name: MOMENTUM * v[name] + g[name] for name in θ}
         θ = {name: θ[name] - LEARNING_RATE * v[name] for name in θ}
     return {name: g.abs() for name, g in gradient(problem.loss_at(θ), c).items()}

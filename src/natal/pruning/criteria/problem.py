@@ -5,6 +5,7 @@ them use.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from natal.errors import NatalError
 from natal.pruning.mask import dense, first_layer
+from natal.pruning.masked import recomputed
 from natal.registry import Registry
 from natal.streams import stream
 
@@ -60,21 +61,38 @@ class Problem:
         """Return this run's generator for one purpose; see `natal.streams.stream`."""
         return stream(self.seed, purpose)
 
-    def outputs(self, parameters: Mapping[str, Tensor], inputs: Tensor | None = None) -> Any:
+    def outputs(self, parameters: Mapping[str, Tensor], inputs: Any = None) -> Any:
         """Return f(inputs; parameters), by default on the batch; unnamed parameters are the model's own.
 
         Raises NatalError naming the layer that the batch does not fit.
         """
         batch = self.inputs if inputs is None else inputs
         try:
-            return functional_call(self.model, dict(parameters), (batch,))
+            with warnings.catch_warnings():
+                # torch's older kind of checkpoint warns, and then gives no derivatives
+                warnings.filterwarnings("error", _NO_DERIVATIVES)
+                return _with(self.model, parameters)(batch)
         except Exception as error:  # whatever a user's forward raises
+            if _NO_DERIVATIVES in str(error):
+                raise NatalError(
+                    f"{type(self.model).__name__} checkpoints a layer in the older way, which hides its weights "
+                    f"from scoring; {_NEWER}"
+                ) from error
             kind = (
                 f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"type {type(batch).__name__}"
             )
             raise NatalError(
                 f"a batch of {kind} does not fit {self._stuck_at(batch)}: {_first_line(error)}"
             ) from error
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return all parameters by name: the weights of this round, and the model's own that are not prunable."""
+        others = {
+            aliases[0]: parameter
+            for aliases, parameter in _aliases(self.model)
+            if not any(name in self.weights for name in aliases)
+        }
+        return {**self.weights, **others}
 
     def logits(self, parameters: Mapping[str, Tensor], inputs: Tensor | None = None) -> Tensor:
         """Return the outputs, checked to be one tensor."""
@@ -143,6 +161,41 @@ class Problem:
         return model
 
 
+_NO_DERIVATIVES = "None of the inputs have requires_grad=True"
+_NEWER = "checkpoint with use_reentrant=False"
+
+
+def _with(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model with some of its parameters, or buffers, replaced; everything else is shared.
+
+    Not ``functional_call``, which gives the parameters back after the pass: checkpointed layers look at them again
+    while derivatives are taken, each pass at its own.
+    """
+    owned = [*model.parameters(), *model.buffers()]
+    twin = deepcopy(model, {id(tensor): tensor for tensor in owned} | recomputed(model))
+    aliases = {name: names for names, _ in _aliases(model) for name in names}
+    for given, tensor in parameters.items():
+        for name in aliases.get(given, [given]):
+            path, _, leaf = name.rpartition(".")
+            module = twin.get_submodule(path)
+            kind: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            if leaf not in kind:
+                raise NatalError(f"{type(model).__name__} has no parameter {given!r}")
+            kind[leaf] = tensor
+    for module in twin.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # recurrent layers read their parameters from a list of their own
+    return twin
+
+
+def _aliases(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
+    """Return a model's parameters, each with all the names it goes by."""
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return list(found.values())
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
@@ -191,20 +244,29 @@ def criterion(
 
 
 def leaves(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the weights that a gradient can be taken in."""
-    return {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+    """Return the weights as tensors that a gradient can be taken in; they share the numbers."""
+    return {name: w.detach().requires_grad_() for name, w in weights.items()}
 
 
 def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
     """Return ∂value/∂at by name; zero for a weight that ``value`` does not depend on.
 
-    Raises NatalError if it depends on none of them.
+    Raises NatalError if it depends on none of them, or if something in it cannot be differentiated (twice).
     """
-    found = (
-        torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
-        if value.requires_grad
-        else [None]
-    )
+    try:
+        found = (
+            torch.autograd.grad(value, list(at.values()), create_graph=create_graph, allow_unused=True)
+            if value.requires_grad
+            else [None]
+        )
+    except RuntimeError as error:  # an operation without a derivative of this order
+        said = _first_line(error)
+        cure = (
+            _NEWER
+            if "Checkpointing is not compatible" in said
+            else "choose a criterion that needs no such derivative, or another loss"
+        )
+        raise NatalError(f"the loss has no derivative that the criterion needs: {said}; {cure}") from error
     if all(g is None for g in found):
         raise NatalError(f"the loss does not depend on the model's weights, not even on {next(iter(at))!r}")
     pairs = zip(at.items(), found, strict=True)
@@ -214,7 +276,7 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a deep copy; raise NatalError where the model holds something that cannot be copied."""
     try:
-        return deepcopy(model)
+        return deepcopy(model, recomputed(model))
     except Exception as error:  # whatever an attribute of the user's raises
         raise NatalError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
 
@@ -233,17 +295,39 @@ def private(problem: Problem) -> Iterator[Problem]:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    own = replace(problem, model=model)
-    if any(w.dtype in _HALF for w in problem.weights.values()):
+    widened = any(w.dtype in _HALF for w in problem.weights.values())
+    if widened:
         model.float()
-        weights, initial = ({n: w.float() for n, w in ws.items()} for ws in (own.weights, own.initial))
-        inputs, targets = (_widened(t) for t in (own.inputs, own.targets))
-        own = replace(own, weights=weights, initial=initial, inputs=inputs, targets=targets)
+    theirs, ours = (dict(m.named_parameters(remove_duplicate=False)) for m in (problem.model, model))
+
+    def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # the copy's own numbers where they are the model's, so that a large network is copied once
+        return {
+            name: ours[name].detach()
+            if name in theirs and _same_memory(w, theirs[name])
+            else (w.float() if w.dtype in _HALF else w.detach().clone())
+            for name, w in weights.items()
+        }
+
+    inputs, targets = (_widened(t) if widened else t for t in (problem.inputs, problem.targets))
+    initial = owned(problem.initial)
+    own = replace(
+        problem,
+        model=model,
+        weights=initial if problem.weights is problem.initial else owned(problem.weights),
+        initial=initial,
+        inputs=inputs,
+        targets=targets,
+    )
     with _own_randomness(own), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield own
 
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _widened(tensor: Any) -> Any:

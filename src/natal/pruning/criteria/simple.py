@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from natal.pruning.criteria.problem import Problem, Scores, criterion
+from natal.streams import uniform
 
 
 @criterion("random")
 def random(problem: Problem) -> Scores:
     """Uniform draws from the stream ``mask``, independent of the initial weights."""
     generator = problem.stream("mask")
-    weights = problem.weights.items()
-    return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights}
+    return {name: uniform(w.shape, generator).to(w.device) for name, w in problem.weights.items()}
 
 
 @criterion("init-stream")
@@ -25,7 +25,7 @@ def init_stream(problem: Problem) -> Scores:
     ``as-published``, with the scope ``threshold``.
     """
     generator = problem.stream("init")
-    return {name: torch.rand(w.shape, generator=generator) for name, w in problem.weights.items()}
+    return {name: uniform(w.shape, generator).to(w.device) for name, w in problem.weights.items()}
 
 
 @criterion("magnitude")

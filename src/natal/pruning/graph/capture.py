@@ -173,8 +173,12 @@ def capture(model: nn.Module, example: Example) -> Tape:
 
 
 def _unfit(model: nn.Module, error: Exception) -> NatalError:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return NatalError(f"{type(model).__name__} cannot be run on the example: {said}")
+    return NatalError(f"{type(model).__name__} cannot be run on the example: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """Return what an exception says first, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _record(model: nn.Module, example: Example) -> Tape:

@@ -117,7 +117,8 @@ def data_of(inputs: Tensor, targets: Tensor, ones: int, dtype: torch.dtype) -> D
     number = torch.empty(0, dtype=dtype).numpy().dtype
     rows, width = inputs.shape
     if ones:
-        places = torch.arange(width).repeat(rows).repeat_interleave(inputs.flatten().long())
+        row, place = inputs.nonzero(as_tuple=True)
+        places = place.repeat_interleave(inputs[row, place].long())
         positions, numbers = places.reshape(rows, ones).to(torch.int32).numpy(), np.zeros((rows, 0), number)
     else:
         positions, numbers = np.zeros((rows, 0), np.int32), inputs.numpy()
