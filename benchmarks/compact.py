@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from natal.lab.networks import born
 from natal.pruning.apply import prune
-from natal.pruning.compaction import compact, savings
+from natal.pruning.compaction import compact
 from natal.pruning.mask import Mask
 from natal.pruning.masked import masked
+from natal.pruning.savings import savings
 
 REPEATS = 100
 

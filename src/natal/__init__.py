@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from natal.lab.plan import plan
     from natal.lab.tasks import Data, task
     from natal.pruning.apply import apply, prune
-    from natal.pruning.compaction import Compacted, Savings, compact, compact_training, savings
+    from natal.pruning.compact_files import load_compact, save_compact
+    from natal.pruning.compaction import compact
     from natal.pruning.criteria import Problem, Scores, criterion
     from natal.pruning.doctor import Diagnosis, collapse_sparsity, diagnose
     from natal.pruning.files import (
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
         to_torch_prune,
     )
     from natal.pruning.mask import Mask
+    from natal.pruning.savings import Savings, savings
     from natal.pruning.select import select
+    from natal.pruning.training import Compacted, compact_training
     from natal.reading.results import Results, load
     from natal.reading.rows import Curve, Row
     from natal.study import Network, Optimiser, Recipe, Run, Schedule, Study, Task, Training, load_study
 
 _HOMES = {
-    "natal.pruning.compaction": ("Compacted", "Savings", "compact", "compact_training", "savings"),
+    "natal.pruning.compact_files": ("load_compact", "save_compact"),
+    "natal.pruning.compaction": ("compact",),
+    "natal.pruning.savings": ("Savings", "savings"),
+    "natal.pruning.training": ("Compacted", "compact_training"),
     "natal.pruning.criteria": ("Problem", "Scores", "criterion"),
     "natal.pruning.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
     "natal.errors": ("NatalError",),
@@ -73,8 +79,8 @@ __all__ = [
     "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe",
     "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply",
     "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load",
-    "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_mask", "save_ticket",
-    "savings", "select", "task", "to_torch_prune",
+    "load_compact", "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_compact",
+    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -638,7 +638,7 @@ def silent_units(model: nn.Module, found: Mask, x: torch.Tensor) -> bool:
 
 def test_a_removed_channel_takes_bias_norm_and_columns_along():
     model, (x, _) = network("conv")
-    found = mask(STRATEGIES["structured"], problem_of(model, 0), 0.5)
+    found = mask(STRATEGIES["structured"], problem_of(model, 0, inputs=x), 0.5)
     assert set(found.units) == {"0.weight", "4.weight", "7.weight"}
     assert set(found.biases) == {"0.bias", "1.weight", "1.bias", "4.bias", "7.bias"}
     gone = ~found.units["4.weight"]
@@ -669,9 +669,8 @@ def test_aggregates_by_hand():
 
 @pytest.mark.parametrize("kind", ["deep", "conv"])
 def test_gate_is_the_derivative_of_the_loss_in_a_gate_on_the_unit(kind):
-    from natal.pruning.choose import _gate_saliency
     from natal.pruning.criteria.problem import private
-    from natal.pruning.units import units
+    from natal.pruning.neurons import Neurons
 
     problem = problem_for(kind)
     problem = problem_of(
@@ -679,7 +678,8 @@ def test_gate_is_the_derivative_of_the_loss_in_a_gate_on_the_unit(kind):
     )
     layer, hooked = ("2.weight", 3) if kind == "deep" else ("0.weight", 2)
     with private(problem) as own:
-        got = _gate_saliency(own, layer, units(own.model, own.weights)[layer])
+        found = Neurons(own)
+        got = found.gate(own, found.groups[layer])
         step, slopes = 1e-6, []
         for unit in range(len(got)):
             values = []
@@ -699,22 +699,60 @@ def test_gate_is_the_derivative_of_the_loss_in_a_gate_on_the_unit(kind):
     assert found.units
 
 
-def test_neurons_are_refused_by_name_where_they_are_tied():
-    with pytest.raises(NatalError, match=r"'conv2.weight' are added .* 'skip.weight' are added .*exclude="):
-        mask(STRATEGIES["structured"], problem_for("residual"), 0.5)
-    with pytest.raises(NatalError, match=r"'query.weight' go through 'scaled_dot_product_attention'"):
-        mask(STRATEGIES["structured"], problem_for("transformer"), 0.5)
-    model, _ = network("transformer")
-    left = problem_of(model, 0, exclude=("query", "key", "value", "out", "down"))
+def test_units_that_are_added_go_together():
+    model, (x, y) = network("residual")
+    found = mask(STRATEGIES["structured"], problem_of(model, 0, inputs=x, targets=y), 0.5)
+    assert {n: len(k) for n, k in found.units.items()} == {
+        "stem.weight": 4,
+        "conv1.weight": 6,
+        "conv2.weight": 6,
+    }
+    stays = found.units["conv2.weight"]
+    rows = [found.weights[name].flatten(1).any(1) for name in ("conv2.weight", "skip.weight")]
+    assert all(torch.equal(stays, row) for row in rows)
+    assert torch.equal(stays, found.weights["head.weight"].any(0))
+    assert torch.equal(stays, found.biases["bn2.weight"])
+    left = problem_of(model, 0, exclude=("stem", "conv2", "skip"), inputs=x)
     found = mask(STRATEGIES["structured"], left, 0.5)
-    assert {n: int(k.sum()) for n, k in found.units.items()} == {"up.weight": 6}
-    model, _ = network("residual")
-    found = mask(STRATEGIES["structured"], problem_of(model, 0, exclude=("stem", "conv2", "skip")), 0.5)
     assert set(found.units) == {"conv1.weight"}
     assert set(found.biases) == {"bn1.weight", "bn1.bias"}
 
 
-def test_a_model_fx_cannot_trace_is_refused_for_neurons_only():
+@pytest.mark.parametrize(("reduce", "kept"), [("mean", 1), ("sum", 1), ("max", 2), ("first", 0)])
+def test_the_layers_of_a_group_come_to_one_score(reduce, kept):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(1, 3, bias=False), nn.Linear(1, 3, bias=False), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.c(self.a(x) + self.b(x))
+
+    net = Sum()
+    with torch.no_grad():
+        net.a.weight.copy_(torch.tensor([[4.0], [3.0], [0.0]]))
+        net.b.weight.copy_(torch.tensor([[0.0], [3.0], [5.0]]))
+    recipe = Recipe(name="r", criterion="magnitude", granularity="neuron", reduce=reduce)
+    assert mask(recipe, problem_of(net, 0), 0.7).units["a.weight"].nonzero().flatten().tolist() == [kept]
+
+
+def test_what_cannot_be_cut_is_kept_whole_and_named_once():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(self.a(x).sort(1).values)))
+
+    problem = problem_of(Sorted(), 0)
+    with pytest.warns(UserWarning, match=r"kept whole: 'a.weight': sort runs over them") as seen:
+        found = mask(STRATEGIES["structured"], problem, 0.5)
+    assert len(seen) == 1
+    assert {n: int(k.sum()) for n, k in found.units.items()} == {"b.weight": 3}
+
+
+def test_a_model_that_branches_on_values_is_refused_for_neurons_only():
     class Fork(nn.Module):
         def __init__(self):
             super().__init__()
@@ -725,7 +763,7 @@ def test_a_model_fx_cannot_trace_is_refused_for_neurons_only():
 
     problem = problem_of(Fork(), 0)
     assert mask(Recipe(name="m", criterion="magnitude"), problem, 0.5).kept == 3
-    with pytest.raises(NatalError, match=r"units of 'a.weight' cannot be followed.*Fork"):
+    with pytest.raises(NatalError, match="branches on the values of its input"):
         mask(STRATEGIES["structured"], problem, 0.5)
 
 

@@ -467,18 +467,19 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.embed(x)).mean(1))
 
 
-def test_where_paths_are_unknown_the_output_tells_whether_a_collapse_is_fatal():
+def test_a_shortcut_around_attention_keeps_a_network_alive():
     net, x = Encoder(), torch.randn(6, 4, 5)
     mask = dense(prunable(net))
     mask.weights["encoder.linear2.weight"].fill_(False)  # a shortcut leads around it
     found = diagnose(net, mask, x)
-    assert found.effective_sparsity is None
+    # without linear2 (128 weights) the 128 of linear1 lie on no path either
+    assert found.effective_sparsity == 256 / mask.total
     assert not found.fatal
     assert "encoder.linear2.weight has collapsed" in texts(found, "warning")
-    assert diagnose(net, mask).fatal  # without a batch nobody knows
     mask.weights["head.weight"].fill_(False)
     found = diagnose(net, mask, x)
-    assert "every row of the batch the same output; the dense one does not" in texts(found, "fatal")
+    assert found.effective_sparsity == 1
+    assert "no path of kept weights" in texts(found, "fatal")
 
 
 def test_outputs_that_are_sequences_are_outputs():
@@ -502,11 +503,13 @@ def test_a_mask_that_no_path_condemns_but_that_silences_the_network_is_fatal():
     assert "the same output" in texts(found, "fatal")
 
 
-def test_a_layer_no_path_is_followed_through_is_named():
+def test_grouped_convolutions_lie_on_paths_group_by_group():
     net = nn.Sequential(nn.Conv2d(2, 4, 1, groups=2), nn.Flatten(), nn.Linear(16, 2))
-    found = diagnose(net, dense(prunable(net)))
-    assert found.effective_sparsity is None
-    assert "not followed through 0.weight" in texts(found, "note")
+    mask = dense(prunable(net))
+    mask.weights["2.weight"].view(2, 4, 4)[:, 2:] = False  # nothing reads the second group
+    found = diagnose(net, mask, torch.randn(3, 2, 2, 2))
+    assert found.layers[0].effective == 2
+    assert found.layers[0].no_output == 2
 
 
 @pytest.mark.parametrize(

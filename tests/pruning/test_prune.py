@@ -162,7 +162,7 @@ def test_shared_weights_are_scored_once_and_masked_everywhere():
 
 def test_neuron_masks_silence_their_units_through_training():
     model, batch = network("conv")
-    mask = prune(model, 0.5, "magnitude", "layerwise", "neuron")
+    mask = prune(model, 0.5, "magnitude", "layerwise", "neuron", batch=batch)
     net = apply(model, mask)
     train(net, batch)
     assert zeros_hold(net, mask)

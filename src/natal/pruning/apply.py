@@ -6,7 +6,7 @@ its pruned weights are zero and stay zero, whatever loop and optimiser train it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -17,36 +17,47 @@ from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.pruning.choose import mask as choose
-from natal.pruning.choose import problem_of
+from natal.pruning.choose import mask_for, problem_of
 from natal.pruning.criteria.problem import duplicate
 from natal.pruning.grid import Granularity
 from natal.pruning.mask import Mask
 from natal.pruning.masked import mask_
 from natal.pruning.scopes import Scope
+from natal.pruning.targets import Floors, Target
 from natal.study import Recipe, one_line
 
 
 def prune(
     model: nn.Module,
-    sparsity: float = 0.9,
+    sparsity: float | None = None,
     criterion: str = "synflow",
     scope: Scope = "global",
     granularity: Granularity = "weight",
     *,
     aggregate: str = "incoming-l2",
+    reduce: str = "mean",
     control: str | None = None,
     batch: tuple[Any, Any] | None = None,
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     seed: int = 0,
     exclude: Sequence[str] = (),
+    macs: float | None = None,
+    params: float | None = None,
+    latency: float | None = None,
+    multiple_of: int = 1,
+    at_least: int | float | Mapping[str, int | float] = 1,
 ) -> Mask:
     """Return the mask that a criterion chooses for a model; the model is untouched.
 
-    ``sparsity``: share of the prunable weights (neurons, kernels, blocks) to remove. ``criterion``, ``scope``,
-    ``granularity``, ``aggregate``, ``control``: as in a study's strategies, see `natal.pruning.choose.mask`.
+    ``sparsity``: share of the prunable weights (neurons, kernels, blocks) to remove, 0.9 unless a target is given.
+    ``criterion``, ``scope``, ``granularity``, ``aggregate``, ``reduce``, ``control``: as in a study's strategies, see
+    `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
-    ``"first"``, ``"last"``. Raises NatalError, one sentence naming the argument or the layer, for what cannot
+    ``"first"``, ``"last"``. ``macs``, ``params``, ``latency``: a target instead of a sparsity, the share of the dense
+    network's multiply-adds, parameters or measured time that is left when whole neurons go; the mask's ``reached``
+    says what came out. ``multiple_of``, ``at_least``: what each group of neurons keeps, the latter a number, a share,
+    or either by group. Raises NatalError, one sentence naming the argument or the layer, for what cannot
     be done.
     """
     _check_model(model)
@@ -59,6 +70,16 @@ def prune(
         raise NatalError(f"loss must be a function of (outputs, targets), got {loss!r}")
     if not isinstance(seed, Integral):
         raise NatalError(f"seed must be an integer, got {seed!r}")
+    target = Target.given(macs, params, latency)
+    floors = Floors(multiple_of, at_least)
+    if target is not None:
+        if sparsity is not None:
+            raise NatalError(
+                f"give a sparsity or a target, not both sparsity={sparsity} and {target.of}={target.share}"
+            )
+        granularity = "neuron"
+    elif floors != Floors() and granularity != "neuron":
+        raise NatalError("multiple_of and at_least are for whole neurons; use granularity 'neuron'")
     try:
         recipe = Recipe.model_validate(
             {
@@ -67,6 +88,7 @@ def prune(
                 "scope": scope,
                 "granularity": granularity,
                 "aggregate": aggregate,
+                "reduce": reduce,
                 "control": control,
             }
         )
@@ -74,7 +96,11 @@ def prune(
         raise NatalError(one_line(error)) from None
     inputs, targets = batch if batch is not None else (None, None)
     problem = problem_of(model, seed, exclude=exclude, inputs=inputs, targets=targets, loss=loss)
-    return choose(recipe, problem, sparsity)
+    if target is not None:
+        return mask_for(recipe, problem, target, floors)
+    return choose(
+        recipe, problem, 0.9 if sparsity is None else sparsity, None if floors == Floors() else floors
+    )
 
 
 def apply(model: nn.Module, mask: Mask) -> nn.Module:

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from natal.errors import NatalError
 from natal.pruning.controls import CONTROLS
 from natal.pruning.criteria.flow import redraw
-from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, gradient, private, traits
+from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, duplicate, private, traits
+from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.grid import grid_of, two_of_four
 from natal.pruning.mask import Mask, dense, first_layer, prunable
+from natal.pruning.masked import masked
+from natal.pruning.neurons import Neurons
 from natal.pruning.select import check_sparsity, keep_highest, select, select_units
-from natal.pruning.units import Units, columns, gates, removable, remove_units, units
+from natal.pruning.targets import Floors, Target, measured, search
+from natal.pruning.targets import reached as left
 from natal.streams import uniform
 from natal.study import Recipe
 
@@ -43,7 +47,7 @@ def score(name: str, problem: Problem) -> Scores:
         return _scores(name, own)
 
 
-def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
+def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | None = None) -> Mask:
     """Return the mask a recipe chooses for a problem.
 
     Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the
@@ -56,36 +60,72 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
     keeps the mask and redraws the weights, see `natal.pruning.criteria.redraw`. For neurons: ``random-neurons``
     removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of
     weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's
-    initialisation. New weights are in the mask's ``redrawn``.
+    initialisation. New weights are in the mask's ``redrawn``. ``floors``: what every group of neurons keeps.
     """
     how = _check(recipe, problem, sparsity)
     if sparsity == 0:
-        return dense(problem.weights)
+        return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
     with private(replace(problem, sparsity=sparsity)) as own:
-        found = units(own.model, own.weights) if recipe.granularity == "neuron" else {}
-        hidden = removable(found) if found else {}
+        found = Neurons(own) if recipe.granularity == "neuron" else None
+        if found is not None and floors is not None:
+            floors.check(found.groups)
         chosen: Mask | None = None
         for turn in range(1, how.rounds + 1):
             last = turn == how.rounds
             reached = sparsity if last else 1 - (1 - sparsity) ** (turn / how.rounds)
             scores = _scores(recipe.criterion, own)
             gone = None if how.returns else chosen
-            if hidden:
-                of_units = _aggregate(recipe, scores, own, hidden)
-                ranked = _ranked(of_units, recipe, gone.units if gone else {})
+            if found is not None:
+                ranked = _ranked(found.scores(recipe, scores, own), recipe, gone.units if gone else {})
                 kept = select_units(ranked, reached, recipe.scope, last=last)
-                chosen = remove_units(own.weights, kept, found)
+                kept = kept if floors is None or not last else floors.raised(kept, ranked)
+                chosen = found.mask(own, kept)
             else:
                 chosen = Mask(_of_weights(recipe, scores, gone.weights if gone else {}, reached, last))
             if not last:
                 weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
                 own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
         assert chosen is not None
-        if recipe.control is None or recipe.control == "invert":
-            return chosen
-        if hidden:
-            return _CONTROLS[recipe.control](chosen, own, found)
-        return CONTROLS[recipe.control](chosen, own, recipe.granularity)
+        if recipe.control is not None and recipe.control != "invert":
+            if found is not None:
+                chosen = _CONTROLS[recipe.control](chosen, own, found)
+            else:
+                chosen = CONTROLS[recipe.control](chosen, own, recipe.granularity)
+        return replace(chosen, inputs=shapes_of(problem.inputs))
+
+
+def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -> Mask:
+    """Return the mask of whole neurons with the smallest sparsity that meets a target; its ``reached`` says what
+    is left."""
+    with private(problem) as own, warnings.catch_warnings():
+        found = Neurons(own)
+    floors.check(found.groups)
+    units = sum(map(len, found.groups.values()))
+    dense_time = 0.0
+
+    def candidate(sparsity: float) -> Mask:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once above
+            return mask(recipe, problem, sparsity, floors)
+
+    def shares(chosen: Mask) -> dict[str, float]:
+        return left(found.graph, problem.model, chosen.units)
+
+    def seconds(chosen: Mask) -> float:
+        from natal.pruning.compaction import compact
+
+        small = compact(masked(problem.model, chosen), chosen, example) if chosen.units else problem.model
+        return measured(duplicate(small).eval(), example) / dense_time
+
+    if target.of != "latency":
+        best = search(target, candidate, lambda chosen: shares(chosen)[target.of], units)
+        return replace(best, reached=shares(best))
+    example = problem.inputs
+    if example is None:
+        example = made_example(problem.model, "target 'latency'")
+    dense_time = measured(duplicate(problem.model).eval(), example)
+    best = search(target, candidate, seconds, units)
+    return replace(best, reached={**shares(best), "latency": seconds(best)})
 
 
 def _of_weights(
@@ -151,71 +191,38 @@ def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict
     return {name: s.masked_fill(~stays[name], -torch.inf) for name, s in signed.items()}
 
 
-def _aggregate(
-    recipe: Recipe, scores: Scores, problem: Problem, hidden: Mapping[str, Units]
-) -> dict[str, Tensor]:
-    """Return one score per unit: a norm of its weights' scores, or the loss's sensitivity to a gate on it.
-
-    ``incoming``, ``outgoing``, ``both`` say which weights, ``l1`` and ``l2`` which norm. ``gate``: |∂L/∂c_i|,
-    c_i = 1 multiplying what unit i puts out before its activation (Michel et al. 2019; Molchanov et al.
-    2019): SNIP for neurons.
-    """
-    if recipe.aggregate == "gate":
-        return {name: _gate_saliency(problem, name, unit) for name, unit in hidden.items()}
-    _check_unsigned(recipe, scores, "a neuron's")
-    side, norm = recipe.aggregate.split("-")
-    aggregated = {}
-    for name, unit in hidden.items():
-        incoming, count = scores[name].flatten(1), len(scores[name])
-        outgoing = [columns(scores[consumer], count) for consumer, _ in unit.consumers]
-        if side == "outgoing" and not outgoing:
-            raise NatalError(
-                f"aggregate {recipe.aggregate!r} needs the weights that read the units of {name!r}, "
-                "and no prunable layer does"
-            )
-        parts = {"incoming": [incoming], "outgoing": outgoing, "both": [incoming, *outgoing]}[side]
-        # norm(dim=1) is the published program's to the last bit
-        aggregated[name] = torch.cat(parts, 1).norm(p=1 if norm == "l1" else 2, dim=1)
-    return aggregated
+def _shuffle(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
+    return found.mask(problem, redraw(chosen.units, problem.stream("shuffle")))
 
 
-def _gate_saliency(problem: Problem, name: str, unit: Units) -> Tensor:
-    c = torch.ones_like(problem.weights[name].flatten(1)[:, 0]).requires_grad_()
-    parameters = problem.parameters()
-    loss = problem.loss_at(parameters | gates(unit, name, parameters, c))
-    return gradient(loss, {name: c})[name].abs().detach()
-
-
-def _shuffle(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
-    return remove_units(problem.initial, redraw(chosen.units, problem.stream("shuffle")), found)
-
-
-def _random_neurons(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _random_neurons(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     generator = problem.stream("random-neurons")
     draws = {n: uniform(k.shape, generator).to(k.device) for n, k in chosen.units.items()}
     return _with_units(draws, chosen, problem, found)
 
 
-def _highest_norm(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
-    norms = {name: -problem.initial[name].flatten(1).norm(dim=1) for name in chosen.units}
+def _highest_norm(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
+    by_norm = Recipe(name="norm", criterion="magnitude", granularity="neuron")
+    sizes = {name: w.abs() for name, w in problem.initial.items()}
+    norms = {name: -found.score(by_norm, sizes, found.groups[name]) for name in chosen.units}
     return _with_units(norms, chosen, problem, found)
 
 
-def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _with_units(scores: Scores, chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     """Keep as many units of each layer as ``chosen`` does, but those with the highest of these scores."""
     kept = {name: _best(scores[name], int(stay.sum())) for name, stay in chosen.units.items()}
-    return remove_units(problem.initial, kept, found)
+    return found.mask(problem, kept)
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
     return keep_highest({"": scores}, scores.numel() - count)[""]
 
 
-def _reinit(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _reinit(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     return replace(chosen, redrawn=redraw(problem.initial, problem.stream("reinit")))
 
 
-def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) -> Mask:
+def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     """Draw U(±1/√fan_in) with the fan-in that is left, as PyTorch's linear and convolution layers of that
     width do."""
     generator = problem.stream("fresh-narrow")
@@ -230,7 +237,7 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Mapping[str, Units]) ->
     return replace(chosen, redrawn=redrawn)
 
 
-_CONTROLS: dict[str, Callable[[Mask, Problem, Mapping[str, Units]], Mask]] = {
+_CONTROLS: dict[str, Callable[[Mask, Problem, Neurons], Mask]] = {
     "shuffle": _shuffle,
     "reinit": _reinit,
     "random-neurons": _random_neurons,
@@ -251,6 +258,8 @@ def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     neurons = recipe.granularity == "neuron"
     if not neurons and control in ("random-neurons", "highest-norm", "fresh-narrow"):
         raise NatalError(f"control {control!r} is for whole neurons; use granularity 'neuron'")
+    if not neurons and recipe.reduce != "mean":
+        raise NatalError(f"reduce {recipe.reduce!r} is for whole neurons; use granularity 'neuron'")
     if neurons and control == "quota-random":
         raise NatalError("control 'quota-random' is for single weights; for neurons use 'random-neurons'")
     in_groups = recipe.granularity not in ("weight", "neuron", "2:4")

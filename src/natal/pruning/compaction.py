@@ -2,346 +2,503 @@
 
 `compact` keeps the *function*: it also removes units that have become constant, folding what they contributed
 into the next layer's bias. `compact_training` keeps the *training*: it removes only what never receives or
-passes on a gradient, and takes the optimiser's state along. `savings` measures what was won. A unit is a
-linear neuron or a convolution channel; single weights inside a kept unit stay as zeros, which no dense kernel
-can exploit.
+passes on a gradient, and takes the optimiser's state along. Units go in the groups that `natal.pruning.graph` finds;
+single weights inside a kept unit stay as zeros, which no dense kernel can exploit.
 """
 
 from __future__ import annotations
 
 import copy
-import statistics
-import time
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
-from natal.pruning.flow import (
-    BATCH_NORMS,
-    CONVOLUTIONS,
-    Convolution,
-    Example,
-    Flow,
-    Layer,
-    arguments,
-    first_line,
-    trace,
-)
+from natal.pruning.graph.capture import Example, arguments, made_example, rows_of
+from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
+from natal.pruning.graph.reader import axes_of
+from natal.pruning.graph.units import Graph, read
 from natal.pruning.mask import Mask
 from natal.pruning.masked import masked
 
 M = TypeVar("M", bound=nn.Module)
-T = TypeVar("T")
 
 
-def compact(model: M, mask: Mask, example: Example | None = None) -> M:
+def compact(model: M, mask: Mask, example: Example | None = None, *, renormalise: bool = False) -> M:
     """Return the smaller plain module computing what ``model`` computes under ``mask``, in its present mode.
 
     A unit goes if it has no kept outgoing weight, or if it is constant (no path from the input) and every
-    reader can fold the constant into its bias; a layer made without a bias gains one if it must. Folding is
-    exact or it is not done: units before a zero-padded convolution go only if they are zero there, units
-    before batch norm are folded only in evaluation mode. Call ``model.eval()`` first to deploy; to train on,
-    use `compact_training`.
+    reader can fold the constant into its bias; a layer made without a bias gains one if it must. Units that are
+    added, concatenated, multiplied or otherwise tied go together or not at all. Folding is exact or it is not done:
+    units before a zero-padded convolution go only if they are zero there, units before batch norm are folded
+    only in evaluation mode. Call ``model.eval()`` first to deploy; to train on, use `compact_training`.
 
-    ``model`` may be the network as initialised, what `natal.apply` made of it, trained or not, or one pruned
-    by ``torch.nn.utils.prune``; see `natal.pruning.flow.unmasked`. It is read with ``torch.fx``, never changed.
-    Understood: linear layers, convolutions (ungrouped or depthwise), batch norm, pointwise activations,
-    pooling, dropout, flatten, concatenation, additions (units tied by an addition go together or not at all).
-    Every other operation keeps the full width of what it touches; where that keeps a constant unit in place,
-    one UserWarning names each operation. If nothing can go, the result is an equal copy. Inputs are taken to
-    be (rows, features) or (rows, channels, positions...); give an ``example`` input (a tensor, or a tuple of
-    arguments) if they are not, and the two networks are also compared on it. Raises NatalError if the mask
-    does not fit the model or ``torch.fx`` cannot follow its forward pass.
+    ``model`` may be the network as initialised, what `natal.apply` made of it, trained or not, or one pruned by
+    ``torch.nn.utils.prune``. It is run once, never changed; ``example`` is what it is called with (a tensor, a tuple
+    of arguments, a mapping of named ones), needed unless the mask knows the shapes or the model begins with a linear
+    layer. The result is the caller's own kind of module with smaller layers. It is compared with the masked network,
+    in float64 at two batch sizes; where a group of units cannot be cut, because the model's own code states its
+    size, it stays whole and one UserWarning names it. Norms over units divide by the old width still, in a small
+    module of natal's; ``renormalise=True`` leaves plain ones, and with them another function. Raises NatalError if the
+    mask does not fit the model or the model cannot be run.
     """
-    small, _ = _shrink(model, mask, example, training=False)
+    small: M = shrink(model, mask, example, training=False, renormalise=renormalise).model
     return small
 
 
-class Compacted(NamedTuple):
-    """A smaller network with what is needed to train it on.
-
-    ``model``: the network. ``mask``: its mask, cut to size; keep applying it. ``optimizer``: the optimiser
-    over its parameters with the state cut to size, or None if none was given.
-    """
-
-    model: nn.Module
-    mask: Mask
-    optimizer: Optimizer | None
-
-
-def compact_training(
-    model: nn.Module, mask: Mask, optimizer: Optimizer | None = None, example: Example | None = None
-) -> Compacted:
-    """Return the smaller network that trains like ``model`` under ``mask``: the same losses, step for step.
-
-    Only units that training can never wake are removed: those with no kept outgoing weight, and those
-    that are zero and stay zero because their bias is masked or absent too. A unit with a kept bias stays,
-    since its bias learns. Whatever the optimiser holds per parameter (momentum, Adam's moments) is cut
-    with the parameter; ``optimizer`` and ``model`` themselves are left alone. The promise holds for
-    optimisers that treat every number alone, as SGD and Adam do, and for networks without dropout, which
-    draws other numbers on another width. Raises NatalError as `compact` does, or if the optimiser holds a
-    tensor that is not a parameter of the model.
-    """
-    small, cuts = _shrink(model, mask, example, training=True)
-    parts = ({name: cuts.apply(name, t) for name, t in part.items()} for part in (mask.weights, mask.biases))
-    smaller = None if optimizer is None else _shrink_optimizer(optimizer, model, small, cuts)
-    return Compacted(small, Mask(*parts), smaller)
-
-
 @dataclass
-class _Cuts:
-    """Which rows and columns of which parameter or buffer stay; those not named stay whole."""
+class Shrunk:
+    """A smaller network and what was cut of each parameter and buffer: per axis, which entries stay."""
 
-    kept: dict[str, tuple[Tensor, Tensor | None]]
+    model: Any
+    kept: Mapping[str, Sequence[Tensor]]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
-    def apply(self, name: str, tensor: Tensor) -> Tensor:
-        rows, columns = self.kept.get(name, (None, None))
-        for axis, stays in enumerate((rows, columns)):
-            if stays is not None and not stays.all():
-                tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
-        return tensor
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what is left of a tensor in the shape of a parameter."""
+        return cut(tensor, self.kept.get(self.aliases.get(name, name), ()))
 
 
-def _shrink(model: M, mask: Mask, example: Example | None, training: bool) -> tuple[M, _Cuts]:
-    small = masked(model, mask)
-    flow = trace(small, mask, example, training)
-    if flow.obstacles:
+def cut(tensor: Tensor, kept: Sequence[Tensor]) -> Tensor:
+    """Return a tensor without the entries along each axis that do not stay."""
+    for axis, stays in enumerate(kept):
+        if not stays.all():
+            tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
+    return tensor
+
+
+def example_for(model: nn.Module, mask: Mask, example: Example | None, purpose: str) -> Example:
+    """Return the example given, or one of the shapes that the mask knows, or one for a first linear layer."""
+    if example is not None:
+        return example
+    if mask.inputs:
+        return made_of_shapes(mask.inputs, model)
+    return made_example(model, purpose)
+
+
+def made_of_shapes(inputs: Mapping[str, Any], model: nn.Module) -> Example:
+    """Return random inputs of recorded shapes; whole numbers are 0 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def made(entry: Any) -> Any:
+        if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
+            return entry
+        dtype = getattr(torch, entry[0])
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(tuple(entry[1]), generator=generator, dtype=dtype).to(device)
+        return torch.randint(2, tuple(entry[1]), generator=generator).to(device, dtype)
+
+    if all(name.isdigit() for name in inputs):
+        return tuple(made(inputs[name]) for name in sorted(inputs, key=int))
+    return {name: made(entry) for name, entry in inputs.items()}
+
+
+def shrink(
+    model: nn.Module, mask: Mask, example: Example | None, *, training: bool, renormalise: bool = False
+) -> Shrunk:
+    """Return the smaller network; see `compact` and `natal.compact_training`."""
+    whole = masked(model, mask)
+    example = example_for(whole, mask, example, "compact")
+    graph = read(whole, example, mask.items(), training)
+    trials = _Trials(whole, mask, graph, example, training, renormalise)
+    needed = trials.best(graph.needed())
+    small = trials.build(needed)
+    _complain(graph, trials)
+    return small
+
+
+class _Trials:
+    """Builds smaller networks and finds the largest set of groups whose removal leaves the function alone."""
+
+    def __init__(
+        self, whole: nn.Module, mask: Mask, graph: Graph, example: Example, training: bool, renormalise: bool
+    ) -> None:
+        self.whole, self.mask, self.graph, self.example = whole, mask, graph, example
+        self.training, self.renormalise = training, renormalise
+        self.refused: dict[str, str] = {}
+        self.error = ""
+        self.renamed = False
+        self.judge = _Judge(whole, example, whole.training, renormalise)
+
+    def best(self, needed: Tensor) -> Tensor:
+        """Return which classes stay, once every group whose removal fails is kept whole."""
+        root = self.graph.root
+        units = root.unique().tolist()  # type: ignore[no-untyped-call]
+        staying = [unit for unit in units if needed[unit]]
+        going = [unit for unit in units if not needed[unit]]
+        if not going:
+            return needed
+        groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        for unit in going:
+            groups.setdefault(self.graph.touches[unit], []).append(unit)
+        if self.works(needed):
+            return needed
+        self.renamed = True
+        if self.works(needed):
+            return needed
+        by_kind: dict[str, list[tuple[tuple[str, int], ...]]] = {}
+        for key in groups:
+            kind = " ".join(re.sub(r"\d+", "N", f"{name}/{axis}") for name, axis in key)
+            by_kind.setdefault(kind, []).append(key)
+        good: list[tuple[tuple[str, int], ...]] = []
+
+        def keeping(keys: Iterable[tuple[tuple[str, int], ...]]) -> Tensor:
+            allowed = {unit for key in keys for unit in groups[key]}
+            return self.graph.needed([*staying, *(unit for unit in going if unit not in allowed)])
+
+        def add(keys: list[tuple[tuple[str, int], ...]], deep: bool) -> None:
+            for renamed in (False, True):
+                self.renamed = renamed
+                if self.works(keeping([*good, *keys])):
+                    good.extend(keys)
+                    return
+            if len(keys) == 1:
+                self.refused[_named(keys[0])] = self.error
+            elif deep:
+                middle = len(keys) // 2
+                add(keys[:middle], deep)
+                add(keys[middle:], deep)
+
+        for keys in by_kind.values():
+            add(keys, deep=True)
+        return keeping(good)
+
+    def works(self, needed: Tensor) -> bool:
+        """Return whether a network with these classes can be built and computes the same."""
+        try:
+            small = self.build(needed, self.judge.whole).model
+            self.error = self.judge.differs(small)
+        except Exception as error:  # whatever the caller's code raises on another width
+            self.error = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return not self.error
+
+    def build(self, needed: Tensor, whole: nn.Module | None = None) -> Shrunk:
+        """Return the network in which only these classes are left."""
+        if whole is None:
+            small = copy.deepcopy(self.whole)
+        else:  # a trial shares what is not cut
+            small = copy.deepcopy(whole, {id(t): t for t in [*whole.parameters(), *whole.buffers()]})
+        kept: dict[str, Sequence[Tensor]] = dict(self.graph.kept(needed))
+        modules = dict(small.named_modules())
+        with torch.no_grad():
+            for step in self.graph.found.steps:
+                if step.module and step.kept is not None and not step.zero_only:
+                    _fold(modules[step.module], step, self.graph, needed, kept)
+            _norms(small, self.graph, needed, kept, self.renormalise)
+            _cut(small, kept)
+        _declare(small, self.graph, kept)
+        _attention(small)
+        if self.renamed:
+            _rename(small, self.graph, needed)
+        aliases = {alias: first for first, names in _names(self.whole).items() for alias in names}
+        return Shrunk(small, kept, aliases)
+
+
+def _named(key: Sequence[tuple[str, int]]) -> str:
+    return next((name for name, axis in key if axis == 0), key[0][0])
+
+
+def _complain(graph: Graph, trials: _Trials) -> None:
+    """Name in one warning what stays although the mask leaves nothing of it."""
+    told = {f"{name!r}": why for name, why in trials.refused.items()}
+    for name, axis in graph.found.rows.items():
+        kept = trials.mask.items().get(name)
+        if kept is None or axis >= kept.ndim or kept.movedim(axis, 0).flatten(1).any(1).all():
+            continue
+        gone = ~kept.movedim(axis, 0).flatten(1).any(1).cpu()
+        if (graph.along(name, axis)[gone] == graph.fixed).any():
+            why = graph.reason(name, axis)
+            if why and why != "output":
+                told.setdefault(f"{name!r}", why)
+    needed = graph.needed()
+    for step in graph.found.steps:
+        read = needed[graph.root[step.reads]] & (step.value.isfinite() & ~step.foldable())
+        if not step.weight and step.module and not trials.training and read.any():
+            told.setdefault(f"{step.module!r}", "it runs over units, so that a constant one counts")
+    if told:
         warnings.warn(
-            f"constant units of this {type(model).__name__} stay in place, because of "
-            + "; ".join(f"{name}: {why}" for name, why in flow.obstacles.items()),
-            stacklevel=3,
+            f"constant units of this {type(trials.whole).__name__} stay in place, because of "
+            + "; ".join(f"{name}: {why}" for name, why in told.items()),
+            stacklevel=4,
         )
-    whole = copy.deepcopy(small) if example is not None else None
-    needed = flow.needed()
-    cuts = _plan(flow, needed)
-    modules = dict(small.named_modules())
-    with torch.no_grad():
-        for layer in flow.layers:
-            _fold(modules[layer.name], layer, needed)
-        _cut(small, cuts)
-    for layer in flow.layers:
-        _declare(modules[layer.name])
-    for name, _, _ in flow.channelwise:
-        _declare(modules[name])
-    if whole is not None and example is not None:
-        _compare(whole, small, example)
-    return small, cuts
 
 
-def _plan(flow: Flow, needed: Tensor) -> _Cuts:
-    kept: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for layer in flow.layers:
-        rows = needed[layer.units]
-        kept[f"{layer.name}.weight"] = rows, None if layer.incoming is None else needed[layer.incoming.units]
-        kept[f"{layer.name}.bias"] = rows, None
-    for name, signal, _ in flow.channelwise:
-        for entry in ("weight", "bias", "running_mean", "running_var"):
-            kept[f"{name}.{entry}"] = needed[signal.units], None
-    return _Cuts(kept)
+class _Judge:
+    """Compares a smaller network with the masked one, in double precision, at two batch sizes."""
+
+    def __init__(self, whole: nn.Module, example: Example, training: bool, renormalise: bool) -> None:
+        self.examples = [_double(rows_of(example, 2)), _lively(_double(rows_of(example, 3)))]
+        self.renormalise = renormalise
+        self.modes = [False, True] if training else [False]
+        self.flags = _flags(whole)
+        self.whole = _precise(whole)
+        self.answers = {
+            (mode, k, flag): self._run(self.whole, mode, k, flag)
+            for mode in self.modes
+            for k in range(len(self.examples))
+            for flag in (None, *self.flags)
+        }
+
+    def differs(self, small: nn.Module) -> str:
+        """Return how the smaller network, in double precision too, differs, or ""."""
+        for (mode, k, flag), before in self.answers.items():
+            if isinstance(before, str):
+                continue
+            after = self._run(small, mode, k, flag)
+            if isinstance(after, str):
+                return after
+            if self.renormalise:
+                continue
+            if len(after) != len(before):
+                return "it returns another number of tensors"
+            for a, b in zip(before, after, strict=True):
+                if a.shape != b.shape:
+                    return f"an output has shape {tuple(b.shape)}, not {tuple(a.shape)}"
+                if not a.is_floating_point() and not a.is_complex():
+                    continue
+                tolerance = (
+                    1e-9 if a.dtype in (torch.float64, torch.complex128) else torch.finfo(a.dtype).eps ** 0.5
+                )
+                size = a[a.isfinite()].abs().max() if a.isfinite().any() else 0.0
+                if not (((a - b).abs() <= tolerance * (1 + size)) | (a == b) | (a.isnan() & b.isnan())).all():
+                    return "the smaller network computes something else" + (f" with {flag}" if flag else "")
+        return ""
+
+    def _run(self, net: nn.Module, training: bool, k: int, flag: str | None) -> list[Tensor] | str:
+        modes = {module: module.training for module in net.modules()}
+        buffers = {buffer: buffer.clone() for buffer in net.buffers()}
+        net.train(training)
+        for module in net.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        args, kwargs = arguments(self.examples[k])
+        if flag is not None:
+            name, _, value = flag.partition("=")
+            kwargs = {**kwargs, name: value == "True"}
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, kwargs))
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.default_generator.manual_seed(0)
+                result = net(*args, **kwargs)
+        except Exception as error:
+            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+        return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
-def _fold(module: nn.Module, layer: Layer, needed: Tensor) -> None:
+def _flags(model: nn.Module) -> list[str]:
+    """Return the other values of the boolean arguments of a model's forward pass, which decide what it does."""
+    import inspect
+
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [f"{p.name}={not p.default}" for p in parameters if isinstance(p.default, bool)]
+
+
+def _precise(net: nn.Module) -> nn.Module:
+    net = copy.deepcopy(net)
+    # a complex parameter would lose its imaginary part
+    for module in net.modules():
+        for store in (module._parameters, module._buffers):
+            for tensor in store.values():
+                if tensor is not None:
+                    with torch.no_grad():
+                        tensor.data = _wide(tensor.data)
+    return net
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _double(example: Example) -> Example:
+    args: Any
+    kwargs: Any
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: _wide(t.detach()), arguments(example))
+    both: Example = kwargs or args
+    return both
+
+
+def _lively(example: Example) -> Example:
+    """Return an example with noise on its numbers, for what is given may be all zeros."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(t: Tensor) -> Tensor:
+        if not t.is_floating_point() and not t.is_complex():
+            return t
+        return t + torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
+
+    args: Any
+    kwargs: Any
+    args, kwargs = pytree.tree_map_only(Tensor, noisy, arguments(example))
+    both: Example = kwargs or args
+    return both
+
+
+# --- cutting --------------------------------------------------------------------------------------------------
+
+
+def _names(model: nn.Module) -> dict[str, list[str]]:
+    """Return all names of every parameter and buffer, by its first."""
+    names: dict[str, list[str]] = {}
+    first: dict[int, str] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        names.setdefault(first.setdefault(id(tensor), name), []).append(name)
+    return names
+
+
+def _fold(
+    module: nn.Module, step: Any, graph: Graph, needed: Tensor, kept: dict[str, Sequence[Tensor]]
+) -> None:
     """Add to the bias what the inputs about to go contribute: gain @ value, zero for those nobody reads."""
-    assert isinstance(module, nn.Linear | Convolution)
-    if layer.incoming is None:
+    going = ~needed[graph.root[step.reads]] & step.foldable() & (step.value != 0)
+    constant = torch.where(step.kept[:, going], step.gain[:, going], 0) @ step.value[going].to(
+        step.gain.dtype
+    )
+    stays = needed[graph.root[step.writes]]
+    if not constant[stays].any():
         return
-    going = ~needed[layer.incoming.units] & layer.foldable()
-    constant = layer.gain[:, going] @ layer.incoming.value[going]
-    if not constant[needed[layer.units]].any():
-        return
-    weight = module.weight
+    weight: Any = module.weight
     if module.bias is None:
         module.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
-    module.bias.copy_(module.bias.double() + constant.to(weight.device))
+        kept[f"{step.module}.bias"] = [stays]
+    bias: Any = module.bias
+    folded = (bias.to(constant.dtype).cpu() + constant).to(bias)
+    module.bias = nn.Parameter(folded, requires_grad=bias.requires_grad)
 
 
-def _cut(model: nn.Module, cuts: _Cuts) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        smaller = cuts.apply(name, tensor)
-        if smaller is not tensor:
+def _norms(
+    small: nn.Module, graph: Graph, needed: Tensor, kept: dict[str, Sequence[Tensor]], renormalise: bool
+) -> None:
+    """Put norms whose units go into modules that divide by the old width still."""
+    if renormalise:
+        return
+    for name, (axis, atoms) in graph.found.norms.items():
+        stays = needed[graph.root[atoms]]
+        if stays.all():
+            continue
+        owner, _, leaf = name.rpartition(".")
+        module: Any = small.get_submodule(name)
+        if type(module) is nn.LayerNorm and axis == -1 and len(module.normalized_shape) == 1:
+            module.__class__ = LayerNorm
+            module.__dict__["width"] = module.normalized_shape[0]
+            continue
+        for entry in [n for n, _ in [*module.named_parameters(), *module.named_buffers()]]:
+            kept.pop(f"{name}.{entry}", None)
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        setattr(small.get_submodule(owner), leaf, Widened(module, stays.to(device), axis))
+
+
+def _attention(small: nn.Module) -> None:
+    """Let attention whose parts are no longer of one width know what is left of it."""
+    module: Any
+    for module in small.modules():
+        if type(module) in (nn.MultiheadAttention, MultiheadAttention):
+            out: nn.Linear = module.out_proj
+            head = module.head_dim
+            if (module.embed_dim, module.embed_dim) == tuple(out.weight.shape):
+                continue
+            extra = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn
+            if extra or out.weight.shape[1] % head:
+                continue  # its own forward will refuse, and what cannot be cut stays
+            module.__class__ = MultiheadAttention
+            module.embed_dim, module.num_heads = out.weight.shape[0], out.weight.shape[1] // head
+    for module in small.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            exact = (module.self_attn, module.norm1, module.norm2)
+            if any(isinstance(m, LayerNorm | MultiheadAttention | Widened) for m in exact):
+                module.activation_relu_or_gelu = 0  # its fused kernel would read their weights, not call them
+
+
+def _cut(small: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> None:
+    for first, names in _names(small).items():
+        if first not in kept:
+            continue
+        owner, _, entry = first.rpartition(".")
+        tensor: Any = getattr(small.get_submodule(owner), entry)
+        smaller = cut(tensor, kept[first])
+        if smaller is tensor:
+            continue
+        if isinstance(tensor, nn.Parameter):
+            smaller = nn.Parameter(smaller.detach().clone(), requires_grad=tensor.requires_grad)
+        for name in names:
             owner, _, entry = name.rpartition(".")
-            if isinstance(tensor, nn.Parameter):
-                smaller = nn.Parameter(smaller.clone(), requires_grad=tensor.requires_grad)
-            setattr(model.get_submodule(owner), entry, smaller)
+            setattr(small.get_submodule(owner), entry, smaller)
 
 
-def _declare(module: nn.Module) -> None:
-    """Make the sizes a module states agree with its parameters."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, CONVOLUTIONS):
-        if module.groups > 1:  # depthwise
-            module.groups = len(module.weight)
-        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-    elif isinstance(module, BATCH_NORMS):
-        for entry in (module.weight, module.running_mean):
-            module.num_features = module.num_features if entry is None else len(entry)
+def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]]) -> None:
+    """Make the sizes that modules state agree with their parameters."""
+    module: Any
+    for name, module in small.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            out, fan = module.weight.shape[:2]
+            if module.transposed:
+                out, fan = fan * module.groups, out
+                module.out_channels, module.in_channels = out, fan
+                continue
+            if f"{prefix}weight" in graph.found.by_group:
+                module.groups = module.groups * out // module.out_channels
+            module.out_channels, module.in_channels = out, fan * module.groups
+        elif isinstance(module, nn.Embedding):
+            module.embedding_dim = module.weight.shape[1]
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = len(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            if module.weight is not None and len(module.normalized_shape) == 1:
+                module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, nn.RMSNorm):
+            if module.weight is not None:
+                module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            for entry in (module.weight, module.running_mean):
+                module.num_features = module.num_features if entry is None else len(entry)
+        elif isinstance(module, nn.GroupNorm):
+            if module.weight is not None:
+                module.num_channels = len(module.weight)
+        elif isinstance(module, nn.RNNBase):
+            module.input_size = small.get_parameter(f"{prefix}weight_ih_l0").shape[1]
+            module.flatten_parameters()
 
 
-def _compare(whole: nn.Module, small: nn.Module, example: Example) -> None:
-    """Raise NatalError unless both networks agree on the example, in evaluation mode."""
-    with torch.no_grad(), torch.random.fork_rng():
-        before, after = (
-            [
-                t
-                for t in pytree.tree_leaves(copy.deepcopy(net).eval()(*arguments(example)))
-                if isinstance(t, Tensor)
-            ]
-            for net in (whole, small)
-        )
-    for a, b in zip(before, after, strict=True):
-        tolerance = torch.finfo(a.dtype).eps ** 0.5 if a.is_floating_point() else 0
-        if a.shape != b.shape or (a - b).abs().max() > tolerance * (1 + a.abs().max()):
-            raise NatalError(
-                f"the smaller {type(whole).__name__} does not agree with the masked one on the example; "
-                "this is natal's mistake, please report it"
-            )
+def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
+    """Let the numbers by which modules name their widths, such as a number of heads, follow the cut."""
+    modules = dict(small.named_modules())
+    for name, layers in graph.found.passing.items():
+        module = modules.get(name)
+        if module is None or type(module).__module__.startswith("torch.nn."):
+            continue
+        sizes: dict[int, int] = {}
+        for layer in layers:
+            stays = needed[graph.root[layer]]
+            for axis in axes_of(layer):
+                across = [a for a in range(layer.ndim) if a != axis]
+                left = int((stays.any(dim=across) if across else stays).sum())
+                if left != layer.shape[axis]:
+                    sizes[layer.shape[axis]] = left
+        for attribute, value in vars(module).items():
+            if isinstance(value, int) and not isinstance(value, bool) and value in sizes:
+                setattr(module, attribute, sizes[value])
 
 
-def _shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, cuts: _Cuts) -> Optimizer:
-    if not isinstance(optimizer, Optimizer):
-        raise NatalError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    own = dict(small.named_parameters())
-    names = {
-        id(parameter): name if name in own else name.removesuffix("_orig")  # torch.nn.utils.prune's name
-        for name, parameter in model.named_parameters()
-    }
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(id(parameter) not in names for parameter in held):
-        raise NatalError(
-            f"the optimizer holds a tensor that is no parameter of this {type(model).__name__}; "
-            "make it with optimizer(model.parameters())"
-        )
-    # deepcopy, told that the small parameters are the copies of the large ones: works for any optimiser class
-    smaller = copy.deepcopy(optimizer, {id(p): small.get_parameter(names[id(p)]) for p in held})
-    for parameter in held:
-        name = names[id(parameter)]
-        state = smaller.state.get(small.get_parameter(name), {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = cuts.apply(name, value)
-    return smaller
-
-
-@dataclass(frozen=True)
-class Savings:
-    """What a smaller network saves; every pair is (before, after), and ``str()`` prints the table.
-
-    ``parameters``: their number. ``multiply_adds``: of linear and convolution layers, for one row of input.
-    ``seconds``: median time of one forward pass of the example. ``layers``: by name, ((parameters before,
-    after), (multiply-adds before, after)). ``rows``: in the example.
-    """
-
-    parameters: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    seconds: tuple[float, float]
-    layers: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]
-    rows: int
-
-    def __str__(self) -> str:
-        lines = [("", "parameters", "", "multiply-adds", "")]
-        for name, (parameters, work) in [
-            *self.layers.items(),
-            ("total", (self.parameters, self.multiply_adds)),
-        ]:
-            lines.append((name, *_pair(parameters), *_pair(work)))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        table = [
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
-        before, after = self.seconds
-        table.append(
-            f"forward pass of {self.rows} rows: {before * 1e3:.3f} ms -> {after * 1e3:.3f} ms, "
-            f"{before / after:.2f} times as fast"
-        )
-        return "\n".join(line.rstrip() for line in table)
-
-
-def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int = 30) -> Savings:
-    """Count and time two networks on ``example``, in evaluation mode, without changing them.
-
-    Multiply-adds are counted from the shapes that linear and convolution modules see. Latency is the median
-    of ``repeats`` runs each, taken in turn so that a busy machine slows both alike. Raises NatalError if
-    ``repeats`` is below 1 or a network cannot be run on the example.
-    """
-    if repeats < 1:
-        raise NatalError(f"repeats must be at least 1, got {repeats}")
-    nets = [copy.deepcopy(net).eval() for net in (before, after)]
-    inputs = arguments(example)
-    rows = len(next(a for a in inputs if isinstance(a, Tensor)))
-    work = [_multiply_adds(net, inputs) for net in nets]
-    sizes = [
-        {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in w}
-        for net, w in zip(nets, work, strict=True)
-    ]
-    times: list[list[float]] = [[], []]
-    with torch.inference_mode():
-        for _ in range(repeats + 1):
-            for net, taken in zip(nets, times, strict=True):
-                _synchronize(inputs)
-                start = time.perf_counter()
-                net(*inputs)
-                _synchronize(inputs)
-                taken.append(time.perf_counter() - start)
-    return Savings(
-        parameters=_both(sum(p.numel() for p in net.parameters()) for net in nets),
-        multiply_adds=_both(sum(w.values()) // rows for w in work),
-        seconds=_both(statistics.median(taken[1:]) for taken in times),  # the first run warms up
-        layers={
-            name: (_both(size.get(name, 0) for size in sizes), _both(w.get(name, 0) // rows for w in work))
-            for name in {**work[0], **work[1]}
-        },
-        rows=rows,
-    )
-
-
-def _multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
-    counted: dict[str, int] = {}
-
-    def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            assert isinstance(module.weight, Tensor)
-            counted[name] = counted.get(name, 0) + output.numel() * module.weight[0].numel()
-
-        return hook
-
-    named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Convolution)]
-    hooks = [module.register_forward_hook(count(name)) for name, module in named]
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    except Exception as error:
-        raise NatalError(
-            f"{type(model).__name__} cannot be run on the example: {first_line(error)}"
-        ) from error
-    for hook in hooks:
-        hook.remove()
-    return counted
-
-
-def _synchronize(inputs: tuple[Any, ...]) -> None:
-    if any(isinstance(a, Tensor) and a.is_cuda for a in inputs):
-        torch.cuda.synchronize()
-
-
-def _both(values: Iterable[T]) -> tuple[T, T]:
-    before, after = values
-    return before, after
-
-
-def _pair(pair: tuple[int, int]) -> tuple[str, str]:
-    before, after = pair
-    return f"{before:,} -> {after:,}", f"{100 * (1 - after / before):.1f} % less" if before else ""
+__all__ = ["NatalError", "Shrunk", "compact", "cut", "example_for", "made_of_shapes", "shrink"]

@@ -20,7 +20,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.pruning.flow import POINTWISE, Example, first_line, trace
+from natal.pruning.graph.capture import Example, capture, first_line, made_example
+from natal.pruning.graph.paths import paths as walk
+from natal.pruning.graph.units import read
 from natal.pruning.mask import Mask
 from natal.pruning.masked import check, masked, remove, unmasked
 
@@ -186,11 +188,6 @@ def diagnose(
     effective = None
     if layers and all(layer.effective is not None for layer in layers):
         effective = 1 - sum(layer.effective or 0 for layer in layers) / mask.total
-    elif paths:
-        unseen = ", ".join(layer.name for layer in layers if layer.effective is None)
-        findings.append(
-            Finding("note", f"paths were not followed through {unseen}, so effective sparsity is unknown")
-        )
     outputs = {name for name, path in paths.items() if path.outputs}
     findings += _judge(layers, mask, effective, constant, requested, outputs)
     collapses_at = None
@@ -218,9 +215,8 @@ def effective(mask: Mask, model: nn.Module | None = None, example: Example | Non
 
     Its ``sparsity`` is the effective sparsity (Vysogorets & Kempe 2023); a bias starts no path. Without
     ``model`` the mask must be that of a chain of linear layers in order, matrices (out, in). With it, any
-    model `natal.compact` can follow; what it does not understand counts as letting every path through, and
-    layers there are left as they are. Raises NatalError if the mask is no such chain, or does not fit the
-    model.
+    model that runs on ``example``; what is not understood counts as letting every path through. Raises NatalError
+    if the mask is no such chain, or does not fit the model.
     """
     if model is None:
         paths = _chain(mask.weights)
@@ -271,22 +267,22 @@ def _sparsity_removing(k: int, n: int) -> float:
 class _Path(NamedTuple):
     """Where paths meet a layer: (in,) reached from the input; (out,) reached; (out,) leading to an output.
 
-    ``outputs``: whether the layer's units are the model's outputs.
+    ``outputs``: whether the layer's units are the model's outputs. ``on``: in the weight's shape, which weights a
+    path could use, where it is not every one from a reached input to a unit that leads on.
     """
 
     into: Tensor
     reached: Tensor
     leads: Tensor
     outputs: bool = False
-    depthwise: bool = False
+    on: Tensor | None = None
 
     def through(self, kept: Tensor) -> Tensor:
         """Return the kept weights that lie on a path."""
-        shape = (-1, *[1] * (kept.ndim - 2))
+        if self.on is not None:
+            return kept & self.on.to(kept.device)
         leads, into = self.leads.to(kept.device), self.into.to(kept.device)
-        if self.depthwise:
-            return kept & (leads & into).view(-1, 1, *shape[1:])
-        return kept & leads.view(-1, 1, *shape[1:]) & into.view(shape)
+        return kept & leads[:, None] & into
 
 
 def _chain(weights: Mapping[str, Tensor]) -> dict[str, _Path]:
@@ -312,13 +308,17 @@ def _chain(weights: Mapping[str, Tensor]) -> dict[str, _Path]:
     }
 
 
-PLAIN: tuple[type[nn.Module], ...] = (*POINTWISE, nn.BatchNorm1d, nn.Dropout)
+PLAIN: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid,
+    nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid,
+    nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.Identity, nn.BatchNorm1d, nn.Dropout,
+)  # fmt: skip
 """Modules between linear layers that neither join nor cut paths."""
 
 
 def _paths(model: nn.Module, mask: Mask, example: Example | None) -> dict[str, _Path]:
     if type(model) is nn.Sequential and all(type(m) is nn.Linear or type(m) in PLAIN for m in model):
-        # what torch.fx would find, some forty times as fast: a study diagnoses every network it trains
+        # what the graph would find, some forty times as fast: a study diagnoses every network it trains
         linear = {
             f"{name}.weight": m.weight for name, m in model.named_children() if isinstance(m, nn.Linear)
         }
@@ -330,24 +330,24 @@ def _paths(model: nn.Module, mask: Mask, example: Example | None) -> dict[str, _
             return _chain(
                 {n: mask.weights.get(n, torch.ones_like(w, dtype=torch.bool)) for n, w in linear.items()}
             )
-    flow = trace(masked(model, mask), mask, example)
-    leads, outputs = flow.reaching(), torch.zeros(flow.count, dtype=torch.bool)
-    for units in flow.outputs:
-        outputs[units] = True
+    silent = masked(model, mask).eval()
+    if example is None:
+        example = made_example(silent, "paths through the network")
+    tape = capture(silent, example)
+    found = walk(silent, tape, mask.items())
+    graph = read(silent, example)
     paths = {}
-    for layer in flow.layers:
-        into = (
-            torch.ones(layer.kept.shape[1], dtype=torch.bool)
-            if layer.incoming is None
-            else layer.incoming.reached
-        )
-        ends = bool(outputs[layer.units].any())
-        paths[f"{layer.name}.weight"] = _Path(into, layer.reached, leads[layer.units], ends)
-    for name, signal, units in flow.channelwise:
-        kept = mask.weights.get(f"{name}.weight")
-        if kept is not None:
-            reached = signal.reached & kept.cpu().flatten(1).any(1)
-            paths[f"{name}.weight"] = _Path(signal.reached, reached, leads[units], depthwise=True)
+    for name in mask.weights:
+        first = graph.alias[name]
+        axis = graph.found.rows.get(first, 0)
+        ends = graph.reason(first, axis) == "output"
+        on = found.on[first]
+        if first in found.into:
+            lines = found.into[first], found.reached[first], found.leads[first]
+        else:  # used in parts, or as an operand: what its weights say is all there is
+            kept = mask.weights[name].cpu() & on
+            lines = on.transpose(0, 1).flatten(1).any(1), kept.flatten(1).any(1), on.flatten(1).any(1)
+        paths[name] = _Path(*lines, ends, on)
     return paths
 
 

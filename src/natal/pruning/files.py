@@ -33,7 +33,7 @@ FORMAT = 1
 """Version of the file layout; a reader refuses a higher one."""
 HEADER = {"kind": str, "format": int, "natal": str, "torch": str, "provenance": dict, "order": list}
 """What the JSON of every file holds, by type; a ticket's also holds its ``recipe``."""
-PARTS = [part.name for part in dataclasses.fields(Mask)]
+PARTS = [part.name for part in dataclasses.fields(Mask) if part.name not in ("inputs", "reached")]
 """The parts of a mask, each a folder of tensors in the file; initial weights are a ticket's ``initial``."""
 
 
@@ -122,19 +122,20 @@ def save_mask(path: str | os.PathLike[str], mask: Mask, provenance: Mapping[str,
     ``provenance``: anything JSON can hold; read it back with `read_provenance`. Raises NatalError if it is
     not JSON or the file cannot be written.
     """
-    _write(path, "mask", _tensors(mask), {"provenance": dict(provenance or {})})
+    _write(path, "mask", _tensors(mask), {"provenance": dict(provenance or {}), **_inputs(mask)})
 
 
 def load_mask(path: str | os.PathLike[str]) -> Mask:
     """Read the mask of a file made by `save_mask` or `save_ticket`; raise NatalError if it is neither."""
-    return _mask(path, _read(path, ("mask", "ticket"))[0])
+    return _mask(path, *_read(path, ("mask", "ticket")))
 
 
 def save_ticket(path: str | os.PathLike[str], ticket: Ticket) -> None:
     """Write mask, initial weights, recipe and provenance to one safetensors file, as `save_mask` does."""
     tensors = {**_tensors(ticket.mask), **{f"initial/{name}": t for name, t in ticket.weights.items()}}
     recipe = None if ticket.recipe is None else ticket.recipe.model_dump(mode="json")
-    _write(path, "ticket", tensors, {"provenance": dict(ticket.provenance), "recipe": recipe})
+    about = {"provenance": dict(ticket.provenance), "recipe": recipe, **_inputs(ticket.mask)}
+    _write(path, "ticket", tensors, about)
 
 
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
@@ -144,7 +145,7 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
         recipe = None if about.get("recipe") is None else Recipe.model_validate(about["recipe"])
     except pydantic.ValidationError as error:
         raise NatalError(f"{path}: its recipe is not one natal knows: {error.errors()[0]['msg']}") from error
-    return Ticket(_mask(path, tensors), _group(tensors, "initial/"), recipe, about["provenance"])
+    return Ticket(_mask(path, tensors, about), _group(tensors, "initial/"), recipe, about["provenance"])
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -164,8 +165,14 @@ def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _mask(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Mask:
-    mask = Mask(*(_group(tensors, f"{part}/") for part in PARTS))
+def _inputs(mask: Mask) -> dict[str, Any]:
+    told = {"inputs": dict(mask.inputs), "reached": dict(mask.reached)}
+    return {word: value for word, value in told.items() if value}
+
+
+def _mask(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mask:
+    parts = {part: _group(tensors, f"{part}/") for part in PARTS}
+    mask = Mask(**parts, inputs=about.get("inputs", {}), reached=about.get("reached", {}))
     for name, kept in [*mask.items().items(), *mask.units.items()]:
         if kept.dtype != torch.bool:
             raise NatalError(f"{path}: the mask of {name!r} is {kept.dtype}, not torch.bool")

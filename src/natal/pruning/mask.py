@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,17 @@ class Mask:
     zero along with a removed neuron and never counted: its bias, and the scale and shift of a batch norm that
     follows it. ``units``: for a mask of whole neurons, which neurons of each layer stay, by the layer's
     weight. ``redrawn``: initial values that replace the network's own, for the controls that redraw them.
+    ``inputs``: of what the model was called with, (dtype, shape) by position or name, no data, so that compaction
+    needs no example. ``reached``: for a mask of whole neurons that met a target, the shares of the dense network's
+    multiply-adds, parameters or time that are left.
     """
 
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     units: Mapping[str, Tensor] = field(default_factory=dict)
     redrawn: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    reached: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -53,8 +59,11 @@ class Mask:
 
     def to(self, device: str | torch.device) -> Mask:
         """Return the mask on a device."""
-        parts = (self.weights, self.biases, self.units, self.redrawn)
-        return Mask(*({name: t.to(device) for name, t in part.items()} for part in parts))
+        weights, biases, units, redrawn = (
+            {name: t.to(device) for name, t in part.items()}
+            for part in (self.weights, self.biases, self.units, self.redrawn)
+        )
+        return Mask(weights, biases, units, redrawn, self.inputs, self.reached)
 
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:

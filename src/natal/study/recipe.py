@@ -29,6 +29,9 @@ Control = Literal[
 ]
 
 
+Reduce = Literal["sum", "mean", "max", "first"]
+
+
 def unknown_scope(value: Any) -> str:
     """Return the sentence about a scope that is none: the nearest one and, since they are few, all of them."""
     near = did_you_mean(str(value), SCOPES).partition("; known")[0]
@@ -72,8 +75,8 @@ class Recipe(Model):
     A *strategy* is a recipe with a name. ``criterion`` names a registered criterion, ``scope`` where its scores
     compete (a name in `SCOPES`, or densities by layer), ``granularity`` what is removed whole (a name in
     `GRANULARITIES`, or ``{"block": [rows, columns]}``), ``aggregate`` how the score of a neuron or group comes
-    from its weights', ``control`` the comparison that replaces the mask or the initial weights, see
-    `natal.pruning.choose.mask`.
+    from its weights' within a layer, ``reduce`` how a neuron's comes from the layers that go together, ``control``
+    the comparison that replaces the mask or the initial weights, see `natal.pruning.choose.mask`.
     """
 
     name: Words
@@ -82,6 +85,7 @@ class Recipe(Model):
     granularity: Annotated[str | dict[str, list[int]], PlainValidator(_granularity)] = "weight"
     aggregate: Aggregate = "incoming-l2"
     control: Control | None = None
+    reduce: Reduce = "mean"
 
     @property
     def removed(self) -> str:
@@ -120,6 +124,6 @@ def recipe_of(entry: Any) -> Any:
     if isinstance(entry, str):
         return STRATEGIES.get(entry) or Recipe(name=entry, criterion=entry)
     if isinstance(entry, Mapping) and "name" not in entry:
-        order = ("criterion", "scope", "granularity", "aggregate", "control")
+        order = ("criterion", "scope", "granularity", "aggregate", "reduce", "control")
         return {"name": "-".join(_word(entry[k]) for k in order if k in entry), **entry}
     return entry

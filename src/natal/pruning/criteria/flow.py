@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from natal.errors import NatalError
 from natal.pruning.criteria.problem import Problem, Scores, criterion, gradient, leaves
+from natal.pruning.graph.capture import made_example
+from natal.pruning.graph.units import read
 from natal.pruning.masked import recomputed
-from natal.pruning.units import units
 from natal.streams import normal
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -185,19 +186,40 @@ def phew(problem: Problem) -> Scores:
 def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
     """Return (name, |weights|, inputs per unit of the layer before) along the chain; raise where it is
     none."""
-    found = units(problem.model, problem.weights)
-    names = list(found)
-    for name, unit in sorted(found.items(), key=lambda item: not item[1].tie):  # the clearest reason first
-        follows = names[names.index(name) + 1 :][:1]
-        if unit.tie or [c for c, _ in unit.consumers] != follows:
-            reason = unit.tie or "do not feed the next prunable layer alone"
+    example = problem.inputs
+    if example is None:
+        example = made_example(problem.model, "criterion 'phew'")
+    graph = read(problem.model, example)
+    names = {graph.alias[name]: name for name in problem.weights}
+    steps = [step for step in graph.found.steps if step.weight in names]
+    makes = torch.tensor([0])
+    chain: list[tuple[str, Tensor, int]] = []
+    for step in steps:
+        name = names[step.weight]
+        factor, rest = divmod(len(step.reads), len(makes))
+        follows = not rest and torch.equal(step.reads, makes.repeat_interleave(factor))
+        again = any(name == earlier for earlier, _, _ in chain)
+        grouped = problem.weights[name].shape[1] != len(step.reads)
+        if (chain and not follows) or again or grouped or graph.found.uses.get(step.weight, 1) > 1:
+            before = chain[-1][0] if chain and not again else name
+            reason = "do not feed the next prunable layer alone"
+            if again:
+                reason = "come from a layer that is used twice"
+            elif grouped:
+                reason = (
+                    f"feed the grouped convolution {name!r}" if chain else "come from a grouped convolution"
+                )
             raise NatalError(
-                f"criterion 'phew' walks along a chain of layers, but the units of {name!r} {reason}"
+                f"criterion 'phew' walks along a chain of layers, but the units of {before!r} {reason}"
             )
-    factors = [1] + [unit.consumers[0][1] for unit in list(found.values())[:-1]]
-    return [
-        (name, problem.weights[name].abs().double().cpu(), f) for name, f in zip(names, factors, strict=True)
-    ]
+        chain.append((name, problem.weights[name].abs().double().cpu(), factor if chain else 1))
+        makes = step.writes
+    if len(chain) != len(names):
+        missing = next(name for name in problem.weights if name not in [n for n, _, _ in chain])
+        raise NatalError(
+            f"criterion 'phew' walks along a chain of layers, but {missing!r} is not read as a layer of it"
+        )
+    return chain
 
 
 def _walk(

@@ -1,0 +1,1 @@
+"""One reader of a model's structure, for groups, compaction, the doctor and walks along paths."""
