@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from machine import hardware
 from natal.lab import birth
 from natal.lab.engines import ENGINES, Setting, choose
 from natal.lab.networks import born
 from natal.lab.plan import cores
-from natal.lab.run import _processor as processor
 from natal.lab.tasks import Data, Split, load, tasks
 from natal.lab.trial import Trial
 from natal.pruning.mask import Mask, prunable
@@ -132,7 +132,8 @@ def _taken(x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    return (net.eval()(x).argmax(1) == y).float().mean().item()
+    accuracy: float = (net.eval()(x).argmax(1) == y).float().mean().item()
+    return accuracy
 
 
 def engine(which: str, name: str, steps: int) -> float:
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long a program has each turn")
     options = parser.parse_args(arguments)
-    print(f"{processor()}, {cores()} cores; Python {platform.python_version()}, torch {torch.__version__}")
+    print(f"{hardware()}; Python {platform.python_version()}, torch {torch.__version__}")
     print(f"{'network':20} {'program':10} {'steps/s':>10} {'share':>6} {'peak MiB':>8}")
     for name in options.networks or CASES:
         compare(name, options.rounds, options.seconds)

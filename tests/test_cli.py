@@ -79,14 +79,14 @@ MISTAKES: dict[str, list[str]] = {
     ],
     "--set=plugins=['nans']": ["criterion 'nans'", "'hidden.weight'", "NaN"],
     "--set=plugins=['taken']": ["criterion 'magnitude' is already registered", "choose another name"],
-    "--set=plugins=['badtask']": ["task 'badtask'", "must be (rows, features) float32", "got (4,)"],
+    "--set=plugins=['badtask']": ["task 'badtask'", "must be (rows, ...) float32", "got (4,)"],
     "--set=plugins=['fails']": [
         "task=regression, strategy=fails, sparsity=0.9, seed=1: KeyError: 'no such thing' (fails.py, line 3)"
     ],
     "--set=plugins=['flees']": ["strategy=flees, sparsity=0.9, seed=1: SystemExit: 0 (flees.py, line 3)"],
     "--set=plugins=['nodata']": ["task=nodata, network=mlp", "OSError: no data (nodata.py, line 3)"],
     "--set=plugins=['wrong.py']": ["plugins", "'wrong.py'", "without .py"],
-    "--set=hidden=1000000000000": ["task=regression, network=mlp", "RuntimeError", "memory"],
+    "--set=hidden=1000000000000": ["network 'mlp' cannot read rows of 20 numbers", "RuntimeError", "memory"],
     "--set=training=3": ["training: must be a table of keys, got 3"],
     "--set=strategies=[3]": ["strategies.0: must be a strategy's name or a table of keys, got 3"],
     "--set=strategies=[{criterion='snip',scope='globl'}]": [

@@ -15,13 +15,13 @@ from natal.errors import NatalError
 from natal.lab import DATA, birth
 from natal.lab.engines import ENGINES
 from natal.lab.networks import networks
-from natal.lab.plan import Job
 from natal.lab.tasks import tasks
 from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
 from natal.study import STRATEGIES, Run, Study
 
 if TYPE_CHECKING:
+    from natal.lab.plan import Job
     from natal.store import Outcome
 
 
