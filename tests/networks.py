@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return self.head(torch.relu(y + self.skip(x)).mean((2, 3)))
+        out: Tensor = self.head(torch.relu(y + self.skip(x)).mean((2, 3)))
+        return out
 
 
 class Block(nn.Module):
@@ -56,7 +58,8 @@ class Block(nn.Module):
         attended = nn.functional.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y))
         x = x + self.dropout(self.out(attended))
         x = x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
-        return self.head(x.mean(1))
+        out: Tensor = self.head(x.mean(1))
+        return out
 
 
 def deep_mlp() -> nn.Sequential:
@@ -82,7 +85,7 @@ def conv_net() -> nn.Sequential:
     )
 
 
-def _seeded(make):  # type: ignore[no-untyped-def]
+def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(1)
@@ -91,7 +94,7 @@ def _seeded(make):  # type: ignore[no-untyped-def]
     return build
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: mlp(5, 8, 3, seed=3), (5,)),
     "deep": (_seeded(deep_mlp), (5,)),
     "conv": (_seeded(conv_net), (1, 6, 6)),

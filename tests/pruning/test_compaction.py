@@ -48,7 +48,8 @@ class Residual(nn.Module):
         x = self.act(self.norm(self.stem(x)))
         y = self.norm2(self.two(F.relu(self.norm1(self.one(x)))))
         x = torch.cat([x, y], dim=1) if self.cat else torch.relu(x + y)
-        return self.head(x.mean(dim=(2, 3)))
+        out: Tensor = self.head(x.mean(dim=(2, 3)))
+        return out
 
 
 class Preactivated(nn.Module):
@@ -61,7 +62,8 @@ class Preactivated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        return self.head(self.block(self.act(x)) + x)
+        out: Tensor = self.head(self.block(self.act(x)) + x)
+        return out
 
 
 class View(nn.Module):
@@ -71,7 +73,8 @@ class View(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.leaky_relu(self.conv(x), 0.1), 2)
-        return self.head(x.view(x.size(0), -1))
+        out: Tensor = self.head(x.view(x.size(0), -1))
+        return out
 
 
 def mlp(*widths: int, act: type[nn.Module] = nn.ReLU, norm: bool = False, bias: bool = True) -> nn.Sequential:
@@ -122,7 +125,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         y += self.downsample(x)
-        return self.relu(y)
+        out: Tensor = self.relu(y)
+        return out
 
 
 def resnet() -> nn.Sequential:
@@ -145,7 +149,8 @@ class LeNet(nn.Module):
         x = F.max_pool2d(torch.tanh(self.conv1(x)), (2, 2))
         x = F.avg_pool2d(F.relu(self.conv2(x)), 2)
         x = torch.flatten(x, start_dim=1)
-        return self.fc3(F.gelu(self.fc2(F.dropout(F.silu(self.fc1(x)), 0.5, training=False))))
+        out: Tensor = self.fc3(F.gelu(self.fc2(F.dropout(F.silu(self.fc1(x)), 0.5, training=False))))
+        return out
 
 
 class Transformer(nn.Module):
@@ -163,7 +168,8 @@ class Transformer(nn.Module):
         weights = torch.softmax(self.q(h) @ self.k(h).transpose(-1, -2) / 8**0.5, -1)
         x = x + self.o(weights @ self.v(h))
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
-        return self.head(x.mean(1))
+        out: Tensor = self.head(x.mean(1))
+        return out
 
 
 class Branches(nn.Module):
@@ -175,7 +181,8 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.cat((torch.tanh(self.a(x)), torch.sigmoid(self.b(x))), 1)
-        return self.d(torch.cat([y, torch.relu(self.c(y))], dim=-1))
+        out: Tensor = self.d(torch.cat([y, torch.relu(self.c(y))], dim=-1))
+        return out
 
 
 def convolutions(dims: int) -> nn.Sequential:
@@ -257,7 +264,9 @@ def size(net: nn.Module) -> int:
     with_example=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_it_computes_the_same_function(name, density, units, training, with_example, seed):
+def test_it_computes_the_same_function(
+    name: str, density: float, units, training: bool, with_example: bool, seed: int
+) -> None:
     net, x = build(name, seed)
     net.train(training)
     mask = random_mask(net, density, seed, units)
@@ -285,7 +294,7 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize(
     "name", ["mlp", "deep-norm", "no-bias", "conv", "resnet", "lenet", "transformer", "conv1d", "conv3d"]
 )
-def test_whole_neurons_make_every_network_smaller(name):
+def test_whole_neurons_make_every_network_smaller(name: str) -> None:
     """What `natal.prune` removes by neuron leaves physically, batch norm or not, padded or not."""
     net, x = build(name)
     net.eval()
@@ -303,7 +312,7 @@ def test_whole_neurons_make_every_network_smaller(name):
 
 
 @pytest.mark.parametrize("control", ["reinit", "fresh-narrow"])
-def test_weights_that_a_control_redraws_are_the_ones_compacted(control):
+def test_weights_that_a_control_redraws_are_the_ones_compacted(control: str) -> None:
     net, x = build("mlp")
     mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", control=control)
     ticket = apply(net, mask)
@@ -316,7 +325,7 @@ def test_weights_that_a_control_redraws_are_the_ones_compacted(control):
 
 @pytest.mark.parametrize("make", [apply, to_torch_prune])
 @pytest.mark.parametrize("name", ["mlp", "resnet", "transformer"])
-def test_a_network_in_training_is_compacted_and_trains_on(name, make):
+def test_a_network_in_training_is_compacted_and_trains_on(name: str, make) -> None:
     net, x = build(name)
     net.train()
     pruned = make(net, random_mask(net, 0.35, seed=3, units=0.6))
@@ -357,7 +366,7 @@ def train(net: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, x: Tenso
 @pytest.mark.parametrize(
     "name", ["mlp", "deep-norm", "conv-padded", "depthwise", "residual", "preactivated", "no-bias"]
 )
-def test_it_trains_on_like_the_masked_network(name, optimizer):
+def test_it_trains_on_like_the_masked_network(name: str, optimizer: str) -> None:
     net, x = build(name)
     mask = random_mask(net, 0.35, seed=3, units=0.6)
     mask.apply_(dict(net.named_parameters()))
@@ -370,7 +379,7 @@ def test_it_trains_on_like_the_masked_network(name, optimizer):
     assert train(small, sliced, carried, x, 20) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_fresh_optimizer_would_train_differently():
+def test_a_fresh_optimizer_would_train_differently() -> None:
     net, x = build("mlp")
     mask = random_mask(net, 0.35, seed=3, units=0.6)
     opt = torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -380,7 +389,7 @@ def test_a_fresh_optimizer_would_train_differently():
     assert other != pytest.approx(train(net, mask, opt, x, 20), abs=1e-4)
 
 
-def test_neurons_leave_whole():
+def test_neurons_leave_whole() -> None:
     net = mlp(194, 128, 97)
     hidden = torch.arange(128) % 2 == 0
     mask = remove_neurons(prunable(net), {"0.weight": hidden})
@@ -402,7 +411,7 @@ def set_(tensor: Tensor, values: list) -> None:
 
 
 @pytest.mark.parametrize(("bias", "folded"), [(2.0, 0.5 + 3 * 2.0), (-2.0, 0.5)])
-def test_a_constant_unit_is_folded_into_the_next_bias(bias, folded):
+def test_a_constant_unit_is_folded_into_the_next_bias(bias, folded) -> None:
     net = mlp(1, 2, 1)
     set_(net[0].bias, [1.0, bias])
     set_(net[2].weight, [[1.0, 3.0]])
@@ -415,7 +424,7 @@ def test_a_constant_unit_is_folded_into_the_next_bias(bias, folded):
     assert compact_training(net, mask).model[0].out_features == 2
 
 
-def test_a_kept_bias_of_zero_will_learn_and_so_stays_for_training():
+def test_a_kept_bias_of_zero_will_learn_and_so_stays_for_training() -> None:
     net = mlp(1, 2, 1)
     nn.init.zeros_(net[0].bias)
     mask = Mask({"0.weight": torch.tensor([[True], [False]])})
@@ -433,10 +442,11 @@ class Written(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.a(x))
         x.masked_fill_(x > 0.2, 0.5)  # it changes what b reads
-        return self.c(torch.relu(self.b(x)))
+        out: Tensor = self.c(torch.relu(self.b(x)))
+        return out
 
 
-def test_a_tensor_written_to_is_not_constant():
+def test_a_tensor_written_to_is_not_constant() -> None:
     net, x = Written(), torch.randn(5, 3)
     nn.init.ones_(net.a.bias)
     only_first = torch.ones(3, 3, dtype=torch.bool)
@@ -470,26 +480,27 @@ class Aliased(nn.Module):
             case "flattened":
                 y = self.flat(torch.flatten(x, 1))
         y = y.masked_fill_(y < 0, 0.5) if self.kind == "contiguous" else F.relu_(y)
-        return self.b(x) + self.c(y)
+        out: Tensor = self.b(x) + self.c(y)
+        return out
 
 
 @pytest.mark.filterwarnings("ignore:constant units")
 @pytest.mark.parametrize("kind", ["itself", "identity", "dropout", "contiguous", "flattened"])
-def test_a_tensor_changed_under_another_name_is_not_constant(kind):
+def test_a_tensor_changed_under_another_name_is_not_constant(kind: str) -> None:
     net, x = Aliased(kind).eval(), torch.randn(5, 4)
     nn.init.constant_(net.a.bias, -1.0)
     mask = masked_first_channel(net, "a.weight")
     torch.testing.assert_close(compact(net, mask)(x), masked(net, mask)(x))
 
 
-def test_an_applied_network_computes_under_its_own_mask_whatever_is_loaded_into_it():
+def test_an_applied_network_computes_under_its_own_mask_whatever_is_loaded_into_it() -> None:
     net, x = build("mlp")
     ticket = apply(net, random_mask(net, 0.4, seed=1))
     ticket.load_state_dict({**ticket.state_dict(), **build("mlp", seed=5)[0].state_dict()})
     torch.testing.assert_close(compact(ticket, dense(prunable(net)))(x), ticket(x))
 
 
-def test_a_layer_without_bias_gains_one_when_folding_needs_it():
+def test_a_layer_without_bias_gains_one_when_folding_needs_it() -> None:
     net = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), nn.Linear(2, 1, bias=False))
     mask = Mask({"0.weight": torch.tensor([[True], [False]])})
     small = compact(net, mask)
@@ -514,7 +525,7 @@ def masked_first_channel(net: nn.Module, name: str) -> Mask:
         ("same", "zeros", 1.0, 4),
     ],
 )
-def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mode, bias, width):
+def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mode, bias, width: int) -> None:
     first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=padding, padding_mode=mode)
     net = nn.Sequential(first, nn.ReLU(), second)
     set_(first.bias, [bias, 0.1, 0.2, 0.3])
@@ -525,7 +536,7 @@ def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mod
 
 
 @pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
-def test_batch_norm_is_folded_through_in_evaluation_mode_only(training, width):
+def test_batch_norm_is_folded_through_in_evaluation_mode_only(training: bool, width: int) -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).train(training)
     set_(net[1].running_mean, [1.0, 2.0, 3.0, 4.0])
     small = compact(net, masked_first_channel(net, "0.weight"))
@@ -534,13 +545,13 @@ def test_batch_norm_is_folded_through_in_evaluation_mode_only(training, width):
 
 
 @pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
-def test_a_constant_is_folded_through_dropout_in_evaluation_mode_only(training, width):
+def test_a_constant_is_folded_through_dropout_in_evaluation_mode_only(training: bool, width: int) -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Dropout(0.5), nn.Linear(4, 1)).train(training)
     assert compact(net, masked_first_channel(net, "0.weight"))[0].out_features == width
 
 
 @pytest.mark.parametrize(("padding", "width"), [(0, 3), (1, 4)])
-def test_an_average_over_padding_is_not_constant(padding, width):
+def test_an_average_over_padding_is_not_constant(padding, width: int) -> None:
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.AvgPool2d(2, padding=padding), nn.Conv2d(4, 3, 1)
     )
@@ -559,10 +570,11 @@ class Stacked(nn.Module):
         self.head = nn.Conv2d(4, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(torch.cat([self.a(x), self.b(x)], dim=2)))
+        out: Tensor = self.head(self.norm(torch.cat([self.a(x), self.b(x)], dim=2)))
+        return out
 
 
-def test_positions_put_side_by_side_keep_their_channels():
+def test_positions_put_side_by_side_keep_their_channels() -> None:
     net, x = Stacked().eval(), torch.randn(2, 2, 6, 6)
     mask = masked_first_channel(net, "a.weight")
     small = compact(net, mask)
@@ -578,7 +590,7 @@ def test_positions_put_side_by_side_keep_their_channels():
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
-def test_the_unit_that_stays_of_a_layer_nobody_reads_brings_back_no_more_than_it_reads():
+def test_the_unit_that_stays_of_a_layer_nobody_reads_brings_back_no_more_than_it_reads() -> None:
     net = mlp(3, 4, 4, 2)
     mask = dense(prunable(net))
     mask.weights["4.weight"].fill_(False)
@@ -586,7 +598,7 @@ def test_the_unit_that_stays_of_a_layer_nobody_reads_brings_back_no_more_than_it
     assert [m.out_features for m in compact(net, mask) if isinstance(m, nn.Linear)] == [1, 1, 2]
 
 
-def test_units_tied_by_an_addition_go_only_together():
+def test_units_tied_by_an_addition_go_only_together() -> None:
     net, x = build("residual")
     net.eval()
     head = torch.ones(4, 6, dtype=torch.bool)
@@ -601,7 +613,7 @@ def test_units_tied_by_an_addition_go_only_together():
     torch.testing.assert_close(both(x), masked(net, Mask({"head.weight": head, "one.weight": block}))(x))
 
 
-def test_one_unit_of_a_collapsed_layer_stays():
+def test_one_unit_of_a_collapsed_layer_stays() -> None:
     net, x = build("deep")
     mask = Mask({name: torch.zeros_like(w, dtype=torch.bool) for name, w in prunable(net).items()})
     small = compact(net, mask)
@@ -610,7 +622,7 @@ def test_one_unit_of_a_collapsed_layer_stays():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_nothing_to_remove_gives_an_equal_copy(name):
+def test_nothing_to_remove_gives_an_equal_copy(name: str) -> None:
     net, x = build(name)
     small = compact(net.eval(), dense(prunable(net)))
     assert small is not net
@@ -648,7 +660,8 @@ class Reused(nn.Module):
                 x.masked_fill_(x > 0.2, 0.5)
             case "attention":
                 x = self.attention(x, x, x)[0]
-        return self.c(x)
+        out: Tensor = self.c(x)
+        return out
 
 
 NAMED = {
@@ -665,7 +678,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("kind", NAMED)
-def test_what_cannot_be_cut_keeps_its_width(kind):
+def test_what_cannot_be_cut_keeps_its_width(kind: str) -> None:
     net, x = Reused(kind), torch.randn(5, 4)
     with torch.no_grad():
         net.a.bias[0] = 1 if kind == "norm" else -1
@@ -680,7 +693,7 @@ def test_what_cannot_be_cut_keeps_its_width(kind):
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
-def test_a_hook_survives_but_a_plain_layer_before_it_still_shrinks():
+def test_a_hook_survives_but_a_plain_layer_before_it_still_shrinks() -> None:
     net = mlp(3, 4, 4, 2)
     net[4].register_forward_hook(lambda module, inputs, output: 2 * output)
     mask, x = masked_first_channel(net, "0.weight"), torch.randn(5, 3)
@@ -689,7 +702,7 @@ def test_a_hook_survives_but_a_plain_layer_before_it_still_shrinks():
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
-def test_an_example_reveals_sequences():
+def test_an_example_reveals_sequences() -> None:
     # (rows, steps, features): batch norm acts on the steps, so its width stays
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     set_(net[1].running_mean, [0.0, 1.0, 2.0, 3.0])  # so that a constant unit differs from step to step
@@ -721,25 +734,25 @@ class Branching(nn.Module):
         (mlp(2, 3), Mask({"0.weight": torch.ones(3, 2)}), "torch.bool"),
     ],
 )
-def test_bad_input_is_one_sentence(net, mask, message):
+def test_bad_input_is_one_sentence(net: nn.Module, mask: Mask, message: str) -> None:
     with pytest.raises(NatalError) as error:
         compact(net, mask)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_example_prints_no_traceback(capfd):
+def test_a_wrong_example_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NatalError, match="cannot be run on the example"):
         compact(mlp(2, 3, 1), dense(prunable(mlp(2, 3, 1))), torch.ones(1, 5))
     assert capfd.readouterr() == ("", "")
 
 
-def test_networks_of_other_layers_can_be_compared():
+def test_networks_of_other_layers_can_be_compared() -> None:
     saved = savings(mlp(5, 8, 3), mlp(5, 3), torch.ones(2, 5), repeats=1)
     assert saved.layers == {"0": ((48, 18), (40, 15)), "2": ((27, 0), (24, 0))}
 
 
-def test_a_wrong_example_and_a_foreign_optimizer_are_refused():
+def test_a_wrong_example_and_a_foreign_optimizer_are_refused() -> None:
     net = mlp(2, 3, 1)
     with pytest.raises(NatalError, match="cannot be run on the example"):
         compact(net, dense(prunable(net)), torch.ones(1, 5))
@@ -751,7 +764,7 @@ def test_a_wrong_example_and_a_foreign_optimizer_are_refused():
         compact_training(net, dense(prunable(net)), torch.optim.SGD(mlp(2, 3).parameters()))
 
 
-def test_frozen_parameters_stay_frozen_and_gradients_are_dropped():
+def test_frozen_parameters_stay_frozen_and_gradients_are_dropped() -> None:
     net = mlp(2, 4, 1)
     net[0].weight.requires_grad_(False)
     net(torch.ones(1, 2)).sum().backward()
@@ -762,7 +775,7 @@ def test_frozen_parameters_stay_frozen_and_gradients_are_dropped():
     assert net[2].weight.grad is not None
 
 
-def test_the_global_random_state_is_untouched():
+def test_the_global_random_state_is_untouched() -> None:
     net, x = build("conv")
     state = torch.get_rng_state()
     compact(net.train(), random_mask(net, 0.3, 1), x)
@@ -771,18 +784,21 @@ def test_the_global_random_state_is_untouched():
 
 
 def through_export(net: nn.Module, x: Tensor) -> Tensor:
-    return torch.export.export(net, (x,)).module()(x)
+    out: Tensor = torch.export.export(net, (x,)).module()(x)
+    return out
 
 
 def through_pickle(net: nn.Module, x: Tensor) -> Tensor:
-    return pickle.loads(pickle.dumps(net))(x)
+    out: Tensor = pickle.loads(pickle.dumps(net))(x)
+    return out
 
 
 def through_save(net: nn.Module, x: Tensor) -> Tensor:
     buffer = io.BytesIO()
     torch.save(net, buffer)
     buffer.seek(0)
-    return torch.load(buffer, weights_only=False)(x)
+    out: Tensor = torch.load(buffer, weights_only=False)(x)
+    return out
 
 
 def through_onnx(net: nn.Module, x: Tensor) -> Tensor:
@@ -800,7 +816,7 @@ WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["mlp", "conv", "residual", "resnet", "transformer", "conv1d"])
-def test_it_travels(name, way):
+def test_it_travels(name: str, way: str) -> None:
     net, x = build(name)
     net.eval()
     mask = random_mask(net, 0.4, seed=1, units=0.5)
@@ -809,7 +825,7 @@ def test_it_travels(name, way):
     torch.testing.assert_close(way(small, x), masked(net, mask)(x), atol=1e-5, rtol=1e-5)
 
 
-def test_savings_are_counted_from_shapes():
+def test_savings_are_counted_from_shapes() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 3))
     kept = torch.ones(3, 36, dtype=torch.bool)
     kept[:, 9:18] = False  # channel 1's nine positions
@@ -825,7 +841,9 @@ def test_savings_are_counted_from_shapes():
         savings(net, small, torch.randn(7, 2, 5, 5), repeats=0)
 
 
-def test_the_readmes_lines_work(tmp_path, monkeypatch, capsys):
+def test_the_readmes_lines_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text("utf-8")
     (text,) = (t for t in re.findall(r"```python\n(.*?)```", readme, re.S) if "natal.compact(" in t)
@@ -845,14 +863,16 @@ def test_the_readmes_lines_work(tmp_path, monkeypatch, capsys):
     assert natal.load_ticket("ticket.safetensors").mask.kept == names["mask"].kept
 
 
-def test_the_example_runs_as_it_stands(capsys):
+def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "smaller_network.py"))
     said = capsys.readouterr().out
     assert "empties hidden.weight from sparsity 0.9385 on" in said
     assert "total   37,473 -> 21,705  42.1 % less" in said
 
 
-def test_the_benchmark_says_what_it_beat(capsys, monkeypatch):
+def test_the_benchmark_says_what_it_beat(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     benchmark = runpy.run_path(str(ROOT / "benchmarks" / "compact.py"))
     monkeypatch.setitem(benchmark["main"].__globals__, "REPEATS", 1)
     benchmark["main"]()

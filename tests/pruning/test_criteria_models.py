@@ -34,7 +34,8 @@ class LeNet5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+        out: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+        return out
 
 
 class Tied(nn.Module):
@@ -46,7 +47,8 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+        out: Tensor = self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+        return out
 
 
 class Restless(nn.Module):
@@ -60,7 +62,8 @@ class Restless(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         noise = random.random() + np.random.rand() + torch.rand(())
-        return self.b(torch.relu(self.a(x + noise)))
+        out: Tensor = self.b(torch.relu(self.a(x + noise)))
+        return out
 
 
 class Pair(nn.Module):

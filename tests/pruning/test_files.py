@@ -35,7 +35,7 @@ def net() -> nn.Sequential:
 
 
 @pytest.fixture
-def mask(net) -> Mask:
+def mask(net: nn.Module) -> Mask:
     return remove_neurons(prunable(net), {"hidden.weight": torch.tensor([True, False, True, True])})
 
 
@@ -50,7 +50,7 @@ def parts(mask: Mask) -> list[Mapping[str, Tensor]]:
     return [mask.weights, mask.biases, mask.units, mask.redrawn]
 
 
-def test_torch_prune_gives_the_masked_network(net, mask):
+def test_torch_prune_gives_the_masked_network(net: nn.Module, mask: Mask) -> None:
     before = {k: v.clone() for k, v in net.state_dict().items()}
     pruned = to_torch_prune(net, mask)
     assert torch_prune.is_pruned(pruned)
@@ -68,13 +68,13 @@ def test_torch_prune_gives_the_masked_network(net, mask):
     torch.testing.assert_close(pruned(x), expected)
 
 
-def test_torch_prune_works_on_a_bare_layer():
+def test_torch_prune_works_on_a_bare_layer() -> None:
     layer = nn.Linear(3, 2)
     kept = torch.tensor([[True, False, True], [False, True, True]])
     assert torch.equal(to_torch_prune(layer, Mask({"weight": kept})).weight_mask.bool(), kept)
 
 
-def test_a_mask_survives_the_file(tmp_path, mask):
+def test_a_mask_survives_the_file(tmp_path: Path, mask: Mask) -> None:
     path = tmp_path / "mask.safetensors"
     save_mask(path, mask, {"seed": 42, "criterion": "magnitude", "note": "Größe"})
     assert same(load_mask(path), mask)
@@ -90,7 +90,7 @@ def test_a_mask_survives_the_file(tmp_path, mask):
 
 
 @pytest.mark.parametrize("control", [None, "reinit", "fresh-narrow", "shuffle"])
-def test_all_of_a_mask_survives_the_file(tmp_path, net, control):
+def test_all_of_a_mask_survives_the_file(tmp_path: Path, net: nn.Module, control: str) -> None:
     mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", control=control)
     save_mask(tmp_path / "m", mask)
     loaded = load_mask(tmp_path / "m")
@@ -107,7 +107,7 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_number_survives_to_the_last_bit(tmp_path, mask, dtype):
+def test_every_number_survives_to_the_last_bit(tmp_path: Path, mask: Mask, dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     raw = torch.randint(2 if dtype == torch.bool else 256, (3, 16), generator=generator, dtype=torch.uint8)
     raw = raw.view(dtype)  # any bits at all: NaN, infinities and -0 among them
@@ -124,7 +124,7 @@ def test_every_number_survives_to_the_last_bit(tmp_path, mask, dtype):
     "tensor",
     [3.0, torch.ones(2, device="meta"), torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex128)],
 )
-def test_what_safetensors_cannot_hold_is_refused_by_name(tmp_path, mask, tensor):
+def test_what_safetensors_cannot_hold_is_refused_by_name(tmp_path: Path, mask: Mask, tensor) -> None:
     with pytest.raises(NatalError, match=r"cannot hold 'initial/w' \("):
         save_ticket(tmp_path / "t", Ticket(mask, {"w": tensor}))
     assert not list(tmp_path.iterdir())
@@ -138,7 +138,9 @@ def refusal(read: Callable[[Path], object], path: Path) -> str:
     return ""
 
 
-def test_a_file_damaged_anywhere_is_read_right_or_refused_in_one_line(tmp_path, net, mask):
+def test_a_file_damaged_anywhere_is_read_right_or_refused_in_one_line(
+    tmp_path: Path, net: nn.Module, mask: Mask
+) -> None:
     path, damaged = tmp_path / "t", tmp_path / "damaged"
     save_ticket(path, Ticket(mask, net.state_dict(), STRATEGIES["structured"], {"seed": 0}))
     content = path.read_bytes()
@@ -156,14 +158,14 @@ def test_a_file_damaged_anywhere_is_read_right_or_refused_in_one_line(tmp_path, 
             assert said or turn % 2  # a truncated file is never accepted
 
 
-def test_names_and_order_survive(tmp_path):
+def test_names_and_order_survive(tmp_path: Path) -> None:
     kept = torch.ones(2, 2, dtype=torch.bool)
     mask = Mask({"z.weight": kept, "a.weight": ~kept, "weights/odd": kept}, {"m.bias": kept[0]})
     save_mask(tmp_path / "m", mask)
     assert same(load_mask(tmp_path / "m"), mask)
 
 
-def test_a_ticket_survives_the_file(tmp_path, net, mask):
+def test_a_ticket_survives_the_file(tmp_path: Path, net: nn.Module, mask: Mask) -> None:
     path = tmp_path / "ticket.safetensors"
     recipe = STRATEGIES["structured"]
     save_ticket(path, Ticket(mask, net.state_dict(), recipe, {"seed": 0, "task": "modular"}))
@@ -179,7 +181,7 @@ def test_a_ticket_survives_the_file(tmp_path, net, mask):
     assert load_ticket(path).recipe is None
 
 
-def test_tied_weights_and_views_can_be_saved(tmp_path, mask):
+def test_tied_weights_and_views_can_be_saved(tmp_path: Path, mask: Mask) -> None:
     w = torch.arange(6.0).view(2, 3)
     save_ticket(tmp_path / "t", Ticket(mask, {"a": w, "b": w, "c": w.T}))
     weights = load_ticket(tmp_path / "t").weights
@@ -198,10 +200,10 @@ def written(path, about, tensors=None):
 ABOUT = {"kind": "mask", "format": 1, "natal": "0", "torch": "0", "provenance": {}, "order": ["weights/a"]}
 
 
-def test_bad_files_are_refused_in_one_sentence(tmp_path, mask):
+def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, mask: Mask) -> None:
     f = tmp_path / "file"
 
-    def refused(call, message):
+    def refused(call, message: str):
         with pytest.raises(NatalError) as error:
             call()
         assert message in str(error.value)

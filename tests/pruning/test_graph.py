@@ -234,7 +234,7 @@ def linked(kind: str) -> tuple[nn.Module, Tensor, dict[str, int]]:
 
 
 @pytest.mark.parametrize("kind", LINKS)
-def test_units_that_meet_go_together(kind):
+def test_units_that_meet_go_together(kind: str) -> None:
     net, x, expected = linked(kind)
     assert groups(net, x) == expected
 
@@ -242,7 +242,7 @@ def test_units_that_meet_go_together(kind):
 @pytest.mark.filterwarnings("ignore:units of these layers are kept whole. 'l.weight'")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", LINKS)
-def test_every_group_is_cut_and_the_function_stays(kind, training):
+def test_every_group_is_cut_and_the_function_stays(kind: str, training: bool) -> None:
     net, x, expected = linked(kind)
     if training and kind == "batch norm over tokens":
         # then its statistics are means over units, which another width would not have
@@ -263,7 +263,7 @@ def test_every_group_is_cut_and_the_function_stays(kind, training):
 
 
 @pytest.mark.parametrize("kind", ["a norm over units", "group norm", "attention"])
-def test_a_plain_norm_of_the_smaller_width_is_another_function(kind):
+def test_a_plain_norm_of_the_smaller_width_is_another_function(kind: str) -> None:
     net, x, _ = linked(kind)
     mask = natal.prune(net, 0.5, "magnitude", "layerwise", "neuron", batch=(x, None))
     exact = natal.compact(net, mask)
@@ -272,11 +272,12 @@ def test_a_plain_norm_of_the_smaller_width_is_another_function(kind):
     assert torch.equal(plain(x), exact(x)) == (kind == "attention")  # which has no norm
 
 
-def test_grouped_queries_go_with_the_keys_they_share():
+def test_grouped_queries_go_with_the_keys_they_share() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
         k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
     net = Of(forward, q=nn.Linear(6, 24), k=nn.Linear(6, 12), v=nn.Linear(6, 12), o=nn.Linear(24, 3)).eval()
     x = randn(2, 5, 6)
@@ -287,7 +288,7 @@ def test_grouped_queries_go_with_the_keys_they_share():
     assert mask.units["q.weight"].sum() == 2
 
 
-def test_a_number_of_heads_follows_the_cut():
+def test_a_number_of_heads_follows_the_cut() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -298,14 +299,15 @@ def test_a_number_of_heads_follows_the_cut():
             rows, tokens, _ = x.shape
             q, k, v = self.qkv(x).reshape(rows, tokens, 3, self.heads, 4).permute(2, 0, 3, 1, 4).unbind(0)
             y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
-            return self.out(y.transpose(1, 2).reshape(rows, tokens, self.width))
+            out: Tensor = self.out(y.transpose(1, 2).reshape(rows, tokens, self.width))
+            return out
 
     ticket, small, _ = pruned(Attention().eval(), randn(2, 5, 6))
     assert (small.heads, small.width, small.qkv.out_features) == (2, 8, 24)
     torch.testing.assert_close(small(randn(2, 5, 6)), ticket(randn(2, 5, 6)))
 
 
-def test_a_size_that_the_code_states_keeps_its_group_whole_and_is_named():
+def test_a_size_that_the_code_states_keeps_its_group_whole_and_is_named() -> None:
     net = Of(
         lambda m, x: m.c(m.b(m.a(x).relu()).view(-1, 8).relu()),
         a=nn.Linear(3, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 2),
@@ -318,10 +320,11 @@ def test_a_size_that_the_code_states_keeps_its_group_whole_and_is_named():
     torch.testing.assert_close(small(x), ticket(x))
 
 
-def test_a_flag_that_decides_what_runs_is_tried_both_ways():
+def test_a_flag_that_decides_what_runs_is_tried_both_ways() -> None:
     def forward(m: Any, x: Tensor, flip: bool = False) -> Tensor:
         h = m.a(x)
-        return m.c(h.flip(1) if flip is True else h)
+        out: Tensor = m.c(h.flip(1) if flip is True else h)
+        return out
 
     class Flipped(Of):
         def forward(self, x: Tensor, flip: bool = False) -> Tensor:
@@ -336,7 +339,7 @@ def test_a_flag_that_decides_what_runs_is_tried_both_ways():
         torch.testing.assert_close(small(randn(5, 3), flip), ticket(randn(5, 3), flip))
 
 
-def test_complex_numbers_keep_their_imaginary_part():
+def test_complex_numbers_keep_their_imaginary_part() -> None:
     layers = [layer for _ in range(3) for layer in (nn.Linear(5, 5, dtype=torch.complex128), nn.Tanh())]
     net = nn.Sequential(*layers).eval()
     mask = natal.prune(net, 0.8, "random", seed=0)
@@ -344,7 +347,7 @@ def test_complex_numbers_keep_their_imaginary_part():
     torch.testing.assert_close(natal.compact(net, mask)(x), natal.apply(net, mask)(x))
 
 
-def test_an_input_is_asked_for_in_one_line():
+def test_an_input_is_asked_for_in_one_line() -> None:
     net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2))
     with pytest.raises(
         NatalError, match=r"needs an input of Sequential, whose first layer '2.weight'"
@@ -353,7 +356,7 @@ def test_an_input_is_asked_for_in_one_line():
     assert "\n" not in str(error.value)
 
 
-def test_a_mask_knows_the_shapes_it_was_made_for_and_holds_no_data(tmp_path):
+def test_a_mask_knows_the_shapes_it_was_made_for_and_holds_no_data(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     x = torch.randint(9, (5, 3))
     mask = natal.prune(net, 0.5, "magnitude", granularity="neuron", batch=(x, None))
@@ -365,7 +368,7 @@ def test_a_mask_knows_the_shapes_it_was_made_for_and_holds_no_data(tmp_path):
     torch.testing.assert_close(small(x), natal.apply(net, mask)(x))
 
 
-def test_a_rule_of_ones_own():
+def test_a_rule_of_ones_own() -> None:
     @torch.library.custom_op("natal_test::double", mutates_args=())
     def double(x: Tensor) -> Tensor:
         return x * 2
@@ -381,7 +384,7 @@ def test_a_rule_of_ones_own():
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_capture_leaves_no_trace(kind):
+def test_capture_leaves_no_trace(kind: str) -> None:
     model, (x, _) = network(kind)
     state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
     private = copy.deepcopy(model)
@@ -509,7 +512,8 @@ class RandomNet(nn.Module):
                 case _:
                     y = layer(y)
             maps.append(y)
-        return self.head(maps[-1].mean((2, 3)))
+        out: Tensor = self.head(maps[-1].mean((2, 3)))
+        return out
 
 
 KINDS = [
@@ -567,7 +571,7 @@ def random_mask(net: nn.Module, x: Tensor, seed: int, density: float) -> Mask:
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), training=st.booleans(), density=st.sampled_from([1.0, 0.7, 0.2]))
-def test_random_graphs_are_compacted_equal(seed, training, density):
+def test_random_graphs_are_compacted_equal(seed: int, training: bool, density: float) -> None:
     net, x = random_net(seed)
     net.train(training)
     mask = random_mask(net, x, seed, density)
@@ -596,7 +600,7 @@ def test_random_graphs_are_compacted_equal(seed, training, density):
 @pytest.mark.filterwarnings("ignore:units of these layers are kept whole")
 @pytest.mark.parametrize("kind", ["conv", "residual", "transformer", "deep"])
 @pytest.mark.parametrize(("of", "share"), [("macs", 0.5), ("params", 0.4)])
-def test_a_target_is_reached_by_exact_counts(kind, of, share):
+def test_a_target_is_reached_by_exact_counts(kind: str, of, share: float) -> None:
     model, batch = network(kind)
     mask = natal.prune(model, criterion="magnitude", batch=batch, **{of: share})
     small = natal.compact(model.eval(), mask, batch[0], renormalise=True)
@@ -608,7 +612,7 @@ def test_a_target_is_reached_by_exact_counts(kind, of, share):
     assert mask.reached[of] > share - 0.25  # a unit of these small layers is a large step
 
 
-def test_groups_keep_what_they_are_told_to():
+def test_groups_keep_what_they_are_told_to() -> None:
     model, batch = network("conv")
     how = {"criterion": "magnitude", "granularity": "neuron", "batch": batch}
     plain = natal.prune(model, 0.6, **how)
@@ -632,7 +636,7 @@ def test_groups_keep_what_they_are_told_to():
         ({"macs": 0.5, "at_least": {"hiden": 3}}, "did you mean 'hidden.weight'"),
     ],
 )
-def test_a_target_that_makes_no_sense_is_one_sentence(arguments, message):
+def test_a_target_that_makes_no_sense_is_one_sentence(arguments, message: str) -> None:
     model, batch = network("mlp")
     with pytest.raises(NatalError) as error:
         natal.prune(model, criterion="magnitude", batch=batch, **arguments)
@@ -640,7 +644,9 @@ def test_a_target_that_makes_no_sense_is_one_sentence(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_half_the_cost_runs_as_it_stands(capsys, monkeypatch, tmp_path):
+def test_half_the_cost_runs_as_it_stands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -659,7 +665,7 @@ def test_half_the_cost_runs_as_it_stands(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["addition", "grouped, by width", "group norm", "a norm over units", "attention"]
 )
-def test_a_compacted_network_is_rebuilt_from_its_file(kind, tmp_path):
+def test_a_compacted_network_is_rebuilt_from_its_file(kind: str, tmp_path: Path) -> None:
     net, x, _ = linked(kind)
     _, small, _ = pruned(net, x)
     natal.save_compact(tmp_path / "small", small)
@@ -668,7 +674,7 @@ def test_a_compacted_network_is_rebuilt_from_its_file(kind, tmp_path):
     assert list(again.state_dict()) == list(small.state_dict())
 
 
-def test_a_file_of_another_architecture_is_refused(tmp_path):
+def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
     natal.save_compact(tmp_path / "small", nn.Sequential(nn.Linear(3, 2)))
     with pytest.raises(NatalError, match="another architecture: '0' is a Linear there, a ReLU here"):
         natal.load_compact(tmp_path / "small", nn.Sequential(nn.ReLU()))

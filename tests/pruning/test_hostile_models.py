@@ -99,7 +99,8 @@ class Checkpointed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x).tanh()
         h = self.b(h) if self.reentrant is None else checkpoint(self.b, h, use_reentrant=self.reentrant)
-        return self.c(h.tanh())
+        out: Tensor = self.c(h.tanh())
+        return out
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,8 @@ class Hidden(nn.Module):
         self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(checkpoint(self.a, x, use_reentrant=True).tanh())
+        out: Tensor = self.b(checkpoint(self.a, x, use_reentrant=True).tanh())
+        return out
 
 
 @pytest.mark.parametrize("make", [lambda: Checkpointed(True), Hidden])
@@ -260,7 +262,8 @@ class Language(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.mix(self.embed(tokens)).tanh()).mean(1)
+        out: Tensor = self.head(self.mix(self.embed(tokens)).tanh()).mean(1)
+        return out
 
 
 @pytest.mark.parametrize("criterion", [name for name in BUILT_IN if name != "phew"])
@@ -318,7 +321,8 @@ def test_recurrent_weights_train_in_the_inner_loop_of_prospr() -> None:
             self.cell, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.cell(x)[0][:, -1])
+            out: Tensor = self.head(self.cell(x)[0][:, -1])
+            return out
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

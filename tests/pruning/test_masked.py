@@ -36,7 +36,8 @@ class Attends(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+        out: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+        return out
 
 
 class Tied(nn.Module):
@@ -48,7 +49,8 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.b(self.a(x).tanh()).tanh()).mean(1)
+        out: Tensor = self.c(self.b(self.a(x).tanh()).tanh()).mean(1)
+        return out
 
 
 class Foreign(nn.Module):
@@ -60,7 +62,8 @@ class Foreign(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.encode(x).tanh()
-        return self.head(F.linear(h, self.encode.weight.T).tanh()).mean(1)
+        out: Tensor = self.head(F.linear(h, self.encode.weight.T).tanh()).mean(1)
+        return out
 
 
 class Language(nn.Module):
@@ -76,7 +79,8 @@ class Language(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.mix(self.embed(tokens)).tanh()).mean(1)
+        out: Tensor = self.head(self.mix(self.embed(tokens)).tanh()).mean(1)
+        return out
 
 
 def plain() -> nn.Module:
@@ -126,7 +130,8 @@ def removed(net: nn.Module, mask: Mask) -> Tensor:
 
 
 def loss_of(net: nn.Module, x: Tensor) -> Tensor:
-    return net(x).square().mean()
+    out: Tensor = net(x).square().mean()
+    return out
 
 
 @torch.no_grad()
@@ -219,7 +224,8 @@ def test_checkpointed_layers_train_under_their_mask() -> None:
             self.reentrant = reentrant
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(checkpoint(self.a, x, use_reentrant=self.reentrant).tanh())
+            out: Tensor = self.b(checkpoint(self.a, x, use_reentrant=self.reentrant).tanh())
+            return out
 
     x = torch.ones(4, 8).requires_grad_()
     for reentrant in (False, True):

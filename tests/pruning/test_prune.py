@@ -35,7 +35,7 @@ def zeros_hold(net: nn.Module, mask: Mask) -> bool:
     )
 
 
-def train(net: nn.Module, batch, optimiser="momentum", steps=5) -> None:
+def train(net: nn.Module, batch, optimiser: str = "momentum", steps: int = 5) -> None:
     x, y = batch
     net.train()
     steps_taken = OPTIMISERS[optimiser](net.parameters())
@@ -45,7 +45,7 @@ def train(net: nn.Module, batch, optimiser="momentum", steps=5) -> None:
         steps_taken.step()
 
 
-def test_the_front_door():
+def test_the_front_door() -> None:
     model, batch = network("conv")
     assert natal.prune is prune
     assert natal.apply is apply
@@ -60,7 +60,7 @@ def test_the_front_door():
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_pruned_weights_stay_zero_in_any_loop(kind, optimiser):
+def test_pruned_weights_stay_zero_in_any_loop(kind: str, optimiser: str) -> None:
     model, batch = network(kind)
     mask = prune(model, 0.8, "snip", batch=batch)
     net = apply(model, mask)
@@ -74,7 +74,7 @@ def test_pruned_weights_stay_zero_in_any_loop(kind, optimiser):
     )
 
 
-def test_it_trains_exactly_as_zeroing_after_every_step_does():
+def test_it_trains_exactly_as_zeroing_after_every_step_does() -> None:
     model, (x, y) = network("mlp")
     mask = prune(model, 0.5, "magnitude")
     net, plain = apply(model, mask), copy.deepcopy(model)
@@ -95,7 +95,7 @@ def test_it_trains_exactly_as_zeroing_after_every_step_does():
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save", "state_dict"])
-def test_the_masked_copy_can_be_copied_and_stored(kind, way):
+def test_the_masked_copy_can_be_copied_and_stored(kind: str, way: str) -> None:
     model, batch = network(kind)
     mask = prune(model, 0.7, "magnitude")
     net = apply(model, mask)
@@ -118,7 +118,7 @@ def test_the_masked_copy_can_be_copied_and_stored(kind, way):
     assert torch.equal(net(batch[0]), net(batch[0]))
 
 
-def test_apply_can_be_repeated():
+def test_apply_can_be_repeated() -> None:
     model, _ = network("conv")
     first, second = (prune(model, 0.5, "random", seed=s) for s in (1, 2))
     net = apply(apply(model, first), second)
@@ -128,20 +128,20 @@ def test_apply_can_be_repeated():
     assert zeros_hold(again, second)
 
 
-def test_a_pruned_network_can_be_pruned_again():
+def test_a_pruned_network_can_be_pruned_again() -> None:
     model, _ = network("deep")
     net = apply(model, prune(model, 0.5, "synflow"))
     assert prune(net, 0.9, "magnitude").kept == prune(model, 0.9, "magnitude").kept
 
 
-def test_shared_weights_are_scored_once_and_masked_everywhere():
+def test_shared_weights_are_scored_once_and_masked_everywhere() -> None:
     class Tied(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
             self.b.weight = self.a.weight
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
 
     with torch.random.fork_rng():
@@ -160,7 +160,7 @@ def test_shared_weights_are_scored_once_and_masked_everywhere():
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in model.parameters())
 
 
-def test_neuron_masks_silence_their_units_through_training():
+def test_neuron_masks_silence_their_units_through_training() -> None:
     model, batch = network("conv")
     mask = prune(model, 0.5, "magnitude", "layerwise", "neuron", batch=batch)
     net = apply(model, mask)
@@ -172,14 +172,14 @@ def test_neuron_masks_silence_their_units_through_training():
     assert not outputs["norm"][:, ~mask.units["0.weight"]].any()
 
 
-def test_attention_modules():
+def test_attention_modules() -> None:
     class Attends(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
             self.head = nn.Linear(8, 3)
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
 
     with torch.random.fork_rng():
@@ -198,14 +198,14 @@ def test_attention_modules():
     assert torch.allclose(fast, net.train()(x), atol=1e-6)
 
 
-def test_a_control_that_redraws_is_applied():
+def test_a_control_that_redraws_is_applied() -> None:
     model, _ = network("mlp")
     mask = prune(model, 0.5, "magnitude", control="reinit")
     net = apply(model, mask)
     assert torch.equal(net.hidden.weight, mask.redrawn["hidden.weight"] * mask.weights["hidden.weight"])
 
 
-def test_fresh_narrow_computes_what_a_narrow_network_computes():
+def test_fresh_narrow_computes_what_a_narrow_network_computes() -> None:
     model, (x, _) = network("mlp")
     mask = prune(model, 0.5, "magnitude", "layerwise", "neuron", control="fresh-narrow")
     net, kept = apply(model, mask), mask.units["hidden.weight"]
@@ -218,7 +218,7 @@ def test_fresh_narrow_computes_what_a_narrow_network_computes():
     assert torch.allclose(net(x), narrow(x), atol=1e-6)
 
 
-def test_integer_inputs():
+def test_integer_inputs() -> None:
     model = nn.Sequential(nn.Embedding(10, 6), nn.Flatten(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3))
     x = torch.arange(20).view(5, 4) % 10
     for criterion in ("synflow", "ntk-sap", "snip", "phew"):
@@ -226,7 +226,7 @@ def test_integer_inputs():
         assert mask.kept == 108
 
 
-def test_exclude_leaves_layers_alone():
+def test_exclude_leaves_layers_alone() -> None:
     model, batch = network("residual")
     mask = prune(model, 0.9, "snip", batch=batch, exclude=("first", "last"))
     assert "stem.weight" not in mask.weights
@@ -318,7 +318,7 @@ X, Y = network("deep")[1]
         ({"exclude": ("0", "2", "4", "6")}, "exclude leaves no layer of Sequential to prune"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, message):
+def test_mistakes_are_one_sentence(arguments, message: str) -> None:
     criterion = "snip" if {"batch", "loss"} & set(arguments) else "magnitude"
     given = {"model": network("deep")[0], "sparsity": 0.5, "criterion": criterion}
     given |= {"batch": (X, Y)} if "loss" in arguments else {}
@@ -328,7 +328,7 @@ def test_mistakes_are_one_sentence(arguments, message):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_broken_weights_are_named(value):
+def test_broken_weights_are_named(value: float) -> None:
     model, batch = network("deep")
     with torch.no_grad():
         model[2].weight[0, 0] = value
@@ -337,7 +337,7 @@ def test_broken_weights_are_named(value):
             prune(model, 0.5, criterion, batch=batch)
 
 
-def test_a_model_that_cannot_be_copied_is_refused():
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model, batch = network("deep")
     mask = prune(model, 0.5, "magnitude")
     for attribute in (model(batch[0]), threading.Lock()):  # a tensor with a graph; a lock
@@ -348,7 +348,7 @@ def test_a_model_that_cannot_be_copied_is_refused():
             apply(model, mask)
 
 
-def test_apply_names_what_does_not_fit():
+def test_apply_names_what_does_not_fit() -> None:
     mask = prune(network("deep")[0], 0.5, "magnitude")
     with pytest.raises(
         NatalError, match=r"the mask has '0.weight' of shape \(8, 5\), the model has \(4, 1, 3, 3\)"

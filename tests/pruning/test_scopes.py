@@ -45,7 +45,7 @@ sparsities = st.floats(0, 0.999)
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities, st.sampled_from(["global", *BUDGETS]))
-def test_exactly_int_s_n_go_under_every_scope(scores, sparsity, scope):
+def test_exactly_int_s_n_go_under_every_scope(scores, sparsity: float, scope: str) -> None:
     try:
         kept = select(scores, sparsity, scope)
     except NatalError as error:
@@ -58,14 +58,14 @@ def test_exactly_int_s_n_go_under_every_scope(scores, sparsity, scope):
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities)
-def test_layerwise_is_exact_in_each_layer(scores, sparsity):
+def test_layerwise_is_exact_in_each_layer(scores, sparsity: float) -> None:
     for name, kept in select(scores, sparsity, "layerwise").items():
         assert int((~kept).sum()) == int(sparsity * scores[name].numel())
 
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities, sparsities, st.sampled_from(SCOPES))
-def test_masks_are_nested(scores, one, other, scope):
+def test_masks_are_nested(scores, one, other, scope: str) -> None:
     try:
         less, more = (select(scores, s, scope) for s in sorted((one, other)))
     except NatalError:
@@ -75,7 +75,9 @@ def test_masks_are_nested(scores, one, other, scope):
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities, st.sampled_from(SCOPES))
-def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(scores, sparsity, scope):
+def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(
+    scores, sparsity: float, scope: str
+) -> None:
     try:
         kept = select(scores, sparsity, scope)
     except NatalError:
@@ -85,7 +87,7 @@ def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(scores, spar
         assert torch.equal(in_order, in_order.sort().values)  # False ... False True ... True
 
 
-def test_ties_go_by_position_across_layers():
+def test_ties_go_by_position_across_layers() -> None:
     kept = select({"a": torch.zeros(3), "b": torch.zeros(2)}, 0.8)
     assert kept["a"].tolist() == [False] * 3
     assert kept["b"].tolist() == [False, True]
@@ -93,7 +95,7 @@ def test_ties_go_by_position_across_layers():
 
 @settings(max_examples=40, deadline=None)
 @given(layers(), sparsities, st.sampled_from(["global", "layerwise"]))
-def test_units_go_in_exact_number_and_every_layer_keeps_one(scores, sparsity, scope):
+def test_units_go_in_exact_number_and_every_layer_keeps_one(scores, sparsity: float, scope: str) -> None:
     units = {n: s.flatten() for n, s in scores.items()}
     try:
         kept = select_units(units, sparsity, scope)
@@ -106,7 +108,7 @@ def test_units_go_in_exact_number_and_every_layer_keeps_one(scores, sparsity, sc
         assert removed(kept) == int(sparsity * total(units))
 
 
-def test_heights_by_hand():
+def test_heights_by_hand() -> None:
     assert heights(torch.arange(4), 4).tolist() == [0.125, 0.375, 0.625, 0.875]
 
 
@@ -115,11 +117,11 @@ def ones(**shapes):
     return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def densities(scores, sparsity, scope):
+def densities(scores, sparsity: float, scope: str):
     return {n: int(k.sum()) / k.numel() for n, k in select(scores, sparsity, scope).items()}
 
 
-def test_erk_by_hand():
+def test_erk_by_hand() -> None:
     # Σ dims: 30 + 40 = 70, 40 + 10 = 50; 10 % of 1600 is 160 weights, shared 70 : 50
     scores = ones(a=(30, 40), b=(40, 10))
     kept = select(scores, 0.9, "erk")
@@ -127,7 +129,7 @@ def test_erk_by_hand():
     assert {n: int(k.sum()) for n, k in select(scores, 0.9, "er").items()} == {"a": 93, "b": 67}
 
 
-def test_erk_counts_the_kernel_and_er_does_not():
+def test_erk_counts_the_kernel_and_er_does_not() -> None:
     scores = ones(conv=(8, 4, 3, 3), linear=(16, 12))  # 288 and 192 weights, Σ dims 18 and 28
     kept = {scope: int(select(scores, 0.9, scope)["conv"].sum()) for scope in ("erk", "er")}
     assert kept["erk"] == round(48 * 18 / 46)
@@ -135,7 +137,7 @@ def test_erk_counts_the_kernel_and_er_does_not():
     assert kept["er"] == pytest.approx(48 * ratio[0] / sum(ratio), abs=0.6)
 
 
-def test_erk_fixes_a_full_layer_dense_and_solves_the_rest_again():
+def test_erk_fixes_a_full_layer_dense_and_solves_the_rest_again() -> None:
     scores = ones(big=(100, 100), small=(2, 3), middle=(20, 10))
     found = densities(scores, 0.5, "erk")
     assert found["small"] == 1
@@ -148,7 +150,7 @@ def test_erk_fixes_a_full_layer_dense_and_solves_the_rest_again():
     assert found["big"] * 10000 == pytest.approx((kept - 6) * 200 / 230, abs=1)
 
 
-def test_igq_by_hand():
+def test_igq_by_hand() -> None:
     scores = ones(a=(30, 40), b=(40, 10))
     found = densities(scores, 0.9, "igq")
     # one F solves 1200 / (1200 F + 1) + 400 / (400 F + 1) = 160
@@ -160,7 +162,7 @@ def test_igq_by_hand():
     assert found["b"] * 400 == pytest.approx(400 / (400 * F + 1), abs=1)
 
 
-def test_smart_ratios_by_hand():
+def test_smart_ratios_by_hand() -> None:
     # L = 3: (3² + 3, 2² + 2, last linear layer 0.3)
     scores = ones(a=(20, 20), b=(20, 20), c=(10, 20))
     found = densities(scores, 0.8, "smart-ratios")
@@ -172,12 +174,12 @@ def test_smart_ratios_by_hand():
         select(scores, 0.01, "smart-ratios")
 
 
-def test_smart_ratios_leave_a_last_convolution_to_its_ratio():
+def test_smart_ratios_leave_a_last_convolution_to_its_ratio() -> None:
     found = densities(ones(a=(20, 20), b=(10, 20, 1, 1)), 0.8, "smart-ratios")  # 2² + 2 to 1² + 1
     assert found["a"] * 400 == pytest.approx(120 * 6 * 400 / (6 * 400 + 2 * 200), abs=1)
 
 
-def test_uniform_plus_by_hand():
+def test_uniform_plus_by_hand() -> None:
     scores = ones(conv=(4, 1, 3, 3), middle=(20, 40), last=(10, 20))
     found = densities(scores, 0.9, "uniform+")
     assert found["conv"] == 1
@@ -188,7 +190,7 @@ def test_uniform_plus_by_hand():
         select(scores, 0.99, "uniform+")
 
 
-def test_densities_by_layer():
+def test_densities_by_layer() -> None:
     scores = ones(a=(10, 10), b=(20, 10), c=(10, 10))
     found = densities(scores, 0.8, {"a": 0.5, "c": 0.0})
     assert found == {"a": 0.5, "b": 30 / 200, "c": 0}
@@ -213,17 +215,17 @@ def test_densities_by_layer():
         ("global", 1.0, r"sparsity must be a number in \[0, 1\), got 1.0"),
     ],
 )
-def test_scopes_that_cannot_be_met_say_why(scope, sparsity, message):
+def test_scopes_that_cannot_be_met_say_why(scope: str, sparsity: float, message: str) -> None:
     with pytest.raises(NatalError, match=message):
         select(ones(a=(10, 10), b=(20, 10), c=(10, 10)), sparsity, scope)
 
 
-def test_nan_is_refused_by_name():
+def test_nan_is_refused_by_name() -> None:
     with pytest.raises(NatalError, match="'a' hold NaN"):
         select({"a": torch.tensor([1.0, math.nan])}, 0.5)
 
 
-def test_prunable_finds_linear_convolution_and_attention_weights_only():
+def test_prunable_finds_linear_convolution_and_attention_weights_only() -> None:
     net = nn.Sequential(
         nn.Embedding(4, 6), nn.TransformerEncoderLayer(6, 2, 8), nn.LayerNorm(6), nn.Conv1d(1, 2, 3)
     )
@@ -237,7 +239,7 @@ def test_prunable_finds_linear_convolution_and_attention_weights_only():
     assert list(prunable(nn.Linear(2, 2))) == ["weight"]
 
 
-def test_shared_weights_count_once():
+def test_shared_weights_count_once() -> None:
     net = deep_mlp()
     net[2] = nn.Linear(8, 8)
     net.append(nn.Linear(8, 8))
@@ -246,7 +248,7 @@ def test_shared_weights_count_once():
     assert "7.weight" not in prunable(net)
 
 
-def test_exclude():
+def test_exclude() -> None:
     net = Residual()
     assert list(prunable(net, ("first", "last", "conv2.weight"))) == ["conv1.weight", "skip.weight"]
     with pytest.raises(NatalError, match="no prunable layer 'conv3'; did you mean 'conv"):
@@ -255,7 +257,7 @@ def test_exclude():
         prunable(nn.Linear(2, 2), ("first",))
 
 
-def test_weights_that_are_no_parameters_are_refused_by_name():
+def test_weights_that_are_no_parameters_are_refused_by_name() -> None:
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     with pytest.raises(NatalError, match=r"'0.weight' is computed"):
         prunable(net)
@@ -263,7 +265,7 @@ def test_weights_that_are_no_parameters_are_refused_by_name():
         prunable(nn.Sequential(nn.LazyLinear(2)))
 
 
-def test_remove_neurons_of_a_chain():
+def test_remove_neurons_of_a_chain() -> None:
     weights = {"a.weight": torch.ones(3, 2), "b.weight": torch.ones(2, 3), "c.weight": torch.ones(1, 2)}
     found = remove_neurons(
         weights, {"a.weight": torch.tensor([True, False, True]), "b.weight": torch.tensor([1, 0])}
@@ -275,7 +277,7 @@ def test_remove_neurons_of_a_chain():
     assert (found.kept, found.total) == (7, 14)
 
 
-def test_mask_counts_and_applies():
+def test_mask_counts_and_applies() -> None:
     mask = Mask({"a": torch.tensor([[True, False], [True, True]])}, {"b": torch.tensor([False, True])})
     parameters = {"a": torch.full((2, 2), 5.0), "b": torch.full((2,), 5.0)}
     mask.apply_(parameters)
