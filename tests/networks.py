@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -108,3 +109,13 @@ def network(kind: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, *shape, generator=generator)
     return make(), (x, torch.randint(3, (12,), generator=generator))
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def layer_of(net: nn.Module, name: str, kind: type[Layer]) -> Layer:
+    """Return a layer of a network by name; its kind is known, so its attributes have types."""
+    found = net.get_submodule(name)
+    assert isinstance(found, kind)
+    return found

@@ -7,7 +7,9 @@ import pickle
 import re
 import runpy
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import onnx
 import pytest
@@ -27,6 +29,7 @@ from natal.pruning.mask import Mask, dense, prunable, remove_neurons
 from natal.pruning.masked import masked
 from natal.pruning.savings import savings
 from natal.pruning.training import compact_training
+from networks import layer_of
 
 ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)
@@ -198,7 +201,7 @@ def convolutions(dims: int) -> nn.Sequential:
 
 
 IMAGE, ROW = (3, 8, 8), (5,)
-NETS = {
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: mlp(5, 9, 4), ROW),
     "deep": (lambda: mlp(5, 8, 8, 8, 8, 4, act=nn.Sigmoid), ROW),
     "deep-norm": (lambda: mlp(5, 8, 8, 8, 4, norm=True), ROW),
@@ -229,9 +232,9 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
         net = make()
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for t in (module.running_mean, module.weight.data, module.bias.data):
-                    t.normal_()
-                module.running_var.uniform_(0.5, 2)
+                for t in ("running_mean", "weight", "bias"):
+                    module.state_dict()[t].normal_()
+                module.get_buffer("running_var").uniform_(0.5, 2)
         return net, torch.randn(6, *shape)
 
 
@@ -265,7 +268,7 @@ def size(net: nn.Module) -> int:
     seed=st.integers(0, 999),
 )
 def test_it_computes_the_same_function(
-    name: str, density: float, units, training: bool, with_example: bool, seed: int
+    name: str, density: float, units: float, training: bool, with_example: bool, seed: int
 ) -> None:
     net, x = build(name, seed)
     net.train(training)
@@ -325,7 +328,9 @@ def test_weights_that_a_control_redraws_are_the_ones_compacted(control: str) -> 
 
 @pytest.mark.parametrize("make", [apply, to_torch_prune])
 @pytest.mark.parametrize("name", ["mlp", "resnet", "transformer"])
-def test_a_network_in_training_is_compacted_and_trains_on(name: str, make) -> None:
+def test_a_network_in_training_is_compacted_and_trains_on(
+    name: str, make: Callable[[nn.Module, Mask], nn.Module]
+) -> None:
     net, x = build(name)
     net.train()
     pruned = make(net, random_mask(net, 0.35, seed=3, units=0.6))
@@ -339,11 +344,12 @@ def test_a_network_in_training_is_compacted_and_trains_on(name: str, make) -> No
         function = compact(pruned, mask)
     assert all(torch.equal(v, before[k]) for k, v in pruned.state_dict().items())
     assert {type(m) for m in function.modules()} == {type(m) for m in net.modules()}
+    assert carried is not None
     expected = train(pruned, Mask({}), opt, x, 20)
     assert train(small, sliced, carried, x, 20) == pytest.approx(expected, abs=1e-4)
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]] = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
     "adamw-amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=3e-2, momentum=0.9, weight_decay=1e-3),
@@ -355,7 +361,7 @@ def train(net: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, x: Tenso
     for _ in range(steps):
         optimizer.zero_grad()
         loss = F.cross_entropy(net(x), torch.arange(len(x)) % 4 % 3)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         mask.apply_(dict(net.named_parameters()))
         losses.append(loss.item())
@@ -373,6 +379,7 @@ def test_it_trains_on_like_the_masked_network(name: str, optimizer: str) -> None
     opt = OPTIMIZERS[optimizer](net.parameters())
     train(net, mask, opt, x, 5)
     small, sliced, carried = compact_training(net, mask, opt)
+    assert carried is not None
     assert type(carried) is type(opt)
     assert size(small) < size(net)
     expected = train(net, mask, opt, x, 20)
@@ -395,8 +402,9 @@ def test_neurons_leave_whole() -> None:
     mask = remove_neurons(prunable(net), {"0.weight": hidden})
     small = compact(net, mask)
     assert [tuple(p.shape) for p in small.parameters()] == [(64, 194), (64,), (97, 64), (97,)]
-    assert (small[0].in_features, small[0].out_features, small[2].in_features) == (194, 64, 64)
-    assert torch.equal(small[0].weight, net[0].weight[hidden])
+    first, second = layer_of(small, "0", nn.Linear), layer_of(small, "2", nn.Linear)
+    assert (first.in_features, first.out_features, second.in_features) == (194, 64, 64)
+    assert torch.equal(first.weight, layer_of(net, "0", nn.Linear).weight[hidden])
     trained = compact_training(net, mask)
     assert trained.mask.sparsity == 0
     assert trained.optimizer is None
@@ -405,33 +413,33 @@ def test_neurons_leave_whole() -> None:
     }  # fmt: skip
 
 
-def set_(tensor: Tensor, values: list) -> None:
+def set_(tensor: Tensor, values: list[Any]) -> None:
     with torch.no_grad():
         tensor.copy_(torch.tensor(values))
 
 
 @pytest.mark.parametrize(("bias", "folded"), [(2.0, 0.5 + 3 * 2.0), (-2.0, 0.5)])
-def test_a_constant_unit_is_folded_into_the_next_bias(bias, folded) -> None:
+def test_a_constant_unit_is_folded_into_the_next_bias(bias: float, folded: float) -> None:
     net = mlp(1, 2, 1)
-    set_(net[0].bias, [1.0, bias])
-    set_(net[2].weight, [[1.0, 3.0]])
-    set_(net[2].bias, [0.5])
+    set_(net.get_parameter("0.bias"), [1.0, bias])
+    set_(net.get_parameter("2.weight"), [[1.0, 3.0]])
+    set_(net.get_parameter("2.bias"), [0.5])
     mask = Mask({"0.weight": torch.tensor([[True], [False]])})
     small = compact(net, mask)
     assert small[0].out_features == 1
-    assert small[2].bias.tolist() == [folded]
+    assert small.get_parameter("2.bias").tolist() == [folded]
     # its bias would have learned: for training it must stay
-    assert compact_training(net, mask).model[0].out_features == 2
+    assert compact_training(net, mask).model.get_submodule("0").out_features == 2
 
 
 def test_a_kept_bias_of_zero_will_learn_and_so_stays_for_training() -> None:
     net = mlp(1, 2, 1)
-    nn.init.zeros_(net[0].bias)
+    nn.init.zeros_(net.get_parameter("0.bias"))
     mask = Mask({"0.weight": torch.tensor([[True], [False]])})
     assert compact(net, mask)[0].out_features == 1
-    assert compact_training(net, mask).model[0].out_features == 2
+    assert compact_training(net, mask).model.get_submodule("0").out_features == 2
     masked_bias = Mask(mask.weights, {"0.bias": torch.tensor([True, False])})
-    assert compact_training(net, masked_bias).model[0].out_features == 1
+    assert compact_training(net, masked_bias).model.get_submodule("0").out_features == 1
 
 
 class Written(nn.Module):
@@ -525,10 +533,12 @@ def masked_first_channel(net: nn.Module, name: str) -> Mask:
         ("same", "zeros", 1.0, 4),
     ],
 )
-def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mode, bias, width: int) -> None:
+def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(
+    padding: int | str, mode: Literal["zeros", "reflect"], bias: float, width: int
+) -> None:
     first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=padding, padding_mode=mode)
     net = nn.Sequential(first, nn.ReLU(), second)
-    set_(first.bias, [bias, 0.1, 0.2, 0.3])
+    set_(net.get_parameter("0.bias"), [bias, 0.1, 0.2, 0.3])
     mask, x = masked_first_channel(net, "0.weight"), torch.randn(2, 2, 7, 7)
     small = compact(net, mask)
     assert small[0].out_channels == small[2].in_channels == width
@@ -538,10 +548,10 @@ def test_a_constant_channel_survives_zero_padding_unless_it_is_zero(padding, mod
 @pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
 def test_batch_norm_is_folded_through_in_evaluation_mode_only(training: bool, width: int) -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).train(training)
-    set_(net[1].running_mean, [1.0, 2.0, 3.0, 4.0])
+    set_(net.get_buffer("1.running_mean"), [1.0, 2.0, 3.0, 4.0])
     small = compact(net, masked_first_channel(net, "0.weight"))
     assert small[0].out_features == small[1].num_features == small[3].in_features == width
-    assert len(small[1].running_mean) == width
+    assert len(small.get_buffer("1.running_mean")) == width
 
 
 @pytest.mark.parametrize(("training", "width"), [(False, 3), (True, 4)])
@@ -551,7 +561,7 @@ def test_a_constant_is_folded_through_dropout_in_evaluation_mode_only(training: 
 
 
 @pytest.mark.parametrize(("padding", "width"), [(0, 3), (1, 4)])
-def test_an_average_over_padding_is_not_constant(padding, width: int) -> None:
+def test_an_average_over_padding_is_not_constant(padding: int, width: int) -> None:
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.AvgPool2d(2, padding=padding), nn.Conv2d(4, 3, 1)
     )
@@ -601,6 +611,7 @@ def test_the_unit_that_stays_of_a_layer_nobody_reads_brings_back_no_more_than_it
 def test_units_tied_by_an_addition_go_only_together() -> None:
     net, x = build("residual")
     net.eval()
+    assert isinstance(net, Residual)
     head = torch.ones(4, 6, dtype=torch.bool)
     head[:, 0] = False  # nobody reads channel 0 after the addition, but the block reads it before
     alone = compact(net, Mask({"head.weight": head}))
@@ -617,7 +628,7 @@ def test_one_unit_of_a_collapsed_layer_stays() -> None:
     net, x = build("deep")
     mask = Mask({name: torch.zeros_like(w, dtype=torch.bool) for name, w in prunable(net).items()})
     small = compact(net, mask)
-    assert [m.out_features for m in small if isinstance(m, nn.Linear)] == [1, 1, 1, 1, 4]
+    assert [m.out_features for m in small.children() if isinstance(m, nn.Linear)] == [1, 1, 1, 1, 4]
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
@@ -702,17 +713,28 @@ def test_a_hook_survives_but_a_plain_layer_before_it_still_shrinks() -> None:
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
+def widths(net: nn.Module) -> tuple[int, int, int]:
+    before, norm, after = (
+        layer_of(net, "0", nn.Linear),
+        layer_of(net, "1", nn.BatchNorm1d),
+        layer_of(net, "2", nn.Linear),
+    )
+    return before.out_features, norm.num_features, after.in_features
+
+
 def test_an_example_reveals_sequences() -> None:
     # (rows, steps, features): batch norm acts on the steps, so its width stays
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
-    set_(net[1].running_mean, [0.0, 1.0, 2.0, 3.0])  # so that a constant unit differs from step to step
+    set_(
+        net.get_buffer("1.running_mean"), [0.0, 1.0, 2.0, 3.0]
+    )  # so that a constant unit differs from step to step
     mask, x = masked_first_channel(net, "0.weight"), torch.randn(5, 4, 3)
     small = compact(net, mask, x)
-    assert (small[0].out_features, small[1].num_features, small[2].in_features) == (4, 4, 4)
+    assert widths(small) == (4, 4, 4)
     mask = Mask({**mask.weights, "2.weight": torch.ones(2, 4, dtype=torch.bool)})
     mask.weights["2.weight"][:, 0] = False
     small = compact(net, mask, x)
-    assert (small[0].out_features, small[1].num_features, small[2].in_features) == (3, 4, 3)
+    assert widths(small) == (3, 4, 3)
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
@@ -759,7 +781,7 @@ def test_a_wrong_example_and_a_foreign_optimizer_are_refused() -> None:
     with pytest.raises(NatalError, match="cannot be run on the example"):
         savings(net, mlp(5, 1), torch.ones(1, 2))
     with pytest.raises(NatalError, match=r"must be a torch\.optim\.Optimizer, got str"):
-        compact_training(net, dense(prunable(net)), "adam")
+        compact_training(net, dense(prunable(net)), "adam")  # type: ignore[arg-type]
     with pytest.raises(NatalError, match="no parameter of this Sequential"):
         compact_training(net, dense(prunable(net)), torch.optim.SGD(mlp(2, 3).parameters()))
 
@@ -803,7 +825,7 @@ def through_save(net: nn.Module, x: Tensor) -> Tensor:
 
 def through_onnx(net: nn.Module, x: Tensor) -> Tensor:
     buffer = io.BytesIO()
-    torch.onnx.export(net, (x,), buffer, dynamo=True, verbose=False)
+    torch.onnx.export(net, (x,), buffer, dynamo=True, verbose=False)  # type: ignore[arg-type]
     model = onnx.load_from_string(buffer.getvalue())
     onnx.checker.check_model(model)
     (result,) = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
@@ -816,7 +838,7 @@ WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["mlp", "conv", "residual", "resnet", "transformer", "conv1d"])
-def test_it_travels(name: str, way: str) -> None:
+def test_it_travels(name: str, way: Callable[[nn.Module, Tensor], Tensor]) -> None:
     net, x = build(name)
     net.eval()
     mask = random_mask(net, 0.4, seed=1, units=0.5)
@@ -848,7 +870,7 @@ def test_the_readmes_lines_work(
     readme = (ROOT / "README.md").read_text("utf-8")
     (text,) = (t for t in re.findall(r"```python\n(.*?)```", readme, re.S) if "natal.compact(" in t)
     torch.manual_seed(0)
-    names = {
+    names: dict[str, Any] = {
         "natal": natal,
         "F": F,
         "model": mlp(20, 30, 30, 4),

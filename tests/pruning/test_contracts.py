@@ -141,7 +141,7 @@ def check(case: Case) -> None:
     optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=0.1)
     for _ in range(2):
         optimiser.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     stored = dict(net.named_parameters())
     assert all(not stored[n][~k].any() for n, k in mask.items().items())

@@ -57,6 +57,7 @@ class Restless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ def trace(model: nn.Module) -> tuple[Any, ...]:
         [(id(p), p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in model.parameters()],
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),
+        np.random.get_state(legacy=True)[1].tolist(),
         (torch.is_grad_enabled(), torch.get_default_dtype()),
     )
 
@@ -255,7 +256,10 @@ def test_a_network_in_half_precision_is_scored_in_float32() -> None:
 def test_a_model_may_take_a_dictionary_and_return_a_tuple() -> None:
     model = seeded(Pair)
     _, (x, y) = brought("frozen")
-    first = {"batch": ({"x": x}, y), "loss": lambda outputs, targets: F.cross_entropy(outputs[0], targets)}
+    first: dict[str, Any] = {
+        "batch": ({"x": x}, y),
+        "loss": lambda outputs, targets: F.cross_entropy(outputs[0], targets),
+    }
     for name in ("snip", "force", "prospr", "magnitude"):
         assert natal.prune(model, 0.5, name, **first).kept == 36
     with pytest.raises(NatalError, match=r"inputs must be one tensor .*, got dict; wrap Pair to take one"):
@@ -283,6 +287,7 @@ def test_the_first_layer_tells_the_shape_of_an_input_even_if_it_is_excluded(name
 )
 def test_norms_without_running_statistics_let_synaptic_flow_through(norm: nn.Module) -> None:
     plain_, (x, _) = brought("frozen")
+    assert isinstance(plain_, nn.Sequential)
     bare = nn.Sequential(plain_[0], plain_[1], plain_[3])
     normed = nn.Sequential(plain_[0], norm, plain_[1], plain_[3])
     flow, expected = (list(score("synflow", problem_of(m, 0, inputs=x)).values()) for m in (normed, bare))

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -56,22 +57,22 @@ def test_torch_prune_gives_the_masked_network(net: nn.Module, mask: Mask) -> Non
     assert torch_prune.is_pruned(pruned)
     assert not torch_prune.is_pruned(net)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert torch.equal(pruned.hidden.weight_orig, net.hidden.weight)
-    assert torch.equal(pruned.hidden.weight_mask.bool(), mask.weights["hidden.weight"])
-    assert torch.equal(pruned.hidden.bias_mask.bool(), mask.biases["hidden.bias"])
+    assert torch.equal(pruned.get_parameter("hidden.weight_orig"), net.get_parameter("hidden.weight"))
+    assert torch.equal(pruned.get_buffer("hidden.weight_mask").bool(), mask.weights["hidden.weight"])
+    assert torch.equal(pruned.get_buffer("hidden.bias_mask").bool(), mask.biases["hidden.bias"])
     x = torch.randn(6, 5)
     expected = pruned(x)
     assert same(from_torch_prune(pruned), Mask(mask.weights, mask.biases))
     mask.apply_(dict(net.named_parameters()))
     torch.testing.assert_close(expected, net(x))
-    torch_prune.remove(pruned.hidden, "weight")
+    torch_prune.remove(pruned.get_submodule("hidden"), "weight")  # type: ignore[no-untyped-call]
     torch.testing.assert_close(pruned(x), expected)
 
 
 def test_torch_prune_works_on_a_bare_layer() -> None:
     layer = nn.Linear(3, 2)
     kept = torch.tensor([[True, False, True], [False, True, True]])
-    assert torch.equal(to_torch_prune(layer, Mask({"weight": kept})).weight_mask.bool(), kept)
+    assert torch.equal(to_torch_prune(layer, Mask({"weight": kept})).get_buffer("weight_mask").bool(), kept)
 
 
 def test_a_mask_survives_the_file(tmp_path: Path, mask: Mask) -> None:
@@ -90,7 +91,7 @@ def test_a_mask_survives_the_file(tmp_path: Path, mask: Mask) -> None:
 
 
 @pytest.mark.parametrize("control", [None, "reinit", "fresh-narrow", "shuffle"])
-def test_all_of_a_mask_survives_the_file(tmp_path: Path, net: nn.Module, control: str) -> None:
+def test_all_of_a_mask_survives_the_file(tmp_path: Path, net: nn.Module, control: str | None) -> None:
     mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", control=control)
     save_mask(tmp_path / "m", mask)
     loaded = load_mask(tmp_path / "m")
@@ -107,7 +108,7 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_number_survives_to_the_last_bit(tmp_path: Path, mask: Mask, dtype) -> None:
+def test_every_number_survives_to_the_last_bit(tmp_path: Path, mask: Mask, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     raw = torch.randint(2 if dtype == torch.bool else 256, (3, 16), generator=generator, dtype=torch.uint8)
     raw = raw.view(dtype)  # any bits at all: NaN, infinities and -0 among them
@@ -124,7 +125,7 @@ def test_every_number_survives_to_the_last_bit(tmp_path: Path, mask: Mask, dtype
     "tensor",
     [3.0, torch.ones(2, device="meta"), torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex128)],
 )
-def test_what_safetensors_cannot_hold_is_refused_by_name(tmp_path: Path, mask: Mask, tensor) -> None:
+def test_what_safetensors_cannot_hold_is_refused_by_name(tmp_path: Path, mask: Mask, tensor: Any) -> None:
     with pytest.raises(NatalError, match=r"cannot hold 'initial/w' \("):
         save_ticket(tmp_path / "t", Ticket(mask, {"w": tensor}))
     assert not list(tmp_path.iterdir())
@@ -189,11 +190,11 @@ def test_tied_weights_and_views_can_be_saved(tmp_path: Path, mask: Mask) -> None
 
 
 class Bomb:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return pytest.fail, ("a pickle was executed",)
 
 
-def written(path, about, tensors=None):
+def written(path: Path, about: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
     save_file(tensors or {"weights/a": torch.ones(2, dtype=torch.bool)}, path, {"natal": json.dumps(about)})
 
 
@@ -203,7 +204,7 @@ ABOUT = {"kind": "mask", "format": 1, "natal": "0", "torch": "0", "provenance": 
 def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, mask: Mask) -> None:
     f = tmp_path / "file"
 
-    def refused(call, message: str):
+    def refused(call: Callable[[], object], message: str) -> None:
         with pytest.raises(NatalError) as error:
             call()
         assert message in str(error.value)

@@ -223,7 +223,7 @@ def test_an_excluded_layer_may_have_computed_weights(
         plain = nn.Sequential(nn.Linear(4, 4).double(), nn.Tanh(), nn.Linear(4, 3).double())
         model.eval()
         plain.load_state_dict(weights)
-        plain[0].weight.copy_(model[0].weight)
+        layer_of(plain, "0", nn.Linear).weight.copy_(layer_of(model, "0", nn.Linear).weight)
     found = natal.prune(model, 0.5, criterion, batch=batch, exclude=("0",))
     assert found.densities() == {"2.weight": 0.5}
     if criterion in ("snip", "grasp", "synflow", "grasp-published"):
@@ -294,9 +294,9 @@ def test_a_buffer_that_looks_like_a_mask_is_none() -> None:
     model[0].register_buffer("weight_mask", torch.zeros(4, 4))
     with pytest.raises(NatalError, match="has not been here"):
         natal.from_torch_prune(model)
-    torch_prune.l1_unstructured(model[2], "weight", 0.5)
-    torch_prune.l1_unstructured(model[2], "bias", 0.5)
-    torch_prune.l1_unstructured(model[1], "weight", 0.5)
+    torch_prune.l1_unstructured(model[2], "weight", 0.5)  # type: ignore[no-untyped-call]
+    torch_prune.l1_unstructured(model[2], "bias", 0.5)  # type: ignore[no-untyped-call]
+    torch_prune.l1_unstructured(model[1], "weight", 0.5)  # type: ignore[no-untyped-call]
     found = natal.from_torch_prune(model)
     assert list(found.weights) == ["2.weight"]
     assert set(found.biases) == {"2.bias", "1.weight"}
@@ -306,8 +306,8 @@ def test_a_shared_weight_pruned_in_two_ways_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     kept = torch.ones(4, 4)
-    torch_prune.custom_from_mask(model[0], "weight", kept)
-    torch_prune.custom_from_mask(model[1], "weight", kept.tril())
+    torch_prune.custom_from_mask(model[0], "weight", kept)  # type: ignore[no-untyped-call]
+    torch_prune.custom_from_mask(model[1], "weight", kept.tril())  # type: ignore[no-untyped-call]
     with pytest.raises(
         NatalError, match=r"'0.weight' and '1.weight' are one parameter that is pruned differently"
     ):
@@ -332,7 +332,8 @@ def test_recurrent_weights_train_in_the_inner_loop_of_prospr() -> None:
     frozen = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        frozen.cell.forward = lambda x, run=frozen.cell.forward: (run(x)[0].detach(), None)  # type: ignore[method-assign]
+        run: Callable[..., Any] = frozen.cell.forward
+        frozen.cell.forward = lambda x: (run(x)[0].detach(), None)  # type: ignore[method-assign, assignment]
         without = score(
             "prospr", problem_of(frozen, 0, inputs=x, targets=torch.arange(6) % 3, loss=F.cross_entropy)
         )

@@ -5,11 +5,13 @@ import io
 import math
 import pickle
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import natal
 from natal.errors import NatalError
@@ -19,7 +21,7 @@ from networks import NETWORKS, network
 
 torch.set_num_threads(1)
 
-OPTIMISERS = {
+OPTIMISERS: dict[str, Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]] = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, weight_decay=0.1, centered=True),
@@ -35,13 +37,13 @@ def zeros_hold(net: nn.Module, mask: Mask) -> bool:
     )
 
 
-def train(net: nn.Module, batch, optimiser: str = "momentum", steps: int = 5) -> None:
+def train(net: nn.Module, batch: tuple[Tensor, Tensor], optimiser: str = "momentum", steps: int = 5) -> None:
     x, y = batch
     net.train()
     steps_taken = OPTIMISERS[optimiser](net.parameters())
     for _ in range(steps):
         steps_taken.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         steps_taken.step()
 
 
@@ -84,11 +86,11 @@ def test_it_trains_exactly_as_zeroing_after_every_step_does() -> None:
     other = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(10):
         optimiser.zero_grad()
-        F.cross_entropy(plain(x), y).backward()
+        F.cross_entropy(plain(x), y).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         mask.apply_(parameters)
         other.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         other.step()
     assert torch.equal(net(x), plain(x))
 
@@ -142,7 +144,8 @@ def test_shared_weights_are_scored_once_and_masked_everywhere() -> None:
             self.b.weight = self.a.weight
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+            out: Tensor = self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+            return out
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -153,9 +156,9 @@ def test_shared_weights_are_scored_once_and_masked_everywhere() -> None:
         assert list(mask.weights) == ["a.weight", "c.weight"]
         assert mask.total == 28
     net = apply(model, mask)
-    assert torch.equal(net.a.weight, net.b.weight)
+    assert torch.equal(net.get_parameter("a.weight"), net.get_parameter("b.weight"))
     train(net, batch)
-    assert torch.equal(net.a.weight, net.b.weight)
+    assert torch.equal(net.get_parameter("a.weight"), net.get_parameter("b.weight"))
     assert zeros_hold(net, mask)
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in model.parameters())
 
@@ -166,8 +169,8 @@ def test_neuron_masks_silence_their_units_through_training() -> None:
     net = apply(model, mask)
     train(net, batch)
     assert zeros_hold(net, mask)
-    outputs = {}
-    net[1].register_forward_hook(lambda _m, _i, output: outputs.update(norm=output))
+    outputs: dict[str, Tensor] = {}
+    net.get_submodule("1").register_forward_hook(lambda _m, _i, output: outputs.update(norm=output))
     net.eval()(batch[0])
     assert not outputs["norm"][:, ~mask.units["0.weight"]].any()
 
@@ -180,7 +183,8 @@ def test_attention_modules() -> None:
             self.head = nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+            out: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+            return out
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -202,7 +206,9 @@ def test_a_control_that_redraws_is_applied() -> None:
     model, _ = network("mlp")
     mask = prune(model, 0.5, "magnitude", control="reinit")
     net = apply(model, mask)
-    assert torch.equal(net.hidden.weight, mask.redrawn["hidden.weight"] * mask.weights["hidden.weight"])
+    assert torch.equal(
+        net.get_parameter("hidden.weight"), mask.redrawn["hidden.weight"] * mask.weights["hidden.weight"]
+    )
 
 
 def test_fresh_narrow_computes_what_a_narrow_network_computes() -> None:
@@ -211,10 +217,10 @@ def test_fresh_narrow_computes_what_a_narrow_network_computes() -> None:
     net, kept = apply(model, mask), mask.units["hidden.weight"]
     narrow = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     with torch.no_grad():
-        narrow[0].weight.copy_(mask.redrawn["hidden.weight"][kept])
-        narrow[0].bias.copy_(mask.redrawn["hidden.bias"][kept])
-        narrow[2].weight.copy_(mask.redrawn["output.weight"][:, kept])
-        narrow[2].bias.copy_(mask.redrawn["output.bias"])
+        narrow.get_parameter("0.weight").copy_(mask.redrawn["hidden.weight"][kept])
+        narrow.get_parameter("0.bias").copy_(mask.redrawn["hidden.bias"][kept])
+        narrow.get_parameter("2.weight").copy_(mask.redrawn["output.weight"][:, kept])
+        narrow.get_parameter("2.bias").copy_(mask.redrawn["output.bias"])
     assert torch.allclose(net(x), narrow(x), atol=1e-6)
 
 
@@ -309,7 +315,7 @@ X, Y = network("deep")[1]
             "does not depend on the model's weights, not even on '0.weight'",
         ),
         (
-            {"loss": lambda f, _: {}["a"]},
+            {"loss": lambda f, _: dict[str, Tensor]()["a"]},
             "the loss does not fit the model's outputs and the batch's targets: 'a'",
         ),
         ({"seed": "a"}, "seed must be an integer, got 'a'"),
@@ -318,9 +324,9 @@ X, Y = network("deep")[1]
         ({"exclude": ("0", "2", "4", "6")}, "exclude leaves no layer of Sequential to prune"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, message: str) -> None:
+def test_mistakes_are_one_sentence(arguments: dict[str, Any], message: str) -> None:
     criterion = "snip" if {"batch", "loss"} & set(arguments) else "magnitude"
-    given = {"model": network("deep")[0], "sparsity": 0.5, "criterion": criterion}
+    given: dict[str, Any] = {"model": network("deep")[0], "sparsity": 0.5, "criterion": criterion}
     given |= {"batch": (X, Y)} if "loss" in arguments else {}
     with pytest.raises(NatalError, match=message) as caught:
         prune(**given | arguments)
@@ -331,7 +337,7 @@ def test_mistakes_are_one_sentence(arguments, message: str) -> None:
 def test_broken_weights_are_named(value: float) -> None:
     model, batch = network("deep")
     with torch.no_grad():
-        model[2].weight[0, 0] = value
+        model.get_parameter("2.weight")[0, 0] = value
     for criterion in ("random", "phew", "lamp", "snip"):
         with pytest.raises(NatalError, match=r"weights of '2.weight' are NaN or infinite; initialise"):
             prune(model, 0.5, criterion, batch=batch)
@@ -340,7 +346,8 @@ def test_broken_weights_are_named(value: float) -> None:
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model, batch = network("deep")
     mask = prune(model, 0.5, "magnitude")
-    for attribute in (model(batch[0]), threading.Lock()):  # a tensor with a graph; a lock
+    attributes: list[Any] = [model(batch[0]), threading.Lock()]  # a tensor with a graph; a lock
+    for attribute in attributes:
         model.cache = attribute
         with pytest.raises(NatalError, match="Sequential cannot be copied: "):
             prune(model, 0.5, "snip", batch=batch)
@@ -359,6 +366,6 @@ def test_apply_names_what_does_not_fit() -> None:
     ):
         apply(nn.Sequential(nn.Linear(4, 8)), mask)
     with pytest.raises(NatalError, match=r"mask must be a natal.Mask, as natal.prune returns, got dict"):
-        apply(network("deep")[0], dict(mask.weights))
+        apply(network("deep")[0], dict(mask.weights))  # type: ignore[arg-type]
     with pytest.raises(NatalError, match=r"model must be a torch.nn.Module, got None"):
-        apply(None, mask)
+        apply(None, mask)  # type: ignore[arg-type]

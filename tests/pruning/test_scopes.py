@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.pruning.mask import Mask, prunable, remove_neurons, weight_names
@@ -16,27 +17,30 @@ from natal.study import SCOPES
 from networks import Residual, deep_mlp
 
 torch.set_num_threads(1)
+Scores = Mapping[str, Tensor]
 BUDGETS = [s for s in SCOPES if s not in ("global", "layerwise", "threshold")]
 
 
 @st.composite
-def layers(draw):
+def layers(draw: st.DrawFn) -> Scores:
     """A few layers of small integer scores, so that ties abound; the first may be a convolution."""
-    shapes = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4))
+    shapes: list[tuple[int, ...]] = draw(
+        st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
+    )
     if draw(st.booleans()):
         shapes[0] = (*shapes[0], 2, 2)
     count = sum(math.prod(s) for s in shapes)
     values = draw(st.lists(st.integers(-3, 3), min_size=count, max_size=count))
     flat = torch.tensor(values, dtype=torch.float32)
-    parts = flat.split([math.prod(s) for s in shapes])
+    parts = flat.split([math.prod(s) for s in shapes])  # type: ignore[no-untyped-call]
     return {f"l{i}": part.view(shape) for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
 
 
-def removed(kept) -> int:
+def removed(kept: Scores) -> int:
     return sum(int((~k).sum()) for k in kept.values())
 
 
-def total(scores) -> int:
+def total(scores: Scores) -> int:
     return sum(s.numel() for s in scores.values())
 
 
@@ -45,7 +49,7 @@ sparsities = st.floats(0, 0.999)
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities, st.sampled_from(["global", *BUDGETS]))
-def test_exactly_int_s_n_go_under_every_scope(scores, sparsity: float, scope: str) -> None:
+def test_exactly_int_s_n_go_under_every_scope(scores: Scores, sparsity: float, scope: str) -> None:
     try:
         kept = select(scores, sparsity, scope)
     except NatalError as error:
@@ -58,14 +62,14 @@ def test_exactly_int_s_n_go_under_every_scope(scores, sparsity: float, scope: st
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities)
-def test_layerwise_is_exact_in_each_layer(scores, sparsity: float) -> None:
+def test_layerwise_is_exact_in_each_layer(scores: Scores, sparsity: float) -> None:
     for name, kept in select(scores, sparsity, "layerwise").items():
         assert int((~kept).sum()) == int(sparsity * scores[name].numel())
 
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities, sparsities, st.sampled_from(SCOPES))
-def test_masks_are_nested(scores, one, other, scope: str) -> None:
+def test_masks_are_nested(scores: Scores, one: float, other: float, scope: str) -> None:
     try:
         less, more = (select(scores, s, scope) for s in sorted((one, other)))
     except NatalError:
@@ -76,7 +80,7 @@ def test_masks_are_nested(scores, one, other, scope: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(layers(), sparsities, st.sampled_from(SCOPES))
 def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(
-    scores, sparsity: float, scope: str
+    scores: Scores, sparsity: float, scope: str
 ) -> None:
     try:
         kept = select(scores, sparsity, scope)
@@ -95,7 +99,9 @@ def test_ties_go_by_position_across_layers() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(layers(), sparsities, st.sampled_from(["global", "layerwise"]))
-def test_units_go_in_exact_number_and_every_layer_keeps_one(scores, sparsity: float, scope: str) -> None:
+def test_units_go_in_exact_number_and_every_layer_keeps_one(
+    scores: Scores, sparsity: float, scope: str
+) -> None:
     units = {n: s.flatten() for n, s in scores.items()}
     try:
         kept = select_units(units, sparsity, scope)
@@ -112,12 +118,12 @@ def test_heights_by_hand() -> None:
     assert heights(torch.arange(4), 4).tolist() == [0.125, 0.375, 0.625, 0.875]
 
 
-def ones(**shapes):
+def ones(**shapes: tuple[int, ...]) -> Scores:
     generator = torch.Generator().manual_seed(0)
     return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def densities(scores, sparsity: float, scope: str):
+def densities(scores: Scores, sparsity: float, scope: str | dict[str, float]) -> dict[str, float]:
     return {n: int(k.sum()) / k.numel() for n, k in select(scores, sparsity, scope).items()}
 
 
@@ -215,7 +221,9 @@ def test_densities_by_layer() -> None:
         ("global", 1.0, r"sparsity must be a number in \[0, 1\), got 1.0"),
     ],
 )
-def test_scopes_that_cannot_be_met_say_why(scope: str, sparsity: float, message: str) -> None:
+def test_scopes_that_cannot_be_met_say_why(
+    scope: str | dict[str, float], sparsity: float, message: str
+) -> None:
     with pytest.raises(NatalError, match=message):
         select(ones(a=(10, 10), b=(20, 10), c=(10, 10)), sparsity, scope)
 
