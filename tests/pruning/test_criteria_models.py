@@ -153,7 +153,7 @@ def trace(model: nn.Module) -> tuple[Any, ...]:
         [(id(p), p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in model.parameters()],
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state(legacy=True)[1].tolist(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
         (torch.is_grad_enabled(), torch.get_default_dtype()),
     )
 

@@ -19,7 +19,7 @@ import natal
 from natal import Mask, NatalError
 from natal.pruning.choose import problem_of, score
 from natal.pruning.criteria import criteria
-from networks import network
+from networks import layer_of, network
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:criterion .* score 0")

@@ -256,7 +256,9 @@ def test_other_threads_neither_see_nor_disturb_a_pass() -> None:
     thread = threading.Thread(target=lambda: found.append(waiting(x)))
     thread.start()
     assert inside.wait(30)
-    assert isinstance(waiting[0].encode.weight, nn.Parameter)  # this thread runs no forward pass
+    assert isinstance(
+        layer_of(waiting, "0.encode", nn.Linear).weight, nn.Parameter
+    )  # this thread runs no forward pass
     assert torch.equal(net(x), expected)
     leave.set()
     thread.join()
@@ -297,19 +299,15 @@ def test_a_write_takes_effect_on_what_is_kept(how: str) -> None:
 def test_parameters_are_the_modules_own() -> None:
     model, x, mask = build("plain")
     net = natal.apply(model, mask)
-    assert (
-        net.get_parameter("0.weight")
-        is layer_of(net, "0", nn.Linear).weight
-        is dict(net.named_parameters())["0.weight"]
-    )
-    assert isinstance(layer_of(net, "0", nn.Linear).weight, nn.Parameter)
+    first = layer_of(net, "0", nn.Linear)
+    assert net.get_parameter("0.weight") is first.weight is dict(net.named_parameters())["0.weight"]
+    assert isinstance(first.weight, nn.Parameter)
     loss_of(net, x).backward()  # type: ignore[no-untyped-call]
-    assert layer_of(net, "0", nn.Linear).weight.grad is not None
-    before = layer_of(net, "0", nn.Linear).weight.detach().clone()
-    torch.optim.SGD([layer_of(net, "0", nn.Linear).weight], 0.1).step()
-    assert torch.equal(
-        layer_of(net, "0", nn.Linear).weight, before - 0.1 * layer_of(net, "0", nn.Linear).weight.grad
-    )
+    gradient = first.weight.grad
+    assert gradient is not None
+    before = first.weight.detach().clone()
+    torch.optim.SGD([first.weight], 0.1).step()
+    assert torch.equal(first.weight, before - 0.1 * gradient)
 
 
 def test_a_parameter_of_another_shape_is_refused_by_name() -> None:
@@ -388,7 +386,7 @@ def train(
         return loss.item()
 
     for _ in range(steps):
-        optimiser.step(closure)  # type: ignore[arg-type]
+        optimiser.step(closure)
         if mask is not None:
             mask.apply_(dict(net.named_parameters(remove_duplicate=False)))
 
@@ -454,7 +452,7 @@ def test_a_copy_of_the_copy_stays_masked_on_its_own() -> None:
 def test_distributed_training_of_one_process_is_training() -> None:
     model, x, mask = build("attention")
     net, alone = natal.apply(model, mask), natal.apply(model, mask)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         parallel = nn.parallel.DistributedDataParallel(net)
         train(parallel, OPTIMISERS["SGD"](parallel.parameters()), x, 3)
@@ -593,6 +591,7 @@ def test_it_compiles_in_one_graph(kind: str) -> None:
     scribble(model)
     torch._dynamo.reset()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    assert isinstance(compiled, nn.Module)
     assert torch.allclose(compiled(x), reference(model, mask)(x), rtol=1e-12, atol=1e-12)
     train(compiled, OPTIMISERS["SGD"](net.parameters()), x, 2)
     assert not removed(net, mask).any()
