@@ -98,6 +98,18 @@ def test_an_embedding_summed_over_tokens_is_trained_too() -> None:
         torch.testing.assert_close(ours.state[name], p, rtol=0, atol=1e-9 * float(p.abs().max()))
 
 
+def test_networks_that_read_one_split_in_several_ways_train_together() -> None:
+    one = trial(0, ways(), [32, 16, 10], [1.0, 1.0], ones=2)
+    flat = mlp((32,), 10, hidden=[16]).double()
+    summed = mlp((32,), 16, hidden=[16], embedding=8).double()
+    summed.output = nn.Linear(16, 10).double()
+    both = [replace(one, network=net, mask=Mask({})) for net in (flat, summed)]
+    for trained, alone in zip(train("compiled", *both), both, strict=True):
+        (expected,) = train("compiled", alone)
+        for name, p in expected.state.items():
+            assert torch.equal(trained.state[name], p)
+
+
 REFUSED: dict[str, tuple[nn.Module, dict[str, Any]]] = {
     "this network has Conv2d": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), {}),
     "this network has Tanh": (nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), {}),

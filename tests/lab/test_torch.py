@@ -185,6 +185,19 @@ def test_clipping_a_masked_network_is_clipping_the_network_that_is_left() -> Non
         torch.testing.assert_close(kept, value, rtol=1e-5, atol=1e-7)
 
 
+def test_convolutions_have_channels_last_on_a_cpu_and_are_handed_over_as_others_are() -> None:
+    images = (3, 12, 12)
+    assert trial("lenet-5", images).layout("cpu") == torch.channels_last
+    assert trial("lenet-300-100", images).layout("cpu") == torch.contiguous_format
+    assert trial("lenet-5", images).layout("cuda") == torch.contiguous_format
+    made = trial("lenet-5", images, length="2it")
+    x, _ = made.rows()["fit"]
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(x, made.split.data.inputs[made.split.fit])
+    (trained,) = train("torch", made)
+    assert all(value.is_contiguous() for value in trained.state.values())
+
+
 # -- which evaluation ----------------------------------------------------------------------------------------
 
 

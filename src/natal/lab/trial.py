@@ -70,7 +70,13 @@ class Trial:
 
         In the network's precision, on a device. They belong to all trainings of the split; treat them as read-only.
         """
-        return _rows(self.split, self.dtype, torch.device(device))
+        return _rows(self.split, self.dtype, torch.device(device), self.layout(device))
+
+    def layout(self, device: str | torch.device) -> torch.memory_format:
+        """Return how images and kernels lie in memory: on a CPU convolutions like channels last."""
+        convolves = any(p.ndim == 4 for p in self.network.parameters())
+        last = convolves and torch.device(device).type == "cpu" and self.split.data.inputs.ndim == 4
+        return torch.channels_last if last else torch.contiguous_format
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return this run's generator for one purpose: ``order``, ``augment``, ``dropout``."""
@@ -96,18 +102,17 @@ class Trial:
             yield from torch.split(order.to(device), size)
 
 
-def layout(images: Tensor) -> torch.memory_format:
-    """Return the order in memory of (rows, channels, height, width): on CPU convolutions like channels last."""
-    last = images.ndim == 4 and images.device.type == "cpu"
-    return torch.channels_last if last else torch.contiguous_format
-
-
 # data are cut up and placed once for all the trainings that follow each other on them
 @functools.lru_cache(maxsize=4)
-def _rows(split: Split, dtype: torch.dtype, device: torch.device) -> Mapping[str, tuple[Tensor, Tensor]]:
+def _rows(
+    split: Split, dtype: torch.dtype, device: torch.device, layout: torch.memory_format
+) -> Mapping[str, tuple[Tensor, Tensor]]:
     def placed(rows: Tensor, part: Tensor | None = None) -> Tensor:
         rows = rows.to(device, dtype if rows.is_floating_point() else None)
-        return rows if part is None else rows[part.to(device)].contiguous(memory_format=layout(rows))
+        if part is None:
+            return rows
+        rows = rows[part.to(device)]
+        return rows.contiguous(memory_format=layout) if rows.ndim == 4 else rows
 
     x, y, data = split.data.inputs, split.data.targets, split.data
     return {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from natal.determinism import deterministic, single_threaded
 from natal.lab.engines.engine import Pending, Setting
 from natal.lab.engines.made import made_by
-from natal.lab.trial import History, Trained, Trial, conclude, layout, measure
+from natal.lab.trial import History, Trained, Trial, conclude, measure
 from natal.pruning.mask import Mask
 from natal.study import Optimiser
 
@@ -64,7 +64,7 @@ class Torch:
         training, task = trial.training, trial.task
         rows = trial.rows(device)
         x, y = rows["fit"]
-        net = trial.born().to(device).to(memory_format=layout(x))  # type: ignore[call-overload]
+        net = trial.born().to(device).to(memory_format=trial.layout(device))  # type: ignore[call-overload]
         removing = _removing(net, trial.mask)
         batches, augment, augmented = trial.batches(device), trial.split.augment, trial.stream("augment")
         loss_of = trial.loss()

@@ -20,7 +20,7 @@ from natal.lab.engines.compiled.vectors import LANES, Array, aligned, wide
 
 COMPLETE, LISTED, SPARSE = range(3)
 
-SPARSE_BELOW = 0.4
+SPARSE_BELOW = 0.45
 """The density below which skipping zeros is faster than a dense product; `benchmarks/density.py` measures it. The same
 on every machine, for it decides the order of a gradient's sum."""
 

@@ -75,12 +75,12 @@ class Compiled:
 
     def train(self, trials: Sequence[Trial], device: str) -> Iterator[Trained]:
         """Train each on its own, in order; a network's bits depend on nothing but itself."""
-        read: dict[tuple[int, torch.dtype], _Rows] = {}
+        read: dict[object, _Rows] = {}
         for trial in trials:
             chain = chain_of(trial.network)
             assert isinstance(chain, Chain), chain
             with one_thread(), deterministic(device):
-                key = id(trial.split), trial.dtype
+                key = id(trial.split), trial.task.name, trial.dtype, chain.reads
                 if key not in read:
                     read[key] = _Rows(trial.split, chain, trial.task, trial.dtype)
                 trained = self._train_one(trial, chain, read[key], device)

@@ -29,6 +29,11 @@ class Chain:
     layers: tuple[str, ...]
     relu: tuple[bool, ...]
 
+    @property
+    def reads(self) -> tuple[object, ...]:
+        """What it reads of a row: equal for chains that read the same."""
+        return tuple((type(module), getattr(module, "vocabulary", None)) for module in self.before)
+
 
 def chain_of(net: nn.Module) -> Chain | str:
     """Return a module as a chain, or why it is none."""

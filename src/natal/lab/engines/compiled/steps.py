@@ -26,7 +26,7 @@ from natal.lab.engines.compiled.optimisers import SGD, Rule, adam, sgd
 from natal.lab.engines.compiled.products import add_product
 from natal.lab.engines.compiled.sparse import add_kept_products, add_sparse_product
 from natal.lab.engines.compiled.turn import turn
-from natal.lab.engines.compiled.vectors import Array, aligned, wide
+from natal.lab.engines.compiled.vectors import Array, aligned, part, wide
 
 
 class Data(NamedTuple):
@@ -84,18 +84,14 @@ def room(layout: Layout, dtype: type) -> Room:
 
 
 @inlined
-def _part(flat: Array, start: int, rows: int, columns: int) -> Array:
-    """Return a part of a flat array as a matrix."""
-    return flat[start : start + rows * columns].reshape((rows, columns))
-
-
-@inlined
 def _matrix(layer: Any, complete: Array, listed: Array, turned: bool) -> Array:
     """Return a layer's matrix, weights or gradient: (output, input), or (input, output) where the inputs are ones."""
     rows, columns = (layer.inputs, layer.outputs) if turned else (layer.outputs, layer.inputs)
     if layer.kind == COMPLETE:
-        return _part(complete, layer.weights, rows, wide(columns))
-    return _part(listed, layer.matrix, rows, wide(columns))
+        matrix: Array = part(complete, layer.weights, rows, wide(columns))
+    else:
+        matrix = part(listed, layer.matrix, rows, wide(columns))
+    return matrix
 
 
 @inlined
@@ -192,7 +188,7 @@ def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Arr
     n, by_ones = wide(len(rows)), data.ones.shape[1] > 0
     first = net.layers[0]
     neurons = wide(first.outputs if by_ones else first.inputs)
-    by_rows = _part(room.inputs, 0, n, neurons)
+    by_rows = part(room.inputs, 0, n, neurons)
     if by_ones:
         biases = _biases(net, first, theta, room)
         for r in range(n):
@@ -203,12 +199,12 @@ def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Arr
             _relu(by_rows)
     else:
         _read(data, rows, by_rows)
-    turn(by_rows, _part(room.activations, (first.after if by_ones else first.before) * n, neurons, n))
+    turn(by_rows, part(room.activations, (first.after if by_ones else first.before) * n, neurons, n))
     for at in range(by_ones, len(net.layers)):
         layer = net.layers[at]
         biases = _biases(net, layer, theta, room)
-        before = _part(room.activations, layer.before * n, layer.inputs, n)
-        after = _part(room.activations, layer.after * n, wide(layer.outputs), n)
+        before = part(room.activations, layer.before * n, layer.inputs, n)
+        after = part(room.activations, layer.after * n, wide(layer.outputs), n)
         for o in range(after.shape[0]):
             after[o] = biases[o]
         z = after[: layer.outputs]
@@ -221,7 +217,8 @@ def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Arr
         if layer.relu:
             _relu(z)
     last = net.layers[len(net.layers) - 1]
-    return _part(room.activations, last.after * n, last.outputs, n)
+    outputs: Array = part(room.activations, last.after * n, last.outputs, n)
+    return outputs
 
 
 @inlined
@@ -231,7 +228,7 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
     n = wide(len(rows))
     by_ones = data.ones.shape[1] > 0
     last = net.layers[len(net.layers) - 1]
-    pull = _part(room.activations, last.after * n, wide(last.outputs), n)
+    pull = part(room.activations, last.after * n, wide(last.outputs), n)
     spare, next_spare = room.pull, room.back
     for back in range(len(net.layers)):
         at = len(net.layers) - 1 - back
@@ -242,18 +239,18 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
         for k in range(layer.kept_biases):
             gradient[layer.biases + k] += sums[net.pattern[layer.bias_places + k]]
         if at == 0 and by_ones:
-            pulls = _part(room.turned, 0, n, wide(layer.outputs))
+            pulls = part(room.turned, 0, n, wide(layer.outputs))
             turn(pull, pulls)
             _add_to_ones(data, rows, pulls, _matrix(layer, gradient, room.slopes, True))
             break
-        before = _part(room.activations, layer.before * n, wide(layer.inputs), n)
+        before = part(room.activations, layer.before * n, wide(layer.inputs), n)
         if layer.kind == SPARSE:
             starts, columns, turned_starts, turned_columns, _ = _compressed(layer, net.pattern)
             kept = gradient[layer.weights : layer.weights + layer.kept]
             add_kept_products(starts, columns, before, pull[: layer.outputs], kept)
         else:
             known = at == by_ones
-            across = _part(room.inputs if known else room.turned, 0, n, wide(layer.inputs))
+            across = part(room.inputs if known else room.turned, 0, n, wide(layer.inputs))
             if not known:
                 turn(before, across)
             add_product(
@@ -261,7 +258,7 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
             )
         if at == 0:
             break
-        pulled = _part(spare, 0, wide(layer.inputs), n)
+        pulled = part(spare, 0, wide(layer.inputs), n)
         pulled[:] = 0
         if layer.kind == SPARSE:
             values = room.matrices[layer.matrix : layer.matrix + layer.kept]

@@ -20,6 +20,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
+from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -74,6 +75,30 @@ to_float32 = _reinterpreted(
 )  # the number whose bits a whole number has
 to_float64 = _reinterpreted(types.int64, types.float64, ir.DoubleType())
 to_int64 = _reinterpreted(types.float64, types.int64, ir.IntType(64))  # and back
+
+
+@intrinsic
+def part(typing: Any, flat: Any, start: Any, rows: Any, columns: Any) -> Any:
+    """Return a part of a flat array as a matrix (row, column).
+
+    Whoever calls has the flat array, so that nothing need count who uses its memory: less to compile.
+    """
+    matrix = types.Array(flat.dtype, 2, "C")
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        source = context.make_array(flat)(context, builder, arguments[0])
+        begin, *shape = (
+            context.cast(builder, number, kind, types.intp)
+            for number, kind in zip(arguments[1:], signature.args[1:], strict=True)
+        )
+        size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(flat.dtype)))
+        view = context.make_array(matrix)(context, builder)
+        steps = [builder.mul(shape[1], size), size]
+        populate_array(view, builder.gep(source.data, [begin]), shape, steps, size, meminfo=None)
+        return view._getvalue()
+
+    return matrix(flat, start, rows, columns), build
+
 
 _INDEX = ir.IntType(64)
 
