@@ -96,7 +96,7 @@ class Results:
         return pandas.DataFrame([row.flat() for row in self.runs])
 
     def curves_frame(self) -> pd.DataFrame:
-        """Return ``curves`` as a long pandas DataFrame: one row per run and evaluation, ``nan`` for what is not known."""
+        """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers."""
         import pandas
 
         parts = [
