@@ -85,7 +85,8 @@ def networks(study: Study, tasks: dict[str, dict[str, Any]]) -> list[dict[str, A
 
 
 def reference_objects() -> list[dict[str, Any]]:
-    return json.loads(DATA.read_text("utf-8"))["results"]
+    objects: list[dict[str, Any]] = json.loads(DATA.read_text("utf-8"))["results"]
+    return objects
 
 
 def reference_study() -> Study:
@@ -252,14 +253,14 @@ def _diagnosis(
 
 
 def _kept_in_first_layer(
-    run: dict[str, Any], task: dict[str, Any], sizes: dict[str, int], kept: int, removed: int
+    run: dict[str, Any], task: dict[str, int], sizes: dict[str, int], kept: int, removed: int
 ) -> int:
     if run["strategy"] == "structured":
         return task["inputs"] * (HIDDEN - removed)
     if run["strategy"] == "random" or run["sparsity"] == 0:
         return round(kept * sizes["hidden"] / sum(sizes.values()))
     # magnitude: one threshold over two uniform distributions of different widths; a layer can go whole
-    bounds = {"hidden": task["inputs"] ** -0.5, "output": HIDDEN**-0.5}
+    bounds: dict[str, float] = {"hidden": task["inputs"] ** -0.5, "output": HIDDEN**-0.5}
     low, high = 0.0, max(bounds.values())
     for _ in range(60):
         cut = (low + high) / 2

@@ -135,7 +135,7 @@ def same_experiment(ours: Trained, theirs: Trained, tolerance: float) -> None:
     assert ours.state.keys() == theirs.state.keys()
     for name, value in theirs.state.items():
         error = (ours.state[name] - value).abs().max()
-        assert error <= tolerance * max(1, value.abs().max()), name
+        assert error <= tolerance * max(1, value.abs().max().item()), name
 
 
 def agree(network: str, task: str, way: str) -> None:

@@ -85,7 +85,7 @@ def compressed(w: Array) -> tuple[Array, Array, Array]:
     [(1, 1, 16), (6, 5, 64), (7, 3, 112), (13, 192, 48), (97, 20, 128), (4, 0, 16)],
 )
 def test_a_product_is_added_whatever_the_shape_and_the_strides(
-    rows: int, inner: int, columns: int, dtype: type
+    rows: int, inner: int, columns: int, dtype: type[np.floating[Any]]
 ) -> None:
     rng = RNG(0)
     # whole numbers: every order of summation gives the same result
@@ -116,7 +116,9 @@ def test_each_sum_of_a_product_is_one_chain_of_fused_multiply_adds(rows: int) ->
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("columns", [16, 80, 192])
-def test_a_sparse_product_is_the_dense_one_to_the_last_bit(columns: int, density: float, dtype: type) -> None:
+def test_a_sparse_product_is_the_dense_one_to_the_last_bit(
+    columns: int, density: float, dtype: type[np.floating[Any]]
+) -> None:
     rng = RNG(1)
     w = (rng.standard_normal((37, 50)) * (rng.random((37, 50)) < density)).astype(dtype)
     b, start = (rng.standard_normal((rows, columns)).astype(dtype) for rows in (50, 37))
@@ -127,7 +129,7 @@ def test_a_sparse_product_is_the_dense_one_to_the_last_bit(columns: int, density
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_gradient_of_kept_weights_is_a_dot_product_of_rows(dtype: type) -> None:
+def test_the_gradient_of_kept_weights_is_a_dot_product_of_rows(dtype: type[np.floating[Any]]) -> None:
     rng = RNG(2)
     w = (rng.integers(1, 9, (21, 30)) * (rng.random((21, 30)) < 0.3)).astype(dtype)
     a, b = rng.integers(-9, 9, (30, 48)).astype(dtype), rng.integers(-9, 9, (21, 48)).astype(dtype)
@@ -162,14 +164,14 @@ def test_a_gradient_goes_through_lanes_then_halves(kept: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_turning_is_transposition(dtype: type) -> None:
+def test_turning_is_transposition(dtype: type[np.floating[Any]]) -> None:
     a, b = RNG(3).standard_normal((48, 32)).astype(dtype), aligned((32, 48), dtype)
     turned(a, b)
     np.testing.assert_array_equal(b, a.T)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_exponential_is_right_to_the_last_place(dtype: type) -> None:
+def test_the_exponential_is_right_to_the_last_place(dtype: type[np.floating[Any]]) -> None:
     x = np.concatenate([-np.abs(RNG(0).standard_normal(50_000) * 20), [0.0, -80.0, -1e-30]]).astype(dtype)
     y = np.empty_like(x)
     exponentials(x, y)

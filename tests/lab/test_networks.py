@@ -20,6 +20,8 @@ from torch import Tensor, nn
 import natal
 from natal import NatalError
 from natal.lab.networks import born, network, networks, options, parameters, small_dense
+from natal.lab.networks.resnet import Block, ResNet
+from natal.lab.networks.transformer import Layer, Transformer
 from natal.lab.shapes import Tokens, example
 from natal.study import Network
 
@@ -253,7 +255,7 @@ def test_every_network_can_be_pruned_and_trained(entry: str) -> None:
     mask = natal.prune(net, sparsity=0.5, criterion="magnitude", scope="layerwise", seed=0)
     masked = copy.deepcopy(net)
     mask.apply_(dict(masked.named_parameters()))
-    masked(example(row, 4)).logsumexp(1).sum().backward()  # type: ignore[no-untyped-call]
+    masked(example(row, 4)).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in masked.parameters())
 
 
@@ -324,9 +326,11 @@ def test_a_width_scales_every_hidden_layer() -> None:
 
 def test_an_identity_shortcut_takes_every_second_pixel_and_pads_with_zero_maps() -> None:
     net = build("resnet-20", (1, 8, 8), width=2).eval()
+    assert isinstance(net, ResNet)
     x = torch.randn(3, 1, 8, 8)
     maps = torch.relu(F.conv2d(x, net.conv.weight, padding=1))
     for number, block in enumerate(net.blocks):
+        assert isinstance(block, Block)
         stride = 2 if number in (3, 6) else 1
         y = torch.relu(F.conv2d(maps, block.conv1.weight, stride=stride, padding=1))
         y = F.conv2d(y, block.conv2.weight, padding=1)
@@ -344,10 +348,12 @@ def test_an_identity_shortcut_takes_every_second_pixel_and_pads_with_zero_maps()
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_transformer_computes_its_formula(norm: bool) -> None:
     net = build("transformer", PAIRS, 97, depth=2, width=8, heads=2, norm=norm)
+    assert isinstance(net, Transformer)
     rows = torch.randint(0, 98, (5, 3))
     normed = (lambda h: F.layer_norm(h, (8,))) if norm else (lambda h: h)
     h = net.embedding.weight[rows] + net.positions.weight
     for layer in net.layers:
+        assert isinstance(layer, Layer)
         n = normed(h)
         q, k, v = ((n @ part.weight.T).reshape(5, 3, 2, 4) for part in (layer.query, layer.key, layer.value))
         pull = torch.einsum("biha,bjha->bhij", q, k) / math.sqrt(4)
@@ -406,15 +412,18 @@ def test_a_scheme_draws_from_a_stream_of_its_own_and_leaves_norms_alone() -> Non
     assert all(m.weight.eq(1).all() and m.bias.eq(0).all() for m in norms)
     # nothing of the default's numbers is left, and none of them is used again
     torch.manual_seed(1)
-    same_seed = nn.init.kaiming_normal_(torch.empty_like(net.conv.weight))
-    assert not torch.equal(net.conv.weight, same_seed)
+    same_seed = nn.init.kaiming_normal_(torch.empty_like(net.get_parameter("conv.weight")))
+    assert not torch.equal(net.get_parameter("conv.weight"), same_seed)
 
 
 # -- a network of one's own ------------------------------------------------------------------------------
 
 
+Register = Callable[[str], Callable[[Callable[..., Any]], Callable[..., Any]]]
+
+
 @pytest.fixture
-def file() -> Iterator[Callable[..., Any]]:
+def file() -> Iterator[Register]:
     """Register functions under names that are free again afterwards."""
     before = set(networks)
     yield network
@@ -422,7 +431,7 @@ def file() -> Iterator[Callable[..., Any]]:
         del networks._entries[name]
 
 
-def test_a_function_is_a_network(file: Callable[..., Any]) -> None:
+def test_a_function_is_a_network(file: Register) -> None:
     @file("mine")
     def mine(
         shape: tuple[int, ...], outputs: int, *, width: int = 8, kind: Literal["a", "b"] = "a"
@@ -435,13 +444,13 @@ def test_a_function_is_a_network(file: Callable[..., Any]) -> None:
         build("mine", (2, 3), kind="c")
 
 
-def test_options_without_a_type_and_any_others_are_handed_over(file: Callable[..., Any]) -> None:
-    seen = {}
+def test_options_without_a_type_and_any_others_are_handed_over(file: Register) -> None:
+    seen: dict[str, Any] = {}
 
     @file("open")
     def anything(shape, outputs, one=1, **others):  # type: ignore[no-untyped-def]
         seen.update(one=one, **others)
-        return nn.Linear(*shape, outputs)
+        return nn.Linear(shape[0], outputs)
 
     build("open", (3,), one="two", three=[3])
     assert seen == {"one": "two", "three": [3]}
@@ -452,7 +461,7 @@ def test_options_without_a_type_and_any_others_are_handed_over(file: Callable[..
     [
         (lambda shape, outputs: "a network", "must return a torch.nn.Module, got str"),
         (
-            lambda shape, outputs: nn.Linear(*shape, 4),
+            lambda shape, outputs: nn.Linear(shape[0], 4),
             r"must answer each row with 10 numbers, .*, got \(2, 4\)",
         ),
         (
@@ -465,7 +474,7 @@ def test_options_without_a_type_and_any_others_are_handed_over(file: Callable[..
     ],
 )
 def test_a_network_that_does_not_work_is_refused_in_one_line(
-    file: Callable[..., Any], make: Callable[..., Any], words: str
+    file: Register, make: Callable[..., Any], words: str
 ) -> None:
     file("broken")(make)
     with pytest.raises(NatalError, match=f"^network 'broken' {words}") as refusal:
@@ -473,31 +482,31 @@ def test_a_network_that_does_not_work_is_refused_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
-def test_a_function_without_shape_and_outputs_is_refused(file: Callable[..., Any]) -> None:
+def test_a_function_without_shape_and_outputs_is_refused(file: Register) -> None:
     with pytest.raises(NatalError, match="network 'short' must be a function of the shape"):
         file("short")(lambda shape: nn.Linear(3, 4))
 
 
-def test_a_type_that_cannot_be_found_is_named(file: Callable[..., Any]) -> None:
+def test_a_type_that_cannot_be_found_is_named(file: Register) -> None:
     def lost(shape: tuple[int, ...], outputs: int, *, kind: "Nowhere" = 1) -> nn.Module:  # type: ignore[name-defined]  # noqa: F821, UP037
-        return nn.Linear(*shape, outputs)
+        return nn.Linear(shape[0], outputs)
 
     file("lost")(lost)
     with pytest.raises(NatalError, match="network 'lost': its signature names a type that cannot be found"):
         build("lost", (3,))
 
 
-def test_a_network_that_looks_at_values_is_counted_too(file: Callable[..., Any]) -> None:
+def test_a_network_that_looks_at_values_is_counted_too(file: Register) -> None:
     @file("measured")
     def measured(shape: tuple[int, ...], outputs: int) -> nn.Module:
-        layer = nn.Linear(*shape, outputs)
+        layer = nn.Linear(shape[0], outputs)
         layer.weight.data /= layer.weight.norm().item()
         return layer
 
     assert parameters(chosen("measured"), (3,), 2) == 8
 
 
-def test_the_documented_network_works(file: Callable[..., Any]) -> None:
+def test_the_documented_network_works(file: Register) -> None:
     text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text("utf-8")
     exec(text.split("```python\n")[1].split("```")[0], {"__name__": "documented"})
     assert parameters(chosen("two-convolutions"), MNIST, 10) == 16 * 9 + 16 + 16 * 16 * 9 + 16 + 170
@@ -597,17 +606,17 @@ def test_small_dense_below_the_narrowest_is_refused() -> None:
         small_dense(chosen("mlp"), (194,), 97, 388)
 
 
-def test_small_dense_of_a_plugin_uses_its_width(file: Callable[..., Any]) -> None:
+def test_small_dense_of_a_plugin_uses_its_width(file: Register) -> None:
     @file("wide")
     def wide(shape: tuple[int, ...], outputs: int, *, width: int = 100) -> nn.Module:
-        return nn.Sequential(nn.Linear(*shape, width, bias=False), nn.Linear(width, outputs, bias=False))
+        return nn.Sequential(nn.Linear(shape[0], width, bias=False), nn.Linear(width, outputs, bias=False))
 
     assert small_dense(chosen("wide"), (3,), 2, 59).options == {"width": 11}
     assert small_dense(chosen("wide", width=4), (3,), 2, 59).options == {"width": 4}
 
 
-def test_small_dense_of_a_network_without_width_is_refused_by_name(file: Callable[..., Any]) -> None:
-    file("rigid")(lambda shape, outputs: nn.Linear(*shape, outputs))
+def test_small_dense_of_a_network_without_width_is_refused_by_name(file: Register) -> None:
+    file("rigid")(lambda shape, outputs: nn.Linear(shape[0], outputs))
     with pytest.raises(NatalError, match=r"'small-dense' needs .* network 'rigid' has no option 'width'"):
         small_dense(chosen("rigid"), (3,), 2, 5)
 

@@ -21,7 +21,7 @@ from command import PLAIN, Command
 from conftest import Natal, tiny, toml, trainings
 from natal import Run
 from natal.lab.run import Silent
-from natal.reading.results import Results
+from natal.reading.results import Results, Row
 from natal.store import FILE, Outcome, Store
 
 STUDY: dict[str, Any] = {
@@ -54,7 +54,7 @@ def stored(folder: Path) -> set[str]:
     return {_name(row) for row in results.runs} if results else set()
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: Row) -> str:
     return f"task=regression, strategy={row['strategy']}, sparsity={row['sparsity']:.0%}, seed={row['seed']}"
 
 

@@ -407,6 +407,8 @@ def test_a_criterion_may_do_with_its_network_what_it_likes(tmp_path: Path) -> No
     def vandal(problem: Problem) -> dict[str, torch.Tensor]:
         """Magnitude, but it leaves a mess behind."""
         scores = {name: w.abs() for name, w in problem.weights.items()}
+        assert problem.inputs is not None
+        assert problem.targets is not None
         with torch.no_grad():
             for p in (
                 *problem.model.parameters(),

@@ -132,17 +132,17 @@ class Counting(nn.Linear):
 class Hiding(nn.Linear):
     """Holds a tensor, drawn at birth, that neither its parameters nor its buffers name."""
 
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
-        self.factor = torch.rand(sizes[1])
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.factor = torch.rand(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.factor
 
 
 class Idle(nn.Linear):
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
         self.idle = nn.Parameter(torch.ones(3))
 
 
@@ -174,7 +174,7 @@ def test_what_a_stack_cannot_do_is_refused_with_the_reason(
 
 
 @pytest.fixture
-def stacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the stacks that are trained."""
     sizes: list[int] = []
     whole = stacked._train
@@ -231,7 +231,8 @@ def test_a_stack_that_memory_does_not_hold_is_halved(
 def test_lanes_that_were_handed_over_are_not_trained_again(
     stacks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, failed = stacked._Lanes.step, []
+    step = stacked._Lanes.step
+    failed: list[int] = []
 
     def short(self: Any, *rest: Any) -> Tensor:
         if len(self.rate) < 7 and not failed:
@@ -269,11 +270,11 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
 # -- the host does not wait ----------------------------------------------------------------------------------
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how often a number is asked of a tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

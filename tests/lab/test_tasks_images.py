@@ -71,7 +71,7 @@ def test_digits_are_1797_rows_with_equal_shares() -> None:
 
 
 def test_the_first_digit_is_scikit_learns() -> None:
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     bunch = load_digits()
     data = data_of("digits", normalise="none")
@@ -91,7 +91,7 @@ def test_test_rows_are_the_same_for_every_seed_and_validation_rows_are_not(entry
 @pytest.mark.parametrize(("entry", "top"), [("digits", 16), ("mnist-5k", 255)])
 def test_normalisation(entry: str, top: int) -> None:
     raw, unit, standard = (data_of(entry, normalise=n) for n in ("none", "unit", "standard"))
-    assert (raw.inputs.min(), raw.inputs.max()) == (0, top)
+    assert (raw.inputs.min().item(), raw.inputs.max().item()) == (0, top)
     assert torch.equal(unit.inputs, raw.inputs / top)
     mean, deviation = raw.inputs.double().mean(), raw.inputs.double().std(unbiased=False)
     assert torch.allclose(standard.inputs.double(), (raw.inputs.double() - mean) / deviation, atol=1e-6)
@@ -304,17 +304,17 @@ def test_cifar_is_read_red_first(
 ) -> None:
     if form == "archive":
         with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
-            for name, data in tiny_cifar.items():
+            for name, content in tiny_cifar.items():
                 member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     else:
         lay(tmp_path / ("cifar-10-batches-bin" if form == "folder" else ""), tiny_cifar)
     monkeypatch.setenv(DATA, str(tmp_path))
     data = data_of("cifar-10", normalise="none")
     assert (data.inputs.shape, data.test_inputs.shape) == ((50, 3, 32, 32), (10, 3, 32, 32))
     for row in (0, 13, 49):
-        assert [data.inputs[row, c].unique().tolist() for c in range(3)] == [[row // 10], [row % 10], [9]]
+        assert [data.inputs[row, c].unique().tolist() for c in range(3)] == [[row // 10], [row % 10], [9]]  # type: ignore[no-untyped-call]
     assert data.targets.tolist() == list(range(10)) * 5
     assert data.test_inputs[4, 0, 0, 0] == 5
 

@@ -6,6 +6,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import GeneratorType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def by_hand(
     weights = [(dict(net.named_parameters())[name], kept) for name, kept in made.mask.items().items()]
     with torch.no_grad():
         for weight, kept in weights:
-            weight *= kept
+            weight.mul_(kept)
     optim, order, losses = optimiser(net), stream(made.seed, "order"), []
     for _ in range(epochs):
         rows = torch.randperm(len(x), generator=order)
@@ -46,11 +48,11 @@ def by_hand(
             those = rows[start : start + batch]
             optim.zero_grad()
             loss = F.cross_entropy(net(x[those]), y[those])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optim.step()
             with torch.no_grad():
                 for weight, kept in weights:
-                    weight *= kept
+                    weight.mul_(kept)
             losses.append(loss.item())
     return losses, net
 
@@ -176,7 +178,11 @@ def test_clipping_a_masked_network_is_clipping_the_network_that_is_left() -> Non
     (masked,) = train("torch", replace(whole, mask=mask))
     small = trial({"network": "mlp", "hidden": [2]})
     net = small.network
-    left = {"hidden.weight": neurons, "hidden.bias": neurons, "output.weight": (slice(None), neurons)}
+    left: dict[str, Any] = {
+        "hidden.weight": neurons,
+        "hidden.bias": neurons,
+        "output.weight": (slice(None), neurons),
+    }
     net.load_state_dict({n: p[left[n]] if n in left else p for n, p in whole.network.state_dict().items()})
     dense = Mask({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(net).items()})
     (alone,) = train("torch", replace(whole, network=net, mask=dense))
@@ -207,8 +213,8 @@ def test_the_weights_of_the_deciding_evaluation_are_kept(decide: str) -> None:
     (trained,) = train("torch", made)
     curves = trained.outcome.curves
     best = {
-        "val-metric": curves["val_metric"].argmax(),
-        "val-loss": curves["val_loss"].argmin(),
+        "val-metric": int(curves["val_metric"].argmax()),
+        "val-loss": int(curves["val_loss"].argmin()),
         "end": len(curves["step"]) - 1,
     }[decide]
     assert trained.outcome.best_step == curves["step"][best] == 3 * (best + 1)
@@ -275,7 +281,7 @@ def test_augmentation_draws_from_the_runs_own_stream_and_changes_training_rows_a
         optimiser.zero_grad()
         hand = F.cross_entropy(net(noise(x, generator)), y)
         assert loss == hand.item()
-        hand.backward()
+        hand.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         made.mask.apply_(dict(net.named_parameters()))
     val_x, val_y = made.rows()["val"]
@@ -329,7 +335,7 @@ def settings() -> list[object]:
     return [
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.get_rng_state().tolist(),
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
@@ -338,7 +344,7 @@ def settings() -> list[object]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
-        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
         np.geterr(),
     ]
 
@@ -370,6 +376,7 @@ def test_while_the_caller_has_a_network_in_hand_torch_is_as_the_caller_left_it(
     assert [*seen, settings()] == [before] * 3
     unfinished = ENGINES[engine].train(made, "cpu")
     next(unfinished)
+    assert isinstance(unfinished, GeneratorType)
     unfinished.close()
     assert settings() == before
 

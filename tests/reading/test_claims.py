@@ -93,7 +93,8 @@ def test_one_seed_judges_no_difference_and_no_other_number() -> None:
     "quantity", ["mean", "critical-sparsity", "peak-sparsity", "chance-from", "difference"]
 )
 def test_what_the_study_lacks_is_not_judged(quantity: Any) -> None:
-    where = {"mean": {"sparsity": 0.5}, "difference": {"against": "a"}}.get(quantity, {})
+    missing: dict[str, dict[str, Any]] = {"mean": {"sparsity": 0.5}, "difference": {"against": "a"}}
+    where = missing.get(quantity, {})
     checked = check(quantity, 0.5, strategy="c", **where)
     assert (checked.ours, checked.verdict) == (None, None)
     assert math.isnan(checked.low)

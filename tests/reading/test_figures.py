@@ -7,7 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.lines import Line2D
 
 import reference_store
 from natal.reading import figures
@@ -41,6 +44,14 @@ def shaped(directory: Path, tasks: int = 1, strategies: int = 3, **changes: Any)
     return load(reference_store.build(directory, outcomes, study, tasks=facts))
 
 
+def xs(line: Line2D) -> list[float]:
+    return [float(x) for x in np.asarray(line.get_xdata())]
+
+
+def ys(line: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(line.get_ydata())]
+
+
 def labels(axes: Any) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
@@ -58,14 +69,15 @@ def test_a_panel_per_task_and_a_line_per_strategy(results: Any) -> None:
 
 def test_critical_sparsities_are_dashed_in_each_strategys_colour(results: Any) -> None:
     for axes, wanted in zip(figures.metric_figure(results).axes, ([0, 0, 80], [30, 50, 90]), strict=True):
-        dashed = {line.get_color(): line.get_xdata()[0] for line in axes.lines
-                  if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2}  # fmt: skip
+        dashed = {line.get_color(): xs(line)[0] for line in axes.lines
+                  if len(set(xs(line))) == 1 and len(xs(line)) == 2}  # fmt: skip
         assert [round(dashed[colour]) for colour in figures.COLOURS[:3]] == pytest.approx(wanted, abs=1)
 
 
 def test_means_are_the_reference_means(results: Any) -> None:
     bars = figures.metric_figure(results).axes[0].containers[2]
-    means = [round(float(y), 4) for y in bars.lines[0].get_ydata()]
+    assert isinstance(bars, ErrorbarContainer)
+    means = [round(y, 4) for y in ys(bars.lines[0])]
     assert means == [0.2891, 0.3535, 0.4513, 0.5990, 0.7094, 0.6132, 0.2685, 0.0900]
 
 
@@ -109,17 +121,18 @@ def test_many_strategies_get_a_small_panel_each(tmp_path: Path) -> None:
     for sheet, critical in zip(figure.subfigs, ([0, 0, 80], [30, 50, 90]), strict=True):
         panels = [axes for axes in sheet.axes if axes.axison]
         assert [axes.get_title(loc="left") for axes in panels] == [f"strategy-{i}" for i in range(16)]
-        assert sheet.axes[0].get_gridspec().get_geometry() == (4, 4)
+        grid = sheet.axes[0].get_gridspec()
+        assert grid is not None
+        assert grid.get_geometry() == (4, 4)
         for i, axes in enumerate(panels):
             assert axes.get_ylim() == panels[0].get_ylim()
             [own] = axes.containers
+            assert isinstance(own, ErrorbarContainer)
             dashed = [
-                line
-                for line in axes.lines
-                if line.get_color() == figures.COLOURS[0] and len(line.get_xdata()) == 2
+                line for line in axes.lines if line.get_color() == figures.COLOURS[0] and len(xs(line)) == 2
             ]
-            assert dashed[0].get_xdata()[0] == critical[i % 3]
-            assert len(own.lines[0].get_xdata()) == 8
+            assert xs(dashed[0])[0] == critical[i % 3]
+            assert len(xs(own.lines[0])) == 8
             assert sum(line.get_color() == "0.8" for line in axes.lines) == 16
     assert " ".join(tick.get_text() for tick in panels[-1].get_xticklabels()) == "0 30 50 80 95"
 
@@ -138,7 +151,7 @@ def test_a_control_has_its_strategy_beside_it(tmp_path: Path) -> None:
         [line for line in axes.lines if line.get_color() == "black"] for axes in figure.subfigs[0].axes[:7]
     ]
     assert [len(lines) for lines in beside] == [0, 1, 1, 1, 0, 0, 0]
-    assert beside[1][0].get_ydata()[3] == 0.125
+    assert ys(beside[1][0])[3] == 0.125
 
 
 @pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml")])

@@ -316,7 +316,7 @@ def test_against_dense_is_paired_by_seed() -> None:
 
 def test_early_failures_by_hand() -> None:
     runs = [row(sparsity=0.0, seed=s) for s in range(2)]  # the dense mean is 1, the bar 0.95
-    short = {"sparsity": 0.5, "trained": 101}
+    short: dict[str, Any] = {"sparsity": 0.5, "trained": 101}
     runs += [
         row(seed=0, value=0.96, **short),
         row(seed=1, value=0.94, **short),
@@ -388,7 +388,7 @@ def test_what_patience_would_have_hidden_by_hand() -> None:
 
     facts = {"t": replace(FACTS, val_rows=100)}  # at 3 looks, 65 of 100 is still a guess
     late, early, known = [0.5, 0.4, 0.4, 0.9, 0.9], [0.5, 0.6, 0.7, 0.8, 0.9], [0.8, 0.7, 0.7, 0.9, 0.9]
-    more = {"train_metric": 0.75}
+    more: dict[str, Any] = {"train_metric": 0.75}
     runs = [
         row(seed=0, sparsity=0.5, value=0.25, **more), row(seed=1, sparsity=0.5, **more),
         row(seed=2, sparsity=0.5, **more), row(seed=0, sparsity=0.7, constant=True, **more),

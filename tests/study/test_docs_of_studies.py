@@ -29,7 +29,12 @@ def test_every_documented_key_exists() -> None:
         section = line.removeprefix("## ") if line.startswith("## ") else section
         if line.startswith("| `"):
             documented += [(section, key) for key in re.findall(r"`(\w+)`", line.split(" | ")[0])]
-    tables = {"The study": Study, "A strategy": Recipe, "Training": Training, "A claim": Claim}
+    tables: dict[str, type[Model]] = {
+        "The study": Study,
+        "A strategy": Recipe,
+        "Training": Training,
+        "A claim": Claim,
+    }
     assert len(documented) > 35
     for section, key in documented:
         table = tables[section]
