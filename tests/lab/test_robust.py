@@ -21,7 +21,8 @@ from command import PLAIN, Command
 from conftest import Natal, tiny, toml, trainings
 from natal import Run
 from natal.lab.run import Silent
-from natal.reading.results import Results, Row
+from natal.reading.results import Results
+from natal.reading.rows import Row
 from natal.store import FILE, Outcome, Store
 
 STUDY: dict[str, Any] = {
