@@ -74,7 +74,7 @@ def test_a_last_batch_of_one_row_is_refused_where_batch_norm_cannot_take_it(tmp_
     table = {key: value for key, value in tiny().items() if key != "hidden"} | {"networks": [normed]}
     # 144 rows to fit: 11 x 13 and one
     with pytest.raises(
-        NatalError, match="training.batch = 13: of 144 rows to fit, 1 are left for the last batch"
+        NatalError, match=r"training\.batch = 13: of 144 rows to fit, 1 are left for the last batch"
     ):
         natal.plan({**table, "training": {"batch": 13}}, tmp_path / "out")
     assert natal.plan({**table, "training": {"batch": 16}}, tmp_path / "out").pending
