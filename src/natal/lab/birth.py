@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,7 +21,7 @@ from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.doctor import diagnose
 from natal.pruning.mask import Mask, dense, prunable
-from natal.study import Maker, Recipe, Run, Study
+from natal.study import Maker, Recipe, Run, Study, Training
 from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
@@ -37,7 +38,22 @@ def setting(study: Study, task: str, network: str) -> Setting:
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
+    _check_last_batch(net, split, study.training)
     return Setting(tasks[study.task(task).entry], net, split, study.training, multiply_adds(net, split))
+
+
+def _check_last_batch(net: nn.Module, split: Split, training: Training) -> None:
+    """Refuse a last batch too small for the network: batch norm has no variance over one number a channel."""
+    rows = len(split.fit)
+    last = rows % (training.batch or rows) or min(training.batch or rows, rows)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(net).train()(split.data.inputs[:last])
+    except ValueError as error:
+        raise NatalError(
+            f"training.batch = {training.batch}: of {rows} rows to fit, {last} are left for the last batch, which the "
+            f"network cannot train on ({error}); choose another batch"
+        ) from None
 
 
 def newborn(study: Study, run: Run, split: Split) -> nn.Module:
