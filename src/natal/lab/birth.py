@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,7 +21,7 @@ from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.doctor import diagnose
 from natal.pruning.mask import Mask, dense, prunable
-from natal.study import Maker, Recipe, Run, Study
+from natal.study import Maker, Network, Recipe, Run, Study
 from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
@@ -33,11 +34,28 @@ SCORED_A_CLASS = 10
 def setting(study: Study, task: str, network: str) -> Setting:
     """Return one task with one network; raises NatalError for what does not go together."""
     split = load(study.task(task), study.seeds[0], study.training.validation_fraction)
-    complaint = study.training.check(len(split.fit))
+    loss = tasks[study.task(task).entry].loss.name
+    complaint = study.training.check(len(split.fit), loss)
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
+    _check_smallest_batch(net, network, study.training.batch, split)
     return Setting(tasks[study.task(task).entry], net, split, study.training, multiply_adds(net, split))
+
+
+def _check_smallest_batch(net: nn.Module, network: str, batch: int | None, split: Split) -> None:
+    """Raise NatalError if a batch of an epoch is a single row, of which the network, as batch norm, learns nothing."""
+    rows = len(split.fit)
+    if (rows if batch is None else rows % batch or batch) > 1:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(net).train()(split.data.inputs[:1])
+    except ValueError as error:
+        raise NatalError(
+            f"network {network!r} cannot train on a single row, and training.batch = {batch or 'full'} leaves one of "
+            f"{rows}; choose another batch ({error})"
+        ) from None
 
 
 def newborn(study: Study, run: Run, split: Split) -> nn.Module:
@@ -92,16 +110,8 @@ def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: 
     net, plain = newborn(study, run, split), study.recipe(run.strategy).model_copy(update={"control": None})
     with one_thread(), deterministic():
         chosen = mask(plain, _problem(study, run, split, net), run.sparsity)
-    total = sum(p.numel() for p in net.parameters())
-    removed = sum(int((~kept).sum()) for kept in chosen.items().values())
-    shape, outputs = tuple(split.data.inputs.shape[1:]), split.data.outputs
-    small = born(
-        small_dense(study.network(run.network), shape, outputs, total - removed),
-        shape,
-        outputs,
-        run.seed,
-        dtype,
-    )
+    narrow, (shape, outputs) = _narrow(study, run, split, net, chosen), (split.data.shape, split.data.outputs)
+    small = born(narrow, shape, outputs, run.seed, dtype)
     return Trial(
         key=key,
         task=tasks[study.task(run.task).entry],
@@ -111,19 +121,28 @@ def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: 
         training=study.training,
         learning_rate=learning_rate,
         seed=run.seed,
-        before=(chosen.total, total),
+        before=(chosen.total, sum(p.numel() for p in net.parameters())),
     )
+
+
+def _narrow(study: Study, run: Run, split: Split, net: nn.Module, chosen: Mask) -> Network:
+    """Return the widest network of a run's family that has no more parameters than a mask leaves to ``net``."""
+    total = sum(p.numel() for p in net.parameters())
+    removed = sum(int((~kept).sum()) for kept in chosen.items().values())
+    return small_dense(study.network(run.network), split.data.shape, split.data.outputs, total - removed)
 
 
 def try_out(study: Study, run: Run, rows: int) -> None:
     """Make a run's mask from few rows, to see whether its recipe works on its network and data."""
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     with one_thread(), deterministic():
-        problem = _problem(study, run, split, newborn(study, run, split), rows)
-        recipe = study.recipe(run.strategy)
-        if recipe.control == "small-dense":
-            recipe = recipe.model_copy(update={"control": None})
-        mask(recipe, problem, run.sparsity)
+        net, recipe = newborn(study, run, split), study.recipe(run.strategy)
+        problem = _problem(study, run, split, net, rows)
+        if recipe.control != "small-dense":
+            mask(recipe, problem, run.sparsity)
+        elif run.sparsity:
+            plain = recipe.model_copy(update={"control": None})
+            _narrow(study, run, split, net, mask(plain, problem, run.sparsity))
 
 
 def _problem(study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None) -> Problem:
