@@ -31,7 +31,7 @@ from natal.pruning.graph.capture import arguments
 from natal.pruning.savings import count
 
 RATIO = 0.5
-PEER_SECONDS = 30
+PEER_SECONDS = 20
 Make = Callable[[], tuple[nn.Module, Any]]
 
 

@@ -50,11 +50,12 @@ OPTIMISERS: list[Any] = [
     optimiser=st.sampled_from(OPTIMISERS),
     schedule=st.sampled_from(["constant", "cosine", [["5it", 0.5], ["11it", 0.1]]]),
     smoothing=st.sampled_from([0.0, 0.1]),
+    clip=st.sampled_from(["none", 0.1, 1.0]),
 )
 @settings(max_examples=60, deadline=None)
 def test_in_float64_it_agrees_with_the_torch_engine_after_20_steps(
     seed: int, sizes: list[int], densities: list[float], task: Task, ones: int, bias: bool, without: float, fit: int,
-    batch: str | int, optimiser: Any, schedule: Any, smoothing: float,
+    batch: str | int, optimiser: Any, schedule: Any, smoothing: float, clip: Any,
 ) -> None:  # fmt: skip
     if ones:
         sizes = [sizes[0] + 8 * ones, *sizes[1:]]
@@ -62,6 +63,7 @@ def test_in_float64_it_agrees_with_the_torch_engine_after_20_steps(
         batch=batch if batch == "full" else min(int(batch), fit),
         optimiser=optimiser,
         schedule=schedule,
+        clip=clip,
         label_smoothing=smoothing if task is CLASSES else 0.0,
     )
     one = trial(seed, training, sizes, densities, task=task, ones=ones, bias=bias, without=without, fit=fit)
@@ -115,7 +117,6 @@ REFUSED: dict[str, tuple[nn.Module, dict[str, Any]]] = {
     "this network has Tanh": (nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), {}),
     "this network has BatchNorm1d": (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)), {}),
     "ends in ReLU": (nn.Sequential(nn.Linear(4, 2), nn.ReLU()), {}),
-    "training.clip": (nn.Sequential(nn.Linear(4, 2)), {"clip": 1.0}),
 }
 
 

@@ -224,7 +224,7 @@ def test_a_softmax_over_one_class_over_many_rows_and_over_numbers_that_are_none(
 def test_adams_root_is_ieees() -> None:
     g = np.abs(RNG(5).standard_normal(100_000)).astype(np.float32)
     theta, first, second = np.zeros((3, len(g)), np.float32)
-    rule = optimisers.Rule(optimisers.ADAM, 0.0, False, 0.0, 0.0, 0.0, 0.0)  # the step is η g / √(g²)
+    rule = optimisers.Rule(optimisers.ADAM, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)  # the step is η g / √(g²)
     adam(theta, g, first, second, np.ones(2), rule, 1.0)
     np.testing.assert_array_equal(second, g * g)
     np.testing.assert_array_equal(theta, -(g / np.sqrt((g * g).astype(np.float64)).astype(np.float32)))

@@ -69,6 +69,18 @@ def test_a_plan_knows_what_is_stored(tiny_results: Results) -> None:
     assert natal.plan(tiny(), tiny_results.directory).jobs == []
 
 
+def test_a_last_batch_of_one_row_is_refused_where_batch_norm_cannot_take_it(tmp_path: Path) -> None:
+    normed = {"network": "mlp", "hidden": [8], "batch_norm": True, "name": "normed"}
+    table = {key: value for key, value in tiny().items() if key != "hidden"} | {"networks": [normed]}
+    # 144 rows to fit: 11 x 13 and one
+    with pytest.raises(
+        NatalError, match=r"training\.batch = 13: of 144 rows to fit, 1 are left for the last batch"
+    ):
+        natal.plan({**table, "training": {"batch": 13}}, tmp_path / "out")
+    assert natal.plan({**table, "training": {"batch": 16}}, tmp_path / "out").pending
+    assert natal.plan(tiny(training={"batch": 13}), tmp_path / "out").pending
+
+
 # -- runs ------------------------------------------------------------------------------------------------
 
 
@@ -399,9 +411,9 @@ def test_bad_input_is_refused_before_anything_is_written(
         ),
         # 160 training rows, 16 of which validate
         (
-            {"network": "mlp", "hidden": [8], "batch_norm": True, "name": "normed"},
+            {"network": "mlp", "hidden": [8], "batch_norm": True},
             {"training": {"batch": 143}},
-            "network 'normed' cannot train on a single row, and training.batch = 143 leaves one of 144",
+            "training.batch = 143: of 144 rows to fit, 1 are left for the last batch, which the network cannot",
         ),
     ],
 )

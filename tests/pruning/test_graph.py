@@ -328,6 +328,8 @@ def test_a_flag_that_decides_what_runs_is_tried_both_ways():
             return forward(self, x, flip)
 
     net = Flipped(None, a=nn.Linear(3, 8), c=nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        net.a.weight.copy_(torch.arange(8, 0, -1)[:, None].expand(8, 3))  # the first four stay
     with pytest.warns(
         UserWarning, match="'a.weight': the smaller network computes something else with flip=True"
     ):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 import reference_store
@@ -105,7 +105,6 @@ def test_no_store_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_frames(results: Any) -> None:
-    pandas = pytest.importorskip("pandas")
     frame = results.frame()
     assert isinstance(frame, pandas.DataFrame)
     assert frame.shape[0] == 144
@@ -122,12 +121,6 @@ def test_frames(results: Any) -> None:
     assert curves["test_metric"].isna().all()  # this study does not measure it as it trains
     assert list(frame.columns)[:5] == ["task", "strategy", "sparsity", "seed", "network"]
     assert set(frame["network"]) == {"mlp"}
-
-
-def test_frames_without_pandas_say_how_to_get_it(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(NatalError, match=r"pip install natal\[pandas\]"):
-        results.frame()
 
 
 def test_a_row_carries_its_diagnosis(results: Any) -> None:

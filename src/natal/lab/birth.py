@@ -21,7 +21,7 @@ from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.doctor import diagnose
 from natal.pruning.mask import Mask, dense, prunable
-from natal.study import Maker, Network, Recipe, Run, Study
+from natal.study import Maker, Network, Recipe, Run, Study, Training
 from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
@@ -39,22 +39,21 @@ def setting(study: Study, task: str, network: str) -> Setting:
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
-    _check_smallest_batch(net, network, study.training.batch, split)
+    _check_last_batch(net, split, study.training)
     return Setting(tasks[study.task(task).entry], net, split, study.training, multiply_adds(net, split))
 
 
-def _check_smallest_batch(net: nn.Module, network: str, batch: int | None, split: Split) -> None:
-    """Raise NatalError if a batch of an epoch is a single row, of which the network, as batch norm, learns nothing."""
+def _check_last_batch(net: nn.Module, split: Split, training: Training) -> None:
+    """Refuse a last batch too small for the network: batch norm has no variance over one number a channel."""
     rows = len(split.fit)
-    if (rows if batch is None else rows % batch or batch) > 1:
-        return
+    last = rows % (training.batch or rows) or min(training.batch or rows, rows)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(net).train()(split.data.inputs[:1])
+            copy.deepcopy(net).train()(split.data.inputs[:last])
     except ValueError as error:
         raise NatalError(
-            f"network {network!r} cannot train on a single row, and training.batch = {batch or 'full'} leaves one of "
-            f"{rows}; choose another batch ({error})"
+            f"training.batch = {training.batch}: of {rows} rows to fit, {last} are left for the last batch, which the "
+            f"network cannot train on ({error}); choose another batch"
         ) from None
 
 

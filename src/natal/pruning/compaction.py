@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
-from natal.pruning.graph.capture import Example, arguments, made_example, rows_of
+from natal.pruning.graph.capture import Example, arguments, made_example, on_cpu, rows_of
 from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
 from natal.pruning.graph.reader import axes_of
 from natal.pruning.graph.units import Graph, read
@@ -65,6 +65,7 @@ class Shrunk:
         return cut(tensor, self.kept.get(self.aliases.get(name, name), ()))
 
 
+@on_cpu
 def cut(tensor: Tensor, kept: Sequence[Tensor]) -> Tensor:
     """Return a tensor without the entries along each axis that do not stay."""
     for axis, stays in enumerate(kept):
@@ -82,6 +83,7 @@ def example_for(model: nn.Module, mask: Mask, example: Example | None, purpose: 
     return made_example(model, purpose)
 
 
+@on_cpu
 def made_of_shapes(inputs: Mapping[str, Any], model: nn.Module) -> Example:
     """Return random inputs of recorded shapes; whole numbers are 0 or 1."""
     generator = torch.Generator().manual_seed(0)
@@ -341,7 +343,7 @@ def _lively(example: Example) -> Example:
     def noisy(t: Tensor) -> Tensor:
         if not t.is_floating_point() and not t.is_complex():
             return t
-        return t + torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
+        return t + torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device)
 
     args: Any
     kwargs: Any
@@ -365,6 +367,7 @@ def _names(model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
+@on_cpu
 def _fold(
     module: nn.Module, step: Any, graph: Graph, needed: Tensor, kept: dict[str, Sequence[Tensor]]
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natal.errors import NatalError
 from natal.pruning.criteria.problem import Problem, Scores, gradient
-from natal.pruning.graph.capture import made_example
+from natal.pruning.graph.capture import made_example, on_cpu
 from natal.pruning.graph.units import Graph, Group, Member, read
 from natal.pruning.mask import Mask, dense, weight_names
 from natal.study import Recipe
@@ -58,6 +58,7 @@ class Neurons:
         if told:
             warnings.warn(f"units of these layers are kept whole: {'; '.join(told)}", stacklevel=5)
 
+    @on_cpu
     def mask(self, problem: Problem, kept: Mapping[str, Tensor]) -> Mask:
         """Return the mask without some units: their rows, their biases and norms, the columns that read them, and
         whatever else goes with them.
@@ -101,6 +102,7 @@ class Neurons:
                 )
         return {name: self.score(recipe, scores, group) for name, group in self.groups.items()}
 
+    @on_cpu
     def score(self, recipe: Recipe, scores: Scores, group: Group) -> Tensor:
         """Return the scores of one group's units."""
         side, norm = recipe.aggregate.split("-")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
-from natal.pruning.graph.capture import arguments
+from natal.pruning.graph.capture import arguments, on_cpu
 from natal.pruning.graph.units import Graph
 from natal.pruning.mask import Mask
 from natal.registry import did_you_mean
@@ -59,6 +59,7 @@ class Floors:
         least = round(floor * count) if isinstance(floor, float) and floor < 1 else int(floor)
         return min(max(least, 1), count)
 
+    @on_cpu
     def raised(self, kept: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the units that stay when every group keeps what it must: the best of those that were to go
         return."""
@@ -105,6 +106,7 @@ class Target:
         return cls(*found[0]) if found else None
 
 
+@on_cpu
 def reached(graph: Graph, model: nn.Module, units: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the shares of multiply-adds and parameters that are left without some units, counted exactly."""
     needed = torch.ones(len(graph.root), dtype=torch.bool)

@@ -90,17 +90,15 @@ class Results:
 
         The mask doctor's ``diagnosis`` is left out but for the columns ``effective_sparsity``,
         ``collapses_at`` and ``severity``.
-
-        Raises NatalError if pandas is not installed.
         """
-        return _pandas().DataFrame([row.flat() for row in self.runs])
+        import pandas
+
+        return pandas.DataFrame([row.flat() for row in self.runs])
 
     def curves_frame(self) -> pd.DataFrame:
-        """Return ``curves`` as a long pandas DataFrame: one row per run and evaluation, ``nan`` for what is not known.
+        """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers."""
+        import pandas
 
-        Raises NatalError if pandas is not installed.
-        """
-        pandas = _pandas()
         parts = [
             pandas.DataFrame(
                 {
@@ -426,13 +424,3 @@ def _difference(values: Mapping[Run, float | None]) -> Difference | None:
         differing=sum(value != 0 for value in known.values()),
         mean=sum(known.values()) / len(known),
     )
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise NatalError(
-            "a DataFrame needs pandas, which is not installed: pip install natal[pandas]"
-        ) from None
-    return pandas

@@ -192,7 +192,7 @@ def _chain(problem: Problem) -> list[tuple[str, Tensor, int]]:
     graph = read(problem.model, example)
     names = {graph.alias[name]: name for name in problem.weights}
     steps = [step for step in graph.found.steps if step.weight in names]
-    makes = torch.tensor([0])
+    makes = torch.zeros(1, dtype=torch.long, device="cpu")
     chain: list[tuple[str, Tensor, int]] = []
     for step in steps:
         name = names[step.weight]

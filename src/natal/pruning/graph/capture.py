@@ -9,10 +9,11 @@ pass of two rows is all it costs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,20 @@ class Tape:
     returned: dict[str, list[int]] = field(default_factory=dict)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_cpu(function: F) -> F:
+    """Let a function make its tensors on the CPU, whatever the caller's default device."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return cast(F, run)
+
+
 def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return ``example`` as the positional and named arguments a model is called with."""
     if isinstance(example, Mapping):
@@ -110,7 +125,7 @@ def _first_that_fits(model: nn.Module, like: Tensor, shapes: list[tuple[int, ...
     private = private_copy(model).eval()
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
-        example = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+        example = torch.randn(shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 private(example)
@@ -127,7 +142,7 @@ def rows_of(example: Example, rows: int) -> Example:
     counts = {len(t) if t.ndim else 0 for t in tensors}
     if len(counts) != 1 or 0 in counts:
         return example
-    index = torch.arange(rows) % counts.pop()
+    index = torch.arange(rows, device="cpu") % counts.pop()
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t[index.to(t.device)], (args, kwargs))
     made: Example = kwargs or args
     return made

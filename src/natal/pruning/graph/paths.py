@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from natal.pruning.graph.capture import WRITTEN, Operation, Ref, Tape
+from natal.pruning.graph.capture import WRITTEN, Operation, Ref, Tape, on_cpu
 from natal.pruning.graph.operations import MOVES
 
 
@@ -68,12 +68,14 @@ class _Walk:
         for name, slot in tape.registered.items():
             kept = masks.get(name)
             leaf = (
-                torch.ones(parameters[name].shape) if kept is None else kept.cpu().float()
+                torch.ones(parameters[name].shape, dtype=torch.float32)
+                if kept is None
+                else kept.cpu().float()
             ).requires_grad_()
             self.leaves[name] = leaf
             self.flows[slot] = _Flow(leaf, own=True, name=name)
         for slot in tape.inputs:
-            self.flows[slot] = _Flow(torch.ones(tape.shapes[slot]))
+            self.flows[slot] = _Flow(torch.ones(tape.shapes[slot], dtype=torch.float32))
 
     def run(self) -> Paths:
         with torch.enable_grad():
@@ -83,7 +85,7 @@ class _Walk:
                 for slot, flow in zip(operation.outputs, results, strict=True):
                     self.flows[slot] = flow
             ends = [self.flow(slot).bits.sum() for slot in self.tape.outputs if not self.flow(slot).own]
-            total = sum(ends, torch.zeros((), requires_grad=True))
+            total = sum(ends, torch.zeros((), requires_grad=True, dtype=torch.float32))
             watched = [t for uses in self.seen.values() for use in uses for t in (use[2],)]
             grads = torch.autograd.grad(total, [*self.leaves.values(), *watched], allow_unused=True)
         found = Paths()
@@ -107,7 +109,7 @@ class _Walk:
 
     def flow(self, slot: int) -> _Flow:
         if slot not in self.flows:
-            self.flows[slot] = _Flow(torch.zeros(self.tape.shapes[slot]), own=True)
+            self.flows[slot] = _Flow(torch.zeros(self.tape.shapes[slot], dtype=torch.float32), own=True)
         return self.flows[slot]
 
     def step(self, operation: Operation, shapes: list[tuple[int, ...]]) -> list[_Flow]:
@@ -123,14 +125,14 @@ class _Walk:
         if name in ("convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "embedding"):
             return [self.mixed(name, operation, shapes[0])]
         if not flows:
-            return [_Flow(torch.zeros(shape), own=True) for shape in shapes]
+            return [_Flow(torch.zeros(shape, dtype=torch.float32), own=True) for shape in shapes]
         if name in _MOVES:
             return self.moved(name, operation, flows, shapes)
         if not live:
             return [self.spread(flows, shape, own=True) for shape in shapes]
         if torch.Tag.pointwise in operation.op.tags or name in _ELEMENTWISE:
             return [self.elementwise(live, shape) for shape in shapes[:1]] + [
-                _Flow(torch.zeros(s), own=True) for s in shapes[1:]
+                _Flow(torch.zeros(s, dtype=torch.float32), own=True) for s in shapes[1:]
             ]
         x = self.flow(operation.args[0].slot) if isinstance(operation.args[0], Ref) else live[0]
         if name in _POSITIONS:
@@ -171,14 +173,16 @@ class _Walk:
         return [_Flow(t, own, source) for t in tensors]
 
     def elementwise(self, live: list[_Flow], shape: tuple[int, ...]) -> _Flow:
-        total = torch.zeros(shape)
+        total = torch.zeros(shape, dtype=torch.float32)
         for flow in live:
             total = total + flow.bits
         return _Flow(bits(total))
 
     def spread(self, flows: list[_Flow], shape: tuple[int, ...], own: bool = False) -> _Flow:
         """Return a result that anything may have reached."""
-        return _Flow(bits(sum((_any(f.bits) for f in flows), torch.zeros(()))).expand(shape), own)
+        return _Flow(
+            bits(sum((_any(f.bits) for f in flows), torch.zeros((), dtype=torch.float32))).expand(shape), own
+        )
 
     def mixed(self, name: str, operation: Operation, shape: tuple[int, ...]) -> _Flow:
         args: list[Any] = [self.flow(a.slot) if isinstance(a, Ref) else a for a in operation.args]
@@ -230,6 +234,7 @@ _POSITIONS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d"
               "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d"}  # fmt: skip
 
 
+@on_cpu
 def paths(model: nn.Module, tape: Tape, masks: Mapping[str, Tensor]) -> Paths:
     """Return what lies on a path from the inputs of a tape to its outputs, under masks of its parameters."""
     return _Walk(model, tape, masks).run()

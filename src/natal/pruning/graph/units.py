@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
-from natal.pruning.graph.capture import Example, Tape, capture
+from natal.pruning.graph.capture import Example, Tape, capture, on_cpu
 from natal.pruning.graph.operations import RULES
 from natal.pruning.graph.reader import FIXED, Reader, Reading, Step, axes_of, classes, components
 
@@ -54,6 +54,7 @@ class Group:
 class Graph:
     """The units of one model, read once; see `Reading` for what was found."""
 
+    @on_cpu
     def __init__(self, found: Reading, tape: Tape) -> None:
         shapes = {name: tape.shapes[slot] for name, slot in tape.registered.items()}
         self.found, self.shapes = found, shapes
@@ -110,6 +111,7 @@ class Graph:
         found = [self.reasons.get(part, "") for part in parts]
         return next((why for why in found if why), "")
 
+    @on_cpu
     def groups(self, layers: Iterable[str] | None = None, left_alone: Iterable[str] = ()) -> list[Group]:
         """Return the groups of units that ``layers`` make, by weight, in order of execution.
 
@@ -172,6 +174,7 @@ class Graph:
 
     # --- what a masked network needs ---------------------------------------------------------------------------
 
+    @on_cpu
     def needed(self, also: Iterable[int] = ()) -> Tensor:
         """Return (atoms,) bool, by class: the units that a smaller model must keep to compute the same.
 
@@ -196,6 +199,7 @@ class Graph:
                 needed[self.root[step.reads[_read(step, needed[self.root[step.writes]])]]] = True
         return needed
 
+    @on_cpu
     def multiply_adds(self, needed: Tensor) -> float:
         """Return the multiply-adds of two rows' products where these classes are left."""
         total = 0.0
@@ -210,6 +214,7 @@ class Graph:
         kept = self.kept(needed)
         return sum(math.prod(int(stays.sum()) for stays in kept[name]) for name in names)
 
+    @on_cpu
     def kept(self, needed: Tensor) -> dict[str, list[Tensor]]:
         """Return, for every parameter and buffer and each of its axes, which entries stay."""
         return {
@@ -248,7 +253,7 @@ def read(
             tapes.append(capture(private, example))
     found: Reading | None = None
     for tape in tapes:
-        found = Reader(model, tape, RULES, masks, training, found).read()
+        found = _read_tape(model, tape, masks, training, found)
     assert found is not None
     graph = Graph(found, tapes[0])
     if key is not None:
@@ -256,6 +261,13 @@ def read(
         while len(_KNOWN) > 64:
             del _KNOWN[next(iter(_KNOWN))]
     return graph
+
+
+@on_cpu
+def _read_tape(
+    model: nn.Module, tape: Tape, masks: Mapping[str, Tensor] | None, training: bool, found: Reading | None
+) -> Reading:
+    return Reader(model, tape, RULES, masks, training, found).read()
 
 
 _KNOWN: dict[object, Graph] = {}

@@ -42,8 +42,6 @@ class Compiled:
             return chain
         if setting.split.augment is not None:
             return "it does not take tasks whose rows are changed at random"
-        if setting.training.clip is not None:
-            return "it never sees the gradients of removed weights, which training.clip counts"
         with torch.no_grad():
             rows = chain.before(setting.split.data.inputs[:1])
         if rows.ndim != 2 or not rows.is_floating_point():
@@ -90,7 +88,7 @@ class Compiled:
         started = time.perf_counter()
         training, net = trial.training, trial.born()
         loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing))
-        learner = Learner(net, chain, trial.mask, training.optimiser, rows.ones > 0, loss)
+        learner = Learner(net, chain, trial.mask, training.optimiser, rows.ones > 0, loss, training.clip)
         steps = trial.batches()
         rates = trial.learning_rate * np.array(training.factors(trial.rows_to_fit))
         history, best, done = History(training), learner.theta.copy(), 0

@@ -41,7 +41,14 @@ class Learner:
     """
 
     def __init__(
-        self, net: nn.Module, chain: Chain, mask: Mask, optimiser: Optimiser, tokens: bool, loss: Loss
+        self,
+        net: nn.Module,
+        chain: Chain,
+        mask: Mask,
+        optimiser: Optimiser,
+        tokens: bool,
+        loss: Loss,
+        clip: float | None = None,
     ) -> None:
         self.chain, self.tokens = chain, tokens
         self.loss, self.plain = loss, loss._replace(smoothing=0.0)
@@ -54,6 +61,7 @@ class Learner:
             float(beta2),
             EPSILON,
             float(rule.weight_decay),
+            float(clip or 0),
         )
         numbers = arrays(net, chain)
         self.dtype = numbers[0][0].dtype.type

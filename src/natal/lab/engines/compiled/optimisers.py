@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from natal.lab.engines.compiled.cache import inlined
-from natal.lab.engines.compiled.vectors import Array, fma
+from natal.lab.engines.compiled.vectors import LANES, Array, fma
 
 SGD, ADAM, ADAMW = range(3)
 
 
 class Rule(NamedTuple):
-    """What an optimiser does, in numbers; ``kind``: `SGD`, `ADAM` or `ADAMW`."""
+    """What an optimiser does, in numbers; ``kind``: `SGD`, `ADAM` or `ADAMW`; ``clip``: see `clip`, 0 for no bound."""
 
     kind: int
     momentum: float
@@ -22,6 +22,23 @@ class Rule(NamedTuple):
     beta2: float
     epsilon: float
     weight_decay: float
+    clip: float
+
+
+@inlined
+def clip(gradient: Array, most: float) -> None:
+    """Scale the gradient down to a norm of ``most`` if it is longer (Pascanu et al. 2013, algorithm 1)."""
+    squares = np.zeros(LANES)
+    for i in range(0, len(gradient), LANES):
+        for lane in range(LANES):
+            squares[lane] += np.float64(gradient[i + lane]) * gradient[i + lane]
+    total = 0.0
+    for lane in range(LANES):
+        total += squares[lane]
+    share = most / (np.sqrt(total) + 1e-6)  # torch's, which keeps a gradient of nothing from dividing
+    if share < 1:
+        for i in range(len(gradient)):
+            gradient[i] *= gradient.dtype.type(share)
 
 
 @inlined

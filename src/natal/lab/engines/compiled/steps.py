@@ -22,7 +22,7 @@ from natal.lab.engines.compiled.losses import (
     squared_error,
     squared_error_pull,
 )
-from natal.lab.engines.compiled.optimisers import SGD, Rule, adam, sgd
+from natal.lab.engines.compiled.optimisers import SGD, Rule, adam, clip, sgd
 from natal.lab.engines.compiled.products import add_product
 from natal.lab.engines.compiled.sparse import add_kept_products, add_sparse_product
 from natal.lab.engines.compiled.turn import turn
@@ -303,6 +303,8 @@ def learn(
             _backward(net, state.theta, state.gradient, data, rows, room)
         losses[s] = state.theta.dtype.type(total * share)  # what the network's numbers overflow, it does
         _collect(net, state.gradient, room)
+        if rule.clip > 0:
+            clip(state.gradient, rule.clip)
         if rule.kind == SGD:
             sgd(state.theta, state.gradient, state.first, rule, rates[s])
         else:
