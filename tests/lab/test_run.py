@@ -413,7 +413,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         (
             {"network": "mlp", "hidden": [8], "batch_norm": True},
             {"training": {"batch": 143}},
-            "training.batch = 143: of 144 rows to fit, 1 are left for the last batch, which the network cannot",
+            "of 144 rows to fit, 1 are left for the last batch, which network 'mlp-batch-norm-8' cannot",
         ),
     ],
 )

@@ -151,6 +151,10 @@ def test_the_last_step_is_always_evaluated(evaluate: str, length: str, expected:
             "training.schedule lists its clocks out of order: ['10%', '20it']",
         ),
         ({"evaluate": "600ep"}, "training.evaluate = '600ep' is longer than training itself, '500ep'"),
+        (
+            {"length": "100000001it"},
+            "training.length = '100000001it' is 100,000,001 steps here, more than 100,000,000; shorten it",
+        ),
         ({"batch": 100}, ""),
         ({"schedule": [["500it", 0.1]]}, ""),
     ],

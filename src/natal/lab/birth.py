@@ -39,11 +39,11 @@ def setting(study: Study, task: str, network: str) -> Setting:
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
-    _check_last_batch(net, split, study.training)
+    _check_last_batch(net, network, split, study.training)
     return Setting(tasks[study.task(task).entry], net, split, study.training, multiply_adds(net, split))
 
 
-def _check_last_batch(net: nn.Module, split: Split, training: Training) -> None:
+def _check_last_batch(net: nn.Module, name: str, split: Split, training: Training) -> None:
     """Refuse a last batch too small for the network: batch norm has no variance over one number a channel."""
     rows = len(split.fit)
     last = rows % (training.batch or rows) or min(training.batch or rows, rows)
@@ -52,8 +52,8 @@ def _check_last_batch(net: nn.Module, split: Split, training: Training) -> None:
             copy.deepcopy(net).train()(split.data.inputs[:last])
     except ValueError as error:
         raise NatalError(
-            f"training.batch = {training.batch}: of {rows} rows to fit, {last} are left for the last batch, which the "
-            f"network cannot train on ({error}); choose another batch"
+            f"training.batch = {training.batch or 'full'}: of {rows} rows to fit, {last} are left for the last batch, "
+            f"which network {name!r} cannot train on ({error}); choose another batch"
         ) from None
 
 

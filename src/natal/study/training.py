@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, Discriminator, Tag, field_validator, model
 from natal.study.base import Flag, Integer, Model, Number
 from natal.study.clock import Clock, Span, steps
 
+LONGEST = 10**8
+"""Steps of one training, at most: each has its factor of the learning rate, in memory."""
+
 
 def _none(value: Any) -> Any:
     if isinstance(value, str) and value != "none":
@@ -297,6 +300,8 @@ class Training(Model):
         if self.batch is not None and self.batch > rows:
             return f'training.batch = {self.batch} is larger than the {rows} rows to train on; "full" takes them all'
         total, per_epoch = self.total_steps(rows), self.steps_per_epoch(rows)
+        if total > LONGEST:
+            return f"training.length = {self.length!r} is {total:,} steps here, more than {LONGEST:,}; shorten it"
         for clock in self.schedule.positions():
             if steps(clock, per_epoch, total) > total:
                 return (
