@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -75,6 +76,21 @@ def test_documented_names_exist() -> None:
     }
     assert {"run", "load", "criterion", "Problem"} <= names
     assert [name for name in sorted(names) if not hasattr(natal, name)] == []
+
+
+def test_documented_modules_exist() -> None:
+    named = {
+        name for d in DOCUMENTS for name in re.findall(r"`(natal(?:\.[a-z_]+){2,})`", d.read_text("utf-8"))
+    }
+    assert "natal.lab.engines.compiled" in named
+    assert [name for name in sorted(named) if not find_spec(name)] == []
+
+
+def test_the_files_of_the_architecture_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:study|store|pruning|lab|reading)/[\w/.]*)`", text))
+    assert {"lab/plan.py", "lab/engines/"} <= named
+    assert [name for name in sorted(named) if not (ROOT / "src" / "natal" / name).exists()] == []
 
 
 def test_every_public_name_resolves() -> None:

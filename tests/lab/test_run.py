@@ -385,6 +385,11 @@ def test_what_another_command_finishes_meanwhile_is_not_trained_again(
             {},
             "its 1 validation targets are all the same, so R² is undefined",
         ),
+        (
+            {"training": {"label_smoothing": 0.1}},
+            {},
+            "task 'regression': training.label_smoothing = 0.1 smooths the classes of cross-entropy",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -392,6 +397,32 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(NatalError, match=words):
         natal.run(tiny(**study), tmp_path / "results", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("network", "study", "words"),
+    [
+        # 20 + 1 weights and 2 biases; 16 weights go
+        (
+            {"network": "mlp", "hidden": [1]},
+            {"strategies": [{"criterion": "random", "control": "small-dense"}], "sparsities": [0.8]},
+            "narrowest network 'mlp' has 23 parameters, more than the 7 that the pruned one keeps",
+        ),
+        # 160 training rows, 16 of which validate
+        (
+            {"network": "mlp", "hidden": [8], "batch_norm": True},
+            {"training": {"batch": 143}},
+            "of 144 rows to fit, 1 are left for the last batch, which network 'mlp-batch-norm-8' cannot",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, network: dict[str, Any], study: dict[str, Any], words: str
+) -> None:
+    asked = {key: value for key, value in tiny(**study).items() if key != "hidden"}
+    with pytest.raises(NatalError, match=words):
+        natal.run({**asked, "networks": [network]}, tmp_path / "results")
     assert list(tmp_path.iterdir()) == []
 
 

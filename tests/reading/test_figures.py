@@ -240,6 +240,22 @@ def test_a_panel_per_task_and_network(tmp_path: Path) -> None:
     assert [sheet.get_suptitle().partition(":")[0] for sheet in figure.subfigs] == names
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_the_names_of_panels_stay_clear_of_the_notes_beside_them(tmp_path: Path, long: bool) -> None:
+    names = {"wide": "wide", "narrow": "a-network-of-a-long-name" if long else "thin"}
+    study, outcomes = reference_store.two_networks()
+    networks = tuple(network.model_copy(update={"name": names[network.name]}) for network in study.networks)
+    study = study.model_copy(update={"networks": networks})
+    outcomes = {run._replace(network=names[run.network]): found for run, found in outcomes.items()}
+    figure = figures.metric_figure(load(reference_store.build(tmp_path, outcomes, study)))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        name, note = (getattr(axes, title).get_window_extent() for title in ("_left_title", "_right_title"))
+        assert not name.overlaps(note)
+        # a line above only where there is no room
+        assert (name.y0 > note.y1) == long
+
+
 def test_the_budget_is_each_settings_own_in_epochs(tmp_path: Path) -> None:
     training = {"length": "1000it", "batch": 64, "patience": "none"}  # 3 steps an epoch of 144 rows
     results = shaped(tmp_path, tasks=2, training={**training, "learning_rate": None})

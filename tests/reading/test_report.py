@@ -367,6 +367,8 @@ def test_claims_are_held_against_their_network(tmp_path: Path) -> None:
              for name in ("wide", "narrow")}  # fmt: skip
     assert beside[where["wide"] + 1].split()[:3] == ["DISAGREES", "0.4900", "0.9769"]
     assert beside[where["narrow"] + 1].split()[:3] == ["agrees", "0.4900", "0.4884"]
+    # settings that no claim speaks of have no table
+    assert not any(line.startswith("  modular") for line in beside)
 
 
 def test_a_report_shows_which_learning_rates_were_chosen(tmp_path: Path) -> None:

@@ -282,6 +282,27 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"training": {"learning_rate": {"regresion": 1.0}}},
         ["training.learning_rate", "'regression'", "regresion"],
     ),
+    (
+        {"training": {"learning_rate": {"search": [0.1]}}},
+        ["training.learning_rate.search: needs two or more different learning rates, got [0.1]"],
+    ),
+    (
+        {"training": {"learning_rate": {"regression": 0.1, "mlp": 0.2}}},
+        ["training.learning_rate names tasks and networks, regression, mlp; name all of one kind"],
+    ),
+    (
+        {"training": {"optimiser": {"momentum": 0.9}}},
+        ["training.optimiser.momentum: belongs to sgd; adam takes betas"],
+    ),
+    (
+        {"training": {"decide": "end"}},
+        ['training.decide: "end" keeps the last weights of the full length; it'],
+    ),
+    (
+        {"training": {"epochs": 3, "length": "3ep"}},
+        ["training.epochs: says the same thing as length; keep one of them"],
+    ),
+    ({"training": {"test_curve": "yes"}}, ["training.test_curve", "boolean", "'yes'"]),
     ({"training": {"epoch": 5}}, ["unknown key 'training.epoch'", "did you mean 'epochs'"]),
     (
         {"claims": [{"text": "x", "quantity": "mean", "task": "a", "strategy": "b", "published": 1.0}]},
@@ -299,6 +320,20 @@ def test_bad_input_is_refused_in_one_line_with_key_value_and_cure(
     message = str(refusal.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [
+        ({"scale": -1}, "networks.0.init.scale: must be positive, such as 0.5, got -1"),
+        (2.0, "networks.0.init: must be the name of a scheme or a table of scheme and scale, got 2.0"),
+    ],
+)
+def test_a_bad_initialisation_is_refused(init: Any, said: str) -> None:
+    study = {key: value for key, value in tiny().items() if key != "hidden"}
+    with pytest.raises(NatalError) as refusal:
+        load_study({**study, "networks": [{"network": "mlp", "init": init}]})
+    assert str(refusal.value) == f"study: {said}"
 
 
 @pytest.mark.parametrize(

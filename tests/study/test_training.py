@@ -151,12 +151,25 @@ def test_the_last_step_is_always_evaluated(evaluate: str, length: str, expected:
             "training.schedule lists its clocks out of order: ['10%', '20it']",
         ),
         ({"evaluate": "600ep"}, "training.evaluate = '600ep' is longer than training itself, '500ep'"),
+        (
+            {"length": "100000001it"},
+            "training.length = '100000001it' is 100,000,001 steps here, more than 100,000,000; shorten it",
+        ),
         ({"batch": 100}, ""),
         ({"schedule": [["500it", 0.1]]}, ""),
     ],
 )
 def test_what_does_not_fit_the_data_is_said_in_a_line(keys: dict[str, Any], said: str) -> None:
-    assert Training.model_validate(keys).check(100) == said
+    assert Training.model_validate(keys).check(100, "cross-entropy") == said
+
+
+def test_label_smoothing_is_refused_where_there_are_no_classes() -> None:
+    smoothed = Training.model_validate({"label_smoothing": 0.1})
+    assert smoothed.check(100, "cross-entropy") == ""
+    assert smoothed.check(100, "squared-error") == (
+        "training.label_smoothing = 0.1 smooths the classes of cross-entropy, and the loss here is squared-error; "
+        "leave it out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +182,7 @@ def test_what_does_not_fit_the_data_is_said_in_a_line(keys: dict[str, Any], said
             {"optimiser": {"name": "sgd", "betas": [0.5, 0.9]}},
             "betas belong to adam and adamw; sgd takes momentum",
         ),
-        ({"optimiser": {"momentum": 0.9}}, "momentum and nesterov belong to sgd; adam takes betas"),
+        ({"optimiser": {"momentum": 0.9}}, "momentum belongs to sgd; adam takes betas"),
         ({"optimiser": {"betas": [0.9, 1.0]}}, "betas must lie in [0, 1), got [0.9, 1.0]"),
         ({"optimiser": {"weight_decay": -1}}, "weight_decay must be at least 0, got -1"),
         ({"schedule": "step"}, 'schedule "step" goes with every, such as "30ep"; no other does'),
@@ -184,8 +197,9 @@ def test_what_does_not_fit_the_data_is_said_in_a_line(keys: dict[str, Any], said
         ({"learning_rate": -0.1}, "must be positive, such as 0.001"),
         ({"learning_rate": {"search": [0.1]}}, "needs two or more different learning rates, got [0.1]"),
         ({"learning_rate": {"search": [0.1, 0.1]}}, "needs two or more different learning rates"),
+        ({"test_curve": "yes"}, "valid boolean"),
         ({"decide": "end"}, 'it goes with patience = "none" and target = "none"'),
-        ({"epochs": 3, "length": "3ep"}, "epochs and length say the same thing; keep one of them"),
+        ({"epochs": 3, "length": "3ep"}, "epochs says the same thing as length; keep one of them"),
         ({"epochs": True}, "epochs must be a whole number of at least 1, got True"),
         ({"length": "0ep"}, "must be a number of epochs or steps"),
         ({"validation_fraction": 0.5}, "must lie strictly between 0 and 0.5"),

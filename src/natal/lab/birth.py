@@ -21,7 +21,7 @@ from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.doctor import diagnose
 from natal.pruning.mask import Mask, dense, prunable
-from natal.study import Maker, Recipe, Run, Study, Training
+from natal.study import Maker, Network, Recipe, Run, Study, Training
 from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
@@ -34,15 +34,16 @@ SCORED_A_CLASS = 10
 def setting(study: Study, task: str, network: str) -> Setting:
     """Return one task with one network; raises NatalError for what does not go together."""
     split = load(study.task(task), study.seeds[0], study.training.validation_fraction)
-    complaint = study.training.check(len(split.fit))
+    loss = tasks[study.task(task).entry].loss.name
+    complaint = study.training.check(len(split.fit), loss)
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
-    _check_last_batch(net, split, study.training)
+    _check_last_batch(net, network, split, study.training)
     return Setting(tasks[study.task(task).entry], net, split, study.training, multiply_adds(net, split))
 
 
-def _check_last_batch(net: nn.Module, split: Split, training: Training) -> None:
+def _check_last_batch(net: nn.Module, name: str, split: Split, training: Training) -> None:
     """Refuse a last batch too small for the network: batch norm has no variance over one number a channel."""
     rows = len(split.fit)
     last = rows % (training.batch or rows) or min(training.batch or rows, rows)
@@ -51,8 +52,8 @@ def _check_last_batch(net: nn.Module, split: Split, training: Training) -> None:
             copy.deepcopy(net).train()(split.data.inputs[:last])
     except ValueError as error:
         raise NatalError(
-            f"training.batch = {training.batch}: of {rows} rows to fit, {last} are left for the last batch, which the "
-            f"network cannot train on ({error}); choose another batch"
+            f"training.batch = {training.batch or 'full'}: of {rows} rows to fit, {last} are left for the last batch, "
+            f"which network {name!r} cannot train on ({error}); choose another batch"
         ) from None
 
 
@@ -108,16 +109,8 @@ def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: 
     net, plain = newborn(study, run, split), study.recipe(run.strategy).model_copy(update={"control": None})
     with one_thread(), deterministic():
         chosen = mask(plain, _problem(study, run, split, net), run.sparsity)
-    total = sum(p.numel() for p in net.parameters())
-    removed = sum(int((~kept).sum()) for kept in chosen.items().values())
-    shape, outputs = tuple(split.data.inputs.shape[1:]), split.data.outputs
-    small = born(
-        small_dense(study.network(run.network), shape, outputs, total - removed),
-        shape,
-        outputs,
-        run.seed,
-        dtype,
-    )
+    narrow, (shape, outputs) = _narrow(study, run, split, net, chosen), (split.data.shape, split.data.outputs)
+    small = born(narrow, shape, outputs, run.seed, dtype)
     return Trial(
         key=key,
         task=tasks[study.task(run.task).entry],
@@ -127,19 +120,28 @@ def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: 
         training=study.training,
         learning_rate=learning_rate,
         seed=run.seed,
-        before=(chosen.total, total),
+        before=(chosen.total, sum(p.numel() for p in net.parameters())),
     )
+
+
+def _narrow(study: Study, run: Run, split: Split, net: nn.Module, chosen: Mask) -> Network:
+    """Return the widest network of a run's family that has no more parameters than a mask leaves to ``net``."""
+    total = sum(p.numel() for p in net.parameters())
+    removed = sum(int((~kept).sum()) for kept in chosen.items().values())
+    return small_dense(study.network(run.network), split.data.shape, split.data.outputs, total - removed)
 
 
 def try_out(study: Study, run: Run, rows: int) -> None:
     """Make a run's mask from few rows, to see whether its recipe works on its network and data."""
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     with one_thread(), deterministic():
-        problem = _problem(study, run, split, newborn(study, run, split), rows)
-        recipe = study.recipe(run.strategy)
-        if recipe.control == "small-dense":
-            recipe = recipe.model_copy(update={"control": None})
-        mask(recipe, problem, run.sparsity)
+        net, recipe = newborn(study, run, split), study.recipe(run.strategy)
+        problem = _problem(study, run, split, net, rows)
+        if recipe.control != "small-dense":
+            mask(recipe, problem, run.sparsity)
+        elif run.sparsity:
+            plain = recipe.model_copy(update={"control": None})
+            _narrow(study, run, split, net, mask(plain, problem, run.sparsity))
 
 
 def _problem(study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None) -> Problem:

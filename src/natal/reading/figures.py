@@ -28,6 +28,7 @@ from natal.study import Setting, Study
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.text import Text
 
 FIGURES = {"accuracy_vs_sparsity.png": "metric", "epochs_vs_sparsity.png": "epochs"}
 """File names of the figures, as the published program calls them."""
@@ -268,6 +269,7 @@ def _together(results: Results, kind: Kind) -> Figure:
     legend_rows = math.ceil(len(names) / _legend_columns(names))
     figure = Figure(figsize=(WIDTH, 2.6 * rows + 0.35 + 0.17 * legend_rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    titles: list[tuple[Axes, Text, Text]] = []
     for axes, setting in zip(panels, settings, strict=False):
         named = _frame(axes, results, setting, kind)
         for line in lines:
@@ -277,9 +279,10 @@ def _together(results: Results, kind: Kind) -> Figure:
         where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (2, 0), "textcoords": "offset points"}
         for text, y in named:
             axes.annotate(text, (1, y), va="center", annotation_clip=False, **where, **_SMALL)
-        axes.set_title(_said(results.words(setting)), loc="left", fontweight="bold")
+        name = axes.set_title(_said(results.words(setting)), loc="left", fontweight="bold")
         note, alarming = _note(results, setting)
-        axes.set_title(note, loc="right", fontsize=6.5, color="firebrick" if alarming else "0.3")
+        colour = "firebrick" if alarming else "0.3"
+        titles.append((axes, name, axes.set_title(note, loc="right", fontsize=6.5, color=colour)))
         axes.set_xlabel("requested sparsity (%)")
         axes.set_ylabel(_label(results, setting, kind))
         _tick(axes, results.study, 0.03 * columns)
@@ -288,7 +291,17 @@ def _together(results: Results, kind: Kind) -> Figure:
     handles, named_lines = panels[0].get_legend_handles_labels()
     handles += [Line2D([], [], **look) for _, look in dashes]
     _legend(figure, handles, [*named_lines, *(name for name, _ in dashes)])
+    _set_apart(figure, titles)
     return figure
+
+
+def _set_apart(figure: Figure, titles: Sequence[tuple[Axes, Text, Text]]) -> None:
+    """Raise the names of all panels by a line if one of them reaches into the note on its right."""
+    figure.draw_without_rendering()
+    if any(name.get_window_extent().x1 + 4 > note.get_window_extent().x0 for _, name, note in titles):
+        for axes, name, note in titles:
+            line = 1.4 * note.get_window_extent().height / axes.get_window_extent().height
+            axes.set_title(name.get_text(), loc="left", fontweight="bold", y=1 + line)
 
 
 def _one_by_one(results: Results, kind: Kind) -> Figure:

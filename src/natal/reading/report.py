@@ -364,13 +364,14 @@ def _beside(results: Results) -> Iterator[str]:
     checked: dict[Setting, list[claims.Checked]] = {}
     for c in _checked(results):
         checked.setdefault(claims.setting_of(c.claim, study), []).append(c)
-    if not any(setting in checked for setting in study.settings()):
+    asked = [setting for setting in study.settings() if setting in checked]
+    if not asked:
         return
     yield from heading("PUBLISHED BESIDE OURS")
-    for setting in study.settings():
+    for setting in asked:
         name = results.words(setting)
         yield f"  {name:<18} {'published':>9} {'ours':>9} {'95% CI or range':>20}  the claim"
-        for c in checked.get(setting, ()):
+        for c in checked[setting]:
             show = _SHOWN.get(c.claim.quantity, number)
             span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
             published = "positive" if c.claim.published is None else show(c.claim.published)

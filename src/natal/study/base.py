@@ -13,6 +13,9 @@ Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 
 
+Flag = Annotated[bool, Strict()]
+
+
 def _printable(value: str) -> str:
     # names and sentences reach terminals, reports and file formats as they are
     if value and not value.isprintable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from natal.study.base import Model, Number
 
@@ -20,6 +20,13 @@ class Initialisation(Model):
 
     scheme: Literal["default", "kaiming-normal", "glorot-normal", "orthogonal"] = "default"
     scale: Number = 1.0
+
+    @field_validator("scale")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not value > 0:
+            raise ValueError("must be positive, such as 0.5")
+        return value
 
     @model_serializer(mode="plain")
     def _short(self) -> str | dict[str, Any]:

@@ -87,12 +87,13 @@ def _instead(key: str, known: set[str]) -> str:
 
 _SAID = {
     ("model_type", "training"): "must be a table of keys",
+    ("model_type", "networks"): "must be the name of a scheme or a table of scheme and scale",
     ("model_type", "strategies"): "must be a strategy's name or a table of keys",
     ("model_type", "claims"): "must be a table of keys",
 }
 """What pydantic would say in its own words, by its word for the mistake and the study's key."""
 
-_BRANCHES = {"int", "float", "constrained-int", "constrained-float", "Recipe", "Search"}
+_BRANCHES = {"int", "float", "constrained-int", "constrained-float", "Recipe", "Search", "Table"}
 
 
 def _is_branch(part: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from natal.registry import did_you_mean
-from natal.study.base import MAX_SEED, Integer, Model, Number, Words
+from natal.study.base import MAX_SEED, Flag, Integer, Model, Number, Words
 from natal.study.choice import Network, Task
 from natal.study.claim import Claim
 from natal.study.keys import digest
@@ -78,7 +78,7 @@ class Study(Model):
     sparsities: tuple[Number, ...]
     seeds: tuple[Integer, ...]
     training: Training = Training()
-    share: bool = True
+    share: Flag = True
     claims: tuple[Claim, ...] = ()
     folder: str = Field(default="", exclude=True)
     """Where the study file lies, so that its plugins are found beside it; not part of the study."""
@@ -157,6 +157,11 @@ class Study(Model):
     @model_validator(mode="after")
     def _one_rate_per_setting(self) -> Self:
         rates = self.training.learning_rate
+        of_tasks = {*self.task_names} - {*self.network_names}
+        if isinstance(rates, dict) and of_tasks & {*rates} and {*self.network_names} & {*rates}:
+            raise ValueError(
+                f"training.learning_rate names tasks and networks, {', '.join(rates)}; name all of one kind"
+            )
         if isinstance(rates, dict) and not set(rates) & {*self.network_names}:
             for task in self.task_names:
                 if task not in rates:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, field_validator, model_serializer, model_validator
+from pydantic import BeforeValidator, Discriminator, Tag, field_validator, model_serializer, model_validator
 
-from natal.study.base import Integer, Model, Number
+from natal.study.base import Flag, Integer, Model, Number
 from natal.study.clock import Clock, Span, steps
+
+LONGEST = 10**8
+"""Steps of one training, at most: each has its factor of the learning rate, in memory."""
 
 
 def _none(value: Any) -> Any:
@@ -34,7 +37,7 @@ class Optimiser(Model):
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
     momentum: Number = 0.0
-    nesterov: bool = False
+    nesterov: Flag = False
     betas: tuple[Number, Number] = (0.9, 0.999)
     weight_decay: Number = 0.0
 
@@ -52,7 +55,8 @@ class Optimiser(Model):
             if self.betas != (0.9, 0.999):
                 raise ValueError("betas belong to adam and adamw; sgd takes momentum")
         elif self.momentum or self.nesterov:
-            raise ValueError(f"momentum and nesterov belong to sgd; {self.name} takes betas")
+            word = "momentum" if self.momentum else "nesterov"
+            raise ValueError(f"{word} belongs to sgd; {self.name} takes betas")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         if self.weight_decay < 0:
@@ -128,6 +132,25 @@ class Search(Model):
         return value
 
 
+def _kind(value: Any) -> str:
+    """Return which of `LearningRate` is meant, so that a mistake is told of that one alone."""
+    if isinstance(value, Search):
+        return "Search"
+    if not isinstance(value, Mapping):
+        return "float"
+    lists = any(isinstance(rates, list | tuple) for rates in value.values())
+    return "Search" if "search" in value or lists else "Table"
+
+
+LearningRate = Annotated[
+    Annotated[Number, Tag("float")]
+    | Annotated[Search, Tag("Search")]
+    | Annotated[dict[str, Number], Tag("Table")],
+    Discriminator(_kind),
+]
+"""A number, one per task or per network, or several to choose from."""
+
+
 def _table(name: str) -> BeforeValidator:
     """Return a validator that reads a bare word as the table with that ``name``."""
     return BeforeValidator(lambda value: {name: value} if isinstance(value, str) else value)
@@ -156,7 +179,7 @@ class Training(Model):
     patience: Annotated[Integer | None, BeforeValidator(_none)] = 100
     target: Annotated[Number | None, BeforeValidator(_none)] = 0.999
     validation_fraction: Number = 0.1
-    learning_rate: Number | Search | dict[str, Number] | None = None
+    learning_rate: LearningRate | None = None
     optimiser: Annotated[Optimiser, _table("name")] = Optimiser()
     schedule: Annotated[Schedule, BeforeValidator(_schedule), _table("name")] = Schedule()
     batch: Annotated[Integer | None, BeforeValidator(_batch)] = None
@@ -164,7 +187,7 @@ class Training(Model):
     decide: Literal["val-metric", "val-loss", "end"] = "val-metric"
     label_smoothing: Number = 0.0
     clip: Annotated[Number | None, BeforeValidator(_none)] = None
-    test_curve: bool = False
+    test_curve: Flag = False
 
     @model_validator(mode="before")
     @classmethod
@@ -173,7 +196,7 @@ class Training(Model):
             return table
         rest = {key: value for key, value in table.items() if key != "epochs"}
         if "length" in rest:
-            raise ValueError("epochs and length say the same thing; keep one of them")
+            raise ValueError("epochs says the same thing as length; keep one of them")
         epochs = table["epochs"]
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
@@ -234,7 +257,7 @@ class Training(Model):
     def _one_way_to_end(self) -> Self:
         if self.decide == "end" and (self.patience, self.target) != (None, None):
             raise ValueError(
-                'decide = "end" keeps the last weights of the full length; it goes with patience = "none" and '
+                'decide "end" keeps the last weights of the full length; it goes with patience = "none" and '
                 'target = "none"'
             )
         return self
@@ -267,11 +290,18 @@ class Training(Model):
             return [1.0] * total
         return [self.schedule.at(step, self.steps_per_epoch(rows), total) for step in range(total)]
 
-    def check(self, rows: int) -> str:
-        """Return what of this does not fit a data set of ``rows`` training rows, or ``""``."""
+    def check(self, rows: int, loss: str) -> str:
+        """Return what of this does not fit a data set of ``rows`` training rows with a ``loss``, or ``""``."""
+        if self.label_smoothing and loss != "cross-entropy":
+            return (
+                f"training.label_smoothing = {self.label_smoothing:g} smooths the classes of cross-entropy, and the "
+                f"loss here is {loss}; leave it out"
+            )
         if self.batch is not None and self.batch > rows:
             return f'training.batch = {self.batch} is larger than the {rows} rows to train on; "full" takes them all'
         total, per_epoch = self.total_steps(rows), self.steps_per_epoch(rows)
+        if total > LONGEST:
+            return f"training.length = {self.length!r} is {total:,} steps here, more than {LONGEST:,}; shorten it"
         for clock in self.schedule.positions():
             if steps(clock, per_epoch, total) > total:
                 return (

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from natal.errors import NatalError
+from natal.lab.options import Size
 from natal.lab.tasks.augment import Change, Images
 from natal.lab.tasks.data import Data, divide
 from natal.lab.tasks.files import CIFAR_10, FASHION_MNIST, MNIST, Bytes, Source, cifar, idx, packaged, table
@@ -26,14 +26,12 @@ Normalise = Literal["standard", "unit", "none"]
 
 
 @task("digits", loss="cross-entropy", metric="accuracy", learning_rate=1e-3)
-def digits(*, enlarge: int = 1, normalise: Normalise = "standard", augment: Sequence[Change] = ()) -> Data:
+def digits(*, enlarge: Size = 1, normalise: Normalise = "standard", augment: Sequence[Change] = ()) -> Data:
     """Tell real digits of 8 x 8 pixels apart: scikit-learn's 1,797, of which 359 test, drawn once with equal shares.
 
     Alpaydin & Kaynak 1998, the test part of their optical digits. ``enlarge``: the side of the square that each pixel
     becomes, for networks that need larger images; the others are options of every image task.
     """
-    if enlarge < 1:
-        raise NatalError(f"task 'digits': enlarge must be at least 1, got {enlarge}")
     pixels, classes = table(
         packaged(
             "sklearn",
