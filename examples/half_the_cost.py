@@ -1,5 +1,8 @@
 """Half the multiply-adds of a small residual CNN on real digits, trained: ``python examples/half_the_cost.py``."""
 
+import logging
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,4 +59,7 @@ for _ in range(8):
         optimizer.step()
 print(f"accuracy on digits it has not seen: {accuracy(small, test_x, test_y):.1%}")
 print(natal.savings(net, small, x[:64]))
+# it would tell of every library that it does not need, and of its own deprecations
+warnings.simplefilter("ignore", FutureWarning)
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 torch.onnx.export(small.eval(), (x[:2],), "half_the_cost.onnx", dynamo=True, verbose=False)

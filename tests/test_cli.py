@@ -7,10 +7,12 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,26 @@ def test_a_signal_that_a_library_wrapped_is_still_a_signal(
     monkeypatch.setattr(natal, "run", run)
     status, _, err = inside("run", "--workers=1")
     assert status == 128 + 15
+    assert err.strip() == "natal: stopped, no run is stored in results; the same command goes on from there."
+
+
+def test_a_signal_that_a_library_swallowed_is_still_a_signal(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise ValueError("Error calling function: KeyboardInterrupt: 15")
+
+    monkeypatch.setattr(natal, "run", run)
+    monkeypatch.setattr(cli, "_sent", [])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, cli._stop)
+        status, _, err = inside("run", "--workers=1")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert status == 128 + signal.SIGTERM
     assert err.strip() == "natal: stopped, no run is stored in results; the same command goes on from there."
 
 

@@ -107,9 +107,7 @@ def run(
         if stop is None:
             raise
         _say_what_is_kept(Path(out))
-        raise typer.Exit(
-            128 + (stop.args[0] if isinstance(stop, KeyboardInterrupt) else signal.SIGPIPE)
-        ) from None
+        raise typer.Exit(128 + stop) from None
 
 
 @app.command()
@@ -318,17 +316,27 @@ def _say_what_is_kept(out: Path) -> None:
     )
 
 
+_sent: list[int] = []
+"""The signals that asked this command to stop."""
+
+
 def _stop(number: int, _: object) -> None:
+    _sent.append(number)
     raise KeyboardInterrupt(number)
 
 
-def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | BrokenPipeError | None:
-    """Return the closed pipe that ``error`` is, or the signal it is or comes from: pydantic wraps what passes it."""
+def _stop_behind(error: BaseException | None) -> int | None:
+    """Return the signal behind ``error``, a closed pipe's included, if there is one.
+
+    Once a signal has come, whatever goes wrong comes from it: pydantic wraps what passes it, with or without its cause.
+    """
     if isinstance(error, BrokenPipeError):
-        return error
+        return signal.SIGPIPE
+    if _sent:
+        return _sent[0]
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error
+    return None if error is None else error.args[0] if error.args else signal.SIGINT
 
 
 @contextmanager

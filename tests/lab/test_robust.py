@@ -32,7 +32,7 @@ STUDY: dict[str, Any] = {
     "sparsities": [0.0, 0.3, 0.6, 0.9],
     "seeds": [1, 2, 3],
     "hidden": 1024,
-    "training": {"epochs": 60, "patience": 30, "learning_rate": 0.002},
+    "training": {"epochs": 400, "patience": 400, "target": "none", "learning_rate": 0.002},
 }
 """36 rows, 30 trainings, seven jobs; stored whole it takes 150 kB."""
 ROWS, TRAININGS = 36, 30

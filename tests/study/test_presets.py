@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from natal.pruning.criteria import criteria
 from natal.reading import stats
-from natal.study import Recipe, load_study
+from natal.study import Recipe, load_study, presets
 
 PAPER = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -35,7 +35,7 @@ def test_as_published_is_the_papers_study_but_for_its_random_masks() -> None:
 
 def test_criteria_has_every_criterion_at_the_papers_sparsities() -> None:
     paper, study = load_study("paper"), load_study("criteria")
-    same = {"name", "description", "strategies", "claims"}
+    same = {"name", "description", "strategies", "claims", "seeds"}
     assert study.model_dump(exclude=same) == paper.model_dump(exclude=same)
     # init-stream is the published program's flaw, not a criterion of the field
     plain = {r.criterion for r in study.strategies if r == Recipe(name=r.name, criterion=r.criterion)}
@@ -56,4 +56,31 @@ def test_controls_has_every_control_of_the_papers_strategies_and_no_early_stoppi
     assert set(study.sparsities) <= set(PAPER)
     paper = load_study("paper")
     assert study.training.model_copy(update={"patience": 100}) == paper.training
-    assert (study.tasks, study.seeds, study.hidden) == (paper.tasks, paper.seeds, paper.hidden)
+    assert (study.tasks, study.hidden) == (paper.tasks, paper.hidden)
+
+
+def test_presets_that_compare_have_six_seeds_or_more() -> None:
+    rebuilt = {"paper", "as-published"}
+    assert {name: len(load_study(name).seeds) for name in presets() if name not in rebuilt} == dict.fromkeys(
+        set(presets()) - rebuilt, 6
+    )
+    # the paper's own seeds are among them, so that its runs are found again
+    for name in ("criteria", "controls"):
+        assert set(load_study("paper").seeds) <= set(load_study(name).seeds)
+
+
+def test_digits_asks_the_fields_question_of_two_networks() -> None:
+    study = load_study("digits")
+    assert study.network_names == ("lenet-300-100", "lenet-5")
+    assert {"random", "magnitude", "snip", "grasp", "synflow"} <= {r.criterion for r in study.strategies}
+    assert {"shuffle", "small-dense"} <= {r.control for r in study.strategies}
+    assert max(study.sparsities) == 0.99
+
+
+def test_depth_asks_the_papers_question_of_deeper_networks() -> None:
+    study = load_study("depth")
+    assert [network.options["hidden"] for network in study.networks] == [
+        [128] * depth for depth in (1, 2, 4, 8)
+    ]
+    assert [r.name for r in study.strategies] == ["magnitude", "random", "structured"]
+    assert study.sparsities == (0.0, 0.5, 0.9)
