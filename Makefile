@@ -25,7 +25,7 @@ test: .venv/installed-dev
 	$(BIN)/pytest -n 2
 
 test-all: test
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 -m slow --timeout 1200
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "natal needs Python 3.11 or newer; try: make PYTHON=python3.12")'
