@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ import natal
 from natal import Mask, NatalError
 from natal.pruning.criteria import criteria, traits
 from natal.pruning.grid import grid_of, two_of_four
-from natal.study import SCOPES
+from natal.study import SCOPES, Control
 from networks import network
 
 torch.set_num_threads(1)
@@ -34,16 +34,8 @@ GRANULARITIES: dict[str, Any] = {
     "2:4": "2:4",
 }
 ALL_SCOPES = (*SCOPES, "by layer")
-CONTROLS = (
-    None,
-    "shuffle",
-    "reinit",
-    "invert",
-    "quota-random",
-    "random-neurons",
-    "highest-norm",
-    "fresh-narrow",
-)
+# a new control is tried with everything; the smaller network is a study's, not a mask's
+CONTROLS = (None, *(control for control in get_args(Control) if control != "small-dense"))
 KINDS = ("deep", "conv", "residual", "transformer")
 SPARSITY = 0.5
 FIRST = {"deep": "0.weight", "conv": "0.weight", "residual": "stem.weight", "transformer": "query.weight"}

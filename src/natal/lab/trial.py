@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from natal.lab.tasks import Split, Task
+from natal.pruning.doctor import is_constant
 from natal.pruning.mask import Mask
 from natal.store import Outcome
 from natal.streams import stream
@@ -204,7 +205,7 @@ def finals(trial: Trial, state: Mapping[str, Tensor]) -> Finals:
     return Finals(
         {part: trial.task.metric.value(out, rows[part][1]) for part, out in outputs.items()},
         trial.task.loss.value(outputs["train"], rows["train"][1]).item(),
-        _constant(outputs["test"]),
+        is_constant(outputs["test"]),
     )
 
 
@@ -253,13 +254,3 @@ def conclude(
         ),
         {name: value.cpu().contiguous() for name, value in state.items()},
     )
-
-
-CONSTANT = 1e-6
-"""Outputs that differ by less than this share of their size are the same up to the rounding of a float32 sum."""
-
-
-def _constant(outputs: Tensor) -> bool:
-    """Whether every row gets the same outputs."""
-    spread = (outputs - outputs[0]).abs().max()
-    return bool(spread <= CONSTANT * (1 + outputs.abs().max()))

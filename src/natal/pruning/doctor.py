@@ -510,15 +510,19 @@ def _observe(net: nn.Module, inputs: Tensor, alive: Mapping[str, Tensor]) -> _Ac
     finally:
         for hook in hooks:
             hook.remove()
-    seen.constant = all(map(_constant, pytree.tree_leaves(outputs)))
+    seen.constant = all(map(is_constant, pytree.tree_leaves(outputs)))
     return seen
 
 
-def _constant(output: Any) -> bool:
+CONSTANT = 1e-6
+"""Outputs that differ by less than this share of their size are the same up to the rounding of a float32 sum."""
+
+
+def is_constant(output: Any) -> bool:
     """Whether an output is the same for every row, up to the rounding of a float32 sum."""
     if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
         return True
-    return bool((output - output[:1]).abs().max() <= 1e-6 * (1 + output.abs().max()))
+    return bool((output - output[:1]).abs().max() <= CONSTANT * (1 + output.abs().max()))
 
 
 def _by_unit(tensor: Tensor, axis: int, alive: Tensor | None) -> Tensor:

@@ -19,7 +19,8 @@ from natal.lab.engines.compiled.vectors import Array
 from natal.lab.engines.engine import Pending, Setting
 from natal.lab.engines.made import made_by
 from natal.lab.tasks import Split, Task
-from natal.lab.trial import CONSTANT, Finals, History, Trained, Trial, conclude
+from natal.lab.trial import Finals, History, Trained, Trial, conclude
+from natal.pruning.doctor import CONSTANT
 
 WORTH_A_JOB = 2e10
 """Operations worth handing to a worker: some tenths of a second."""
