@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,16 +42,23 @@ def setting(study: Study, task: str, network: str) -> Setting:
     loss = tasks[study.task(task).entry].loss.name
     complaint = study.training.check(len(split.fit), loss)
     timeline = study.training.timeline(len(split.fit))
-    complaint = complaint or next(filter(None, (untimely(recipe, timeline) for recipe in study.strategies)), "")
+    complaint = complaint or next(
+        filter(None, (untimely(recipe, timeline) for recipe in study.strategies)), ""
+    )
     late = [clock for clock in study.keep if timeline.steps(clock) > timeline.total]
     if late:
-        complaint = complaint or f"keep lists {late[0]!r}, and training has {timeline.total} steps; choose an earlier one"
+        complaint = (
+            complaint
+            or f"keep lists {late[0]!r}, beyond the {timeline.total} steps of training; choose another"
+        )
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
     _check_last_batch(net, network, split, study.training)
     of_task = tasks[study.task(task).entry]
-    return Setting(of_task, net, split, study.training, multiply_adds(net, split), stages=_beyond_birth(study))
+    return Setting(
+        of_task, net, split, study.training, multiply_adds(net, split), stages=_beyond_birth(study)
+    )
 
 
 def _beyond_birth(study: Study) -> frozenset[str]:
@@ -130,10 +137,11 @@ def trial(
 
 @dataclass(frozen=True)
 class Staged:
-    """The trial of a stage, and the realised sparsity of every cut since birth."""
+    """The trial of a stage, the realised sparsity of every cut since birth, and digests of what it starts from."""
 
     trial: Trial
     rounds: Sequence[float]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Staged:
@@ -146,11 +154,11 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
     stage, run, recipe = pending.stage, pending.stage.run, pending.stage.recipe
     if recipe is None or (stage.parent is None and not _in_rounds(stage)):
         whole = trial(study, run, stage.learning_rate, pending.key)
-        whole = replace(whole, training=stage.training, keep=pending.engine_keeps)
+        whole = replace(whole, training=stage.training, keep=pending.keep - begins(pending))
         return Staged(whole, () if recipe is None else (whole.mask.sparsity,))
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net = newborn(study, run, split)
-    parent, *back = [found[place] for place in pending.needs] or [None]
+    parent, trunk = (*(found[place] for place in pending.needs), None, None)[:2]
     rounds = [] if parent is None else [*parent.rounds]
     with one_thread(), deterministic():
         seen = net if parent is None else _holding(net, parent.state.tensors)
@@ -159,18 +167,26 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
         if cuts is not None:
             chosen = _before_cuts(recipe, problem, run.sparsity)
         else:
-            chosen = _cut_in_turn(recipe, problem, stage.targets, None if parent is None else parent.mask(net), rounds)
+            chosen = _cut_in_turn(
+                recipe, problem, stage.targets, None if parent is None else parent.mask(net), rounds
+            )
         if recipe.control == "reinit":
             # redrawn are weights at birth, whatever the cut has seen
             chosen = replace(chosen, redrawn=redraw(prunable(net), problem.stream("reinit")))
         if chosen.redrawn:
             net.load_state_dict({**net.state_dict(), **chosen.redrawn})
-        start = None if parent is None else _start(stage, parent.state, back[0].state if back else None, chosen)
+        start = (
+            None
+            if parent is None
+            else _start(stage, parent.state, None if trunk is None else trunk.state, chosen)
+        )
         begun = net if start is None else _holding(net, start.tensors)
         diagnosis: dict[str, Any] = {}
         if cuts is None or cuts.regrow is not None:
             asked = None if recipe.rates else run.sparsity
-            diagnosis = _diagnosis(begun, _problem(study, run, split, begun), chosen, recipe, asked, score_it=False)
+            diagnosis = _diagnosis(
+                begun, _problem(study, run, split, begun), chosen, recipe, asked, score_it=False
+            )
     return Staged(
         Trial(
             key=pending.key,
@@ -183,11 +199,18 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
             seed=run.seed,
             diagnosis=diagnosis,
             start=start,
-            keep=pending.engine_keeps,
+            # the mask that many cuts end with is in the last state
+            keep=pending.keep - begins(pending) | ({"end"} if cuts is not None else set()),
             cuts=cuts,
         ),
         rounds,
+        {str(place): found[place].digest for place in pending.needs},
     )
+
+
+def begins(pending: Pending) -> frozenset[str]:
+    """Return those clocks among the wanted at which nothing is trained yet."""
+    return pending.keep & {"init", f"{pending.stage.first}it"}
 
 
 def _in_rounds(stage: Stage) -> bool:
@@ -220,7 +243,7 @@ def _cuts(stage: Stage, rows: int) -> Cuts | None:
 
 
 def _before_cuts(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
-    """Return the mask that many cuts begin with: dense, or where weights regrow a random one of the scope's densities."""
+    """Return the mask that many cuts begin with: dense, or, to regrow, a random one of the scope's densities."""
     if recipe.regrow is None:
         return dense(problem.weights)
     return mask(recipe.model_copy(update={"criterion": "random", "control": None}), problem, sparsity)

@@ -111,4 +111,4 @@ def size(net: nn.Module, moments: int) -> int:
     of = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     parameters = sum(p.numel() * p.element_size() for p in net.parameters())
     bits = sum(w.numel() for w in prunable(net).values()) // 8
-    return of + moments * parameters + bits
+    return int(of + moments * parameters + bits)

@@ -27,6 +27,9 @@ class Place(NamedTuple):
     key: str
     clock: str
 
+    def __str__(self) -> str:
+        return f"{self.key}@{self.clock}"
+
 
 class States:
     """The states of one results directory."""
@@ -35,9 +38,9 @@ class States:
         self.kept = directory / FOLDER
         self.passing = directory / FOLDER / PASSING
 
-    def there(self) -> set[Place]:
-        """Return which states are stored."""
-        return _in(self.kept) | _in(self.passing)
+    def there(self) -> tuple[set[Place], set[Place]]:
+        """Return which states are stored to keep, and which in passing."""
+        return _in(self.kept), _in(self.passing)
 
     def read(self, place: Place) -> bytes:
         """Return a state's content; raise NatalError if it is not there."""
@@ -87,7 +90,7 @@ class States:
 
 
 def _path(folder: Path, place: Place) -> Path:
-    return folder / f"{place.key}@{place.clock}{ENDING}"
+    return folder / f"{place}{ENDING}"
 
 
 def _in(folder: Path) -> set[Place]:

@@ -42,6 +42,11 @@ class Stage:
     first: int = 0
 
     @property
+    def beyond_birth(self) -> bool:
+        """Whether its mask was cut later than at the network's birth."""
+        return self.recipe is not None and (self.parent is not None or self.recipe.spread is not None)
+
+    @property
     def trunk(self) -> Stage:
         """The stage that the chain begins with."""
         return self if self.parent is None else self.parent.trunk
@@ -53,6 +58,10 @@ class Stage:
             return []
         back = [] if self.start in ("none", "init", "clock") else [Need(self.trunk, self.start)]
         return [Need(self.parent, self.at), *back]
+
+    def share(self, whole: int) -> float:
+        """Return how much of a training of ``whole`` steps it is."""
+        return (self.steps - self.first) / whole
 
     def __iter__(self) -> Iterator[Stage]:
         """Yield the stages of the chain, this one last."""
@@ -118,7 +127,7 @@ def untimely(recipe: Recipe, timeline: Timeline) -> str:
         first, last = (timeline.steps(recipe.spread[end]) for end in ("from", "to"))
         every = timeline.steps(recipe.spread["every"])
         if last > timeline.total:
-            return f"{written}to = {recipe.spread['to']!r} is step {last}, training has {timeline.total}; choose an earlier one"
+            return f"{written}to = {recipe.spread['to']!r} is beyond the {timeline.total} steps of training; lower it"
         if last <= first:
             return (
                 f"{written}to = {recipe.spread['to']!r} (step {last}) must come after from = "
@@ -132,7 +141,7 @@ def untimely(recipe: Recipe, timeline: Timeline) -> str:
         return ""
     at = str(recipe.at)
     if timeline.steps(at) > timeline.total:
-        return f"{written}at = {at!r} is step {timeline.steps(at)}, training has {timeline.total}; choose an earlier one"
+        return f"{written}at = {at!r} is beyond the {timeline.total} steps of training; set an earlier one"
     if recipe.rewind not in ("none", "clock") and timeline.steps(recipe.rewind) > timeline.steps(at):
         return (
             f"{written}rewind = {recipe.rewind!r} (step {timeline.steps(recipe.rewind)}) is later than the cut, "
