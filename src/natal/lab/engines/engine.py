@@ -19,7 +19,8 @@ class Setting:
     """A task with a network, trained in one way: all that an engine needs to know before there is a mask.
 
     ``network``: one of them, newborn; treat it as read-only. ``split``: the data of the study's first seed.
-    ``macs``: multiply-adds of one row's forward pass.
+    ``macs``: multiply-adds of one row's forward pass. ``stages``: what its trials need beyond a training from birth:
+    ``"start"``, ``"keep"``, ``"cuts"``, ``"order"``, as the fields of `Trial`.
     """
 
     task: Task
@@ -27,6 +28,7 @@ class Setting:
     split: Split
     training: Training
     macs: int
+    stages: frozenset[str] = frozenset()
 
     @cached_property
     def parameters(self) -> int:
