@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
 from natal.lab import DATA
+from natal.machine import cores
 from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Study, load_study, stage_of
 
@@ -306,7 +307,19 @@ def writable(out: str | Path, workers: int | None) -> Path:
         raise NatalError(f"workers must be at least 1, got {workers}")
     if out == "" or (Path(out).exists() and not Path(out).is_dir()):
         raise NatalError(f"{str(out)!r} is not a directory; name one that can be written with --out")
+    if not _ours(Path(out)):
+        raise NatalError(
+            f"{str(out)!r} holds files that are not natal's; name a new or empty directory with --out"
+        )
     return Path(out)
+
+
+def _ours(directory: Path) -> bool:
+    """Whether a directory is new, empty, or one that natal has begun to fill; hidden files are nobody's."""
+    if not directory.is_dir():
+        return True
+    names = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
+    return not names or any(name.startswith(FILE) for name in names)
 
 
 def check_device(device: str) -> None:
@@ -317,11 +330,6 @@ def check_device(device: str) -> None:
     has = ["cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
     if device not in has:
         raise NatalError(f"unknown device {device!r}; this machine has: {', '.join(has)}")
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _workers(asked: int | None, device: str, flops: float, jobs: int, study: Study) -> int:

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
-from natal.lab.plan import Job, Plan, cores, plan
+from natal.lab.plan import Job, Plan, plan
+from natal.machine import cores, processor
 from natal.store import Outcome, States, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
@@ -158,7 +159,7 @@ def _declare(store: Store, planned: Plan) -> None:
             "torch_version": torch.__version__,
             "numpy_version": np.__version__,
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "device": planned.device,
             "engine": ", ".join(dict.fromkeys(facts.engine for facts in planned.networks)),
             "dtype": "float32",
@@ -171,14 +172,6 @@ def _declare(store: Store, planned: Plan) -> None:
         },
         planned.tried,
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _now() -> str:

@@ -75,6 +75,8 @@ class Store:
     def read(cls, directory: Path) -> Self:
         """Open the store in ``directory`` for reading only; raise NatalError if there is none."""
         path = directory / FILE
+        if directory.exists() and not directory.is_dir():
+            raise NatalError(f"{str(directory)!r} is a file; name a directory that `natal run` has filled")
         if not path.is_file():
             raise NatalError(
                 f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one"

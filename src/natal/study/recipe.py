@@ -11,8 +11,20 @@ from natal.registry import did_you_mean
 from natal.study.base import Model, Number, Words
 from natal.study.clock import moment, span
 
-SCOPES = ("global", "layerwise", "threshold", "er", "erk", "igq", "smart-ratios", "uniform+")
-"""Where scores compete; `natal.pruning.scopes` says what each means."""
+SCOPES: Mapping[str, str] = {
+    "global": "whatever ranking all scores together gives",
+    "layerwise": "the same everywhere: int(s · n) go in each layer",
+    "threshold": "no competition: scores above the sparsity stay; for `random` and `init-stream` only, the count is "
+    "not exact",
+    "er": "∝ (n_in + n_out) / (n_in n_out) (Mocanu et al. 2018)",
+    "erk": "∝ Σ dims / ∏ dims (RigL; Evci et al. 2020)",
+    "igq": "1 / (F n + 1), one F for all layers (ideal gas quotas; Vysogorets and Kempe 2023)",
+    "smart-ratios": "∝ (L − l + 1)² + (L − l + 1); a last linear layer has 0.3 (Su et al. 2020, their rule for "
+    "ResNets)",
+    "uniform+": "the same, but a first convolution stays dense and the last layer keeps at least 20 % (Gale et al. "
+    "2019)",
+}
+"""Where scores compete, and how dense each layer becomes by it; `natal.pruning.scopes` has the formulas."""
 
 
 Aggregate = Literal["incoming-l1", "incoming-l2", "outgoing-l1", "outgoing-l2", "both-l1", "both-l2", "gate"]
@@ -28,6 +40,19 @@ Control = Literal[
     "fresh-narrow",
     "small-dense",
 ]
+
+
+CONTROLS: Mapping[str, str] = {
+    "shuffle": "permutes the mask within each layer, or its kernels or blocks, or each four",
+    "quota-random": "draws a random mask with the criterion's own densities: the same law, in draws of its own",
+    "invert": "negates the scores",
+    "reinit": "keeps the mask, hands out each layer's initial values in random order",
+    "random-neurons": "removes as many neurons of each layer, at random",
+    "highest-norm": "removes the neurons with the largest incoming norm",
+    "fresh-narrow": "keeps the mask, draws the network of that width anew from PyTorch's initialisation",
+    "small-dense": "has no mask, in a study, but a dense network of the same family with as many parameters",
+}
+"""What each `Control` does."""
 
 
 Reduce = Literal["sum", "mean", "max", "first"]

@@ -20,6 +20,7 @@ from natal.study.clock import Moment
 from natal.study.keys import digest
 from natal.study.recipe import Recipe, recipe_of
 from natal.study.training import Search, Training
+from natal.wording import perhaps_percent
 
 PAPERS = "mlp"
 """The name of the paper's network, which the published files leave unsaid."""
@@ -155,7 +156,7 @@ class Study(Model):
     def _sparsities(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for s in value:
             if not 0 <= s < 1:
-                raise ValueError(f"sparsity must lie in [0, 1), got {s}")
+                raise ValueError(f"sparsity must lie in [0, 1), got {s}{perhaps_percent(s)}")
         return value
 
     @field_validator("seeds")
