@@ -46,8 +46,8 @@ class Mask:
 
     @property
     def sparsity(self) -> float:
-        """Share of prunable weights removed (realised)."""
-        return 1 - self.kept / self.total
+        """Share of prunable weights removed (realised); 0 where none are masked."""
+        return 1 - self.kept / self.total if self.weights else 0.0
 
     def densities(self) -> dict[str, float]:
         """Share of weights kept, by parameter name; 0 means the layer has collapsed."""
