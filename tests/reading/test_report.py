@@ -404,14 +404,14 @@ def test_a_report_shows_which_learning_rates_were_chosen(tmp_path: Path) -> None
     ({"epochs": 160, "batch": 128, "patience": "none", "target": "none", "decide": "end",
       "optimiser": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
       "schedule": {"name": "cosine", "warmup": "5ep"}, "clip": 1.0, "label_smoothing": 0.1},
-     "SGD on batches of 128, momentum 0.9 (Nesterov), weight decay 0.0005, schedule cosine, warm-up 5ep, "
+     "SGD on batches of 128, momentum 0.9 (Nesterov), weight decay 0.0005, schedule cosine, warm-up 5 epochs, "
      "label smoothing 0.1, gradients clipped at norm 1, at most 160 epochs, no patience, no target, the last weights"),
     ({"length": "500it", "evaluate": "10it", "decide": "val-loss", "schedule": [["100it", 0.1], ["200it", 0.01]],
       "optimiser": {"name": "adamw", "betas": [0.9, 0.98]}},
      "full-batch AdamW, betas 0.9 and 0.98, schedule from 100it times 0.1; from 200it times 0.01, at most 500 steps, "
-     "evaluated every 10it, patience 100, target 0.999, weights of the lowest validation loss"),
+     "evaluated every 10 steps, patience 100, target 0.999, weights of the lowest validation loss"),
     ({"schedule": {"name": "step", "every": "30ep"}},
-     "full-batch Adam, schedule step, times 0.1 every 30ep, at most 500 epochs, patience 100, target 0.999"),
+     "full-batch Adam, schedule step, times 0.1 every 30 epochs, at most 500 epochs, patience 100, target 0.999"),
 ])  # fmt: skip
 def test_every_way_of_training_has_its_words(training: dict[str, Any], words: str) -> None:
     assert wording.training(Training.model_validate(training)) == words

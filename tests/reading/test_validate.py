@@ -144,9 +144,7 @@ def test_outputs_of_another_store_are_named(directory: Path, tmp_path: Path) -> 
 def test_missing_runs_are_named(tmp_path: Path) -> None:
     outcomes = {run: o for run, o in REFERENCE.items() if run != Run("modular", "random", 0.3, 123)}
     text = errors_of(tmp_path, outcomes)
-    assert (
-        "1 of 144 runs are missing, the first task=modular, strategy=random, sparsity=30%, seed=123" in text
-    )
+    assert "1 of 144 runs missing, the first task=modular, strategy=random, sparsity=30%, seed=123" in text
     assert "modular / random at 30% has 2 runs; the study has 3 seeds" in text
     without = {run: o for run, o in REFERENCE.items() if run.task == "modular"}
     assert "no run has task regression" in errors_of(tmp_path / "half", without)
@@ -348,9 +346,9 @@ def test_a_store_that_was_tampered_with_is_named(directory: Path) -> None:
 @pytest.mark.parametrize(("statement", "said"), [
     ("DELETE FROM training WHERE key IN (SELECT key FROM grid WHERE seed = 7)", "no run has seed 7"),
     ("DELETE FROM grid WHERE strategy = 'structured'", "no run has strategy structured"),
-    ("UPDATE grid SET sparsity = 0.31 WHERE sparsity = 0.3", "18 runs are not in the study"),
+    ("UPDATE grid SET sparsity = 0.31 WHERE sparsity = 0.3", "18 runs not in the study"),
     ("UPDATE manifest SET value = 'false' WHERE name = 'deterministic'", "determinism is off: the manifest's"),
-    ("UPDATE training SET facts = json_set(facts, '$.deterministic', json('false'))", "144 runs were trained with det"),
+    ("UPDATE training SET facts = json_set(facts, '$.deterministic', json('false'))", "144 runs trained with det"),
     ("UPDATE manifest SET value = json_set(value, '$.hidden', 64) WHERE name = 'study'", "not the hash of its study"),
     ("UPDATE training SET facts = json_set(facts, '$.best_step', 2)", "its best step is 2"),
     ("UPDATE curve SET numbers = zeroblob(8) WHERE name = 'val_metric'", "1 of val_metric"),
@@ -406,7 +404,7 @@ def test_two_networks_are_whole_or_named(tmp_path: Path) -> None:
     found = complaints(reference_store.build(tmp_path / "half", wide, study))
     assert "no run has network narrow" in found
     assert (
-        "144 of 288 runs are missing, the first task=modular, network=narrow, strategy=magnitude, sparsity=0%, "
+        "144 of 288 runs missing, the first task=modular, network=narrow, strategy=magnitude, sparsity=0%, "
         "seed=42; `natal run` with the same study resumes"
     ) in found
     assert "modular / narrow / magnitude at 0% has 0 runs; the study has 3 seeds" in found

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from natal.lab.state import State
 from natal.lab.tasks import Split, Task
+from natal.pruning.cuts import Cuts
 from natal.pruning.doctor import is_constant
 from natal.pruning.mask import Mask
 from natal.store import Outcome
@@ -36,7 +38,10 @@ class Trial:
 
     ``network``: at birth, not yet masked; treat it as read-only. ``seed``: the run's, from which every stream is
     drawn. ``before``: prunable weights and all parameters of the network it stands for, where it is itself a smaller
-    one (the control ``small-dense``). ``diagnosis``: what the mask doctor said, JSON-ready.
+    one (the control ``small-dense``). ``diagnosis``: what the mask doctor said, JSON-ready. ``start``: the state that
+    training goes on from, at the clock ``start.step``, under ``mask``; None: from birth. ``keep``: clocks
+    (``"500it"``, ``"end"`` for the last step taken) whose states are wanted. ``cuts``: those inside this training.
+    ``order``: which order of the data, and which random changes of its rows; another number is another order.
     """
 
     key: str
@@ -49,6 +54,10 @@ class Trial:
     seed: int = 0
     before: tuple[int, int] | None = None
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
+    start: State | None = None
+    keep: frozenset[str] = frozenset()
+    cuts: Cuts | None = None
+    order: int = 0
 
     def born(self) -> nn.Module:
         """Return a copy of the network with its initial weights under the mask."""
@@ -168,10 +177,14 @@ class History:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: its outcome for the store and its state (best weights and buffers, by name)."""
+    """A trained network: its outcome for the store and its state (best weights and buffers, by name).
+
+    ``states``: those that the trial asked for, by clock; a clock that training ended before has none.
+    """
 
     outcome: Outcome
     state: Mapping[str, Tensor]
+    states: Mapping[str, State] = field(default_factory=dict)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor
 from natal.errors import NatalError
 from natal.pruning.scopes import Scope, quotas
 from natal.study import SCOPES
+from natal.wording import perhaps_percent
 
 
 def select(
@@ -97,7 +98,8 @@ def keep_highest(scores: Mapping[str, Tensor], removed: int) -> dict[str, Tensor
 def check_sparsity(sparsity: float) -> None:
     """Raise NatalError unless this is a number in [0, 1)."""
     if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
-        raise NatalError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+        hint = perhaps_percent(sparsity) if isinstance(sparsity, Real) else ""
+        raise NatalError(f"sparsity must be a number in [0, 1), got {sparsity!r}{hint}")
 
 
 def _comparable(scores: Tensor) -> Tensor:
