@@ -87,7 +87,7 @@ def test_a_last_batch_of_one_row_is_refused_where_batch_norm_cannot_take_it(tmp_
 
 def test_a_run_leaves_everything_behind(tiny_results: Results) -> None:
     names = {path.name for path in tiny_results.directory.iterdir()}
-    assert names == {FILE, ".lock", *report.OUTPUTS}
+    assert names == {FILE, ".lock", "tables", *report.OUTPUTS}
     assert len(tiny_results.runs) == 18
     assert len(trainings(tiny_results.directory)) == 14
     assert tiny_results.missing == []
