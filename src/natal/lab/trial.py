@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from natal.errors import NatalError
 from natal.lab.state import State
 from natal.lab.tasks import Split, Task
+from natal.pruning.choose import problem_of
+from natal.pruning.criteria import Problem
 from natal.pruning.cuts import Cuts
 from natal.pruning.doctor import is_constant
 from natal.pruning.mask import Mask
@@ -31,6 +33,9 @@ from natal.store import Outcome
 from natal.streams import stream
 from natal.study import Maker, Training
 from natal.study.clock import steps
+
+SCORED_A_CLASS = 10
+"""Training rows a class that a criterion sees where a study trains on small batches, if a batch is not larger."""
 
 CHUNK = 1000
 """Rows of images or tokens that are measured at once; flat rows are measured all at once."""
@@ -70,6 +75,11 @@ class Trial:
                 f"training.length = {self.training.length!r} ends at step {total}, and this stage starts at step "
                 f"{self.first}: no step is left; lengthen it"
             )
+        if self.cuts is not None and not 0 <= self.cuts.start < self.cuts.stop <= total:
+            raise NatalError(
+                f"at goes from step {self.cuts.start} to step {self.cuts.stop} here; they must come in this order, "
+                f"within the {total} steps of training"
+            )
         for clock, step in self.clocks.items():
             if not self.first <= step <= total:
                 raise NatalError(
@@ -88,6 +98,17 @@ class Trial:
     def first(self) -> int:
         """The steps taken when training begins, on its clock."""
         return 0 if self.start is None else self.start.step
+
+    @property
+    def settled(self) -> int:
+        """The step from which on the network has its last mask."""
+        return 0 if self.cuts is None else self.cuts.stop
+
+    @property
+    def cut_after(self) -> frozenset[int]:
+        """The steps after which this training cuts."""
+        steps = () if self.cuts is None else self.cuts.steps
+        return frozenset(step for step in steps if step > self.first)
 
     @property
     def clocks(self) -> dict[str, int]:
@@ -134,6 +155,13 @@ class Trial:
         last = convolves and torch.device(device).type == "cpu" and self.split.data.inputs.ndim == 4
         return torch.channels_last if last else torch.contiguous_format
 
+    def problem(self, net: nn.Module) -> Problem:
+        """Return what a criterion sees of this trial's network as ``net`` has it now, on its device."""
+        device = next(net.parameters()).device
+        x, y = self.rows(device)["fit"]
+        count = scored_rows(self.split, self.training)
+        return problem_of(net, self.seed, inputs=x[:count], targets=y[:count], loss=self.task.loss.value)
+
     def stream(self, purpose: str) -> torch.Generator:
         """Return this run's generator for one purpose, ``order``, ``augment`` or ``dropout``, as training begins."""
         name = self.named(purpose)
@@ -177,6 +205,13 @@ class Trial:
             order = torch.randperm(rows, generator=generator, device="cpu")
             yield from islice(torch.split(order.to(device), size), begun, None)
             begun = 0
+
+
+def scored_rows(split: Split, training: Training, most: int | None = None) -> int | None:
+    """Return how many rows to fit a criterion sees: all, or ``most``, or of small batches a few a class."""
+    if training.batch is None:
+        return most
+    return min(most or len(split.fit), max(training.batch, SCORED_A_CLASS * split.data.outputs))
 
 
 # data are cut up and placed once for all the trainings that follow each other on them
@@ -325,6 +360,25 @@ class Course:
             for name, kept in self.mask.items().items()
         ]
         self.held = self.held and not (gone and bool(torch.stack(gone).any()))
+
+    @torch.no_grad()
+    def cut(self, step: int, net: nn.Module, gradient: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Cut a network as it is after ``step`` steps: what goes, and what comes back, becomes 0 in it.
+
+        ``gradient``: the dense one of the step's batch, where the cuts ask for it. Returns which weights came back, by
+        parameter name. A network that has overflowed is left alone: its next evaluation ends it.
+        """
+        cuts = self.trial.cuts
+        assert cuts is not None
+        if not all(bool(p.isfinite().all()) for p in [*net.parameters(), *(gradient or {}).values()]):
+            return {}
+        moved = cuts.at(step, self.trial.problem(net), self.mask, gradient)
+        self.mask, parameters = moved.mask.to("cpu"), dict(net.named_parameters())
+        for name, kept in moved.mask.items().items():
+            parameters[name].masked_fill_(~kept, 0)
+        for name, back in moved.regrown.items():
+            parameters[name].masked_fill_(back, 0)
+        return dict(moved.regrown)
 
     @property
     def proofs(self) -> dict[str, Any]:

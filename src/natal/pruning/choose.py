@@ -78,8 +78,8 @@ def mask(
     how = _check(recipe, problem, sparsity)
     if sparsity == 0:
         return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
-    seen = {} if before is None else {"kept": before.weights}
-    with private(replace(problem, sparsity=sparsity, **seen)) as own:
+    left = problem.kept if before is None else before.weights
+    with private(replace(problem, sparsity=sparsity, kept=left)) as own:
         found = Neurons(own) if recipe.granularity == "neuron" else None
         if found is not None and before is not None and not before.units:
             before = replace(before, units=found.units_of(before))

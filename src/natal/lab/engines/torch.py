@@ -74,7 +74,9 @@ class Torch:
         if trial.start is not None:
             _remind(optimiser, net, trial.start.optimiser)
         evaluations = set(training.evaluations(trial.rows_to_fit))
-        history = History(training)
+        history = History(training, trial.settled)
+        regrows = trial.cuts is not None and trial.cuts.regrow == "gradient"
+        gradient: dict[str, Tensor] | None = None
         best = _state(net)
         losses: list[Tensor] = []
 
@@ -105,6 +107,8 @@ class Torch:
                 optimiser.zero_grad()
                 loss = loss_of(net(inputs), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
+                if regrows and step in trial.cut_after:
+                    gradient = _gradient(net, trial.mask)
                 if training.clip is not None:
                     # a removed weight has no gradient in the network that is left
                     for weight, gone in removed:
@@ -117,6 +121,9 @@ class Torch:
                         # not a product, for of what has overflowed that would leave NaN
                         weight.masked_fill_(gone, 0)
                 losses.append(loss.detach())
+                if step in trial.cut_after:
+                    _forget(optimiser, net, course.cut(step, net, gradient))
+                    removed = _removed(net, course.mask)
                 keep(step)
                 if step not in evaluations:
                     continue
@@ -152,6 +159,25 @@ def _removed(net: nn.Module, mask: Mask) -> list[tuple[Tensor, Tensor]]:
         for name, kept in mask.items().items()
         if not kept.all()
     ]
+
+
+def _gradient(net: nn.Module, mask: Mask) -> dict[str, Tensor]:
+    """Return the gradient of all prunable weights, removed ones too: they are zeros of a plain network."""
+    parameters = dict(net.named_parameters())
+    gradients = {name: parameters[name].grad for name in mask.weights}
+    return {
+        name: torch.zeros_like(parameters[name]) if g is None else g.detach().clone()
+        for name, g in gradients.items()
+    }
+
+
+def _forget(optimiser: torch.optim.Optimizer, net: nn.Module, regrown: Mapping[str, Tensor]) -> None:
+    """Let an optimiser remember nothing of weights that came back."""
+    parameters = dict(net.named_parameters())
+    for name, back in regrown.items():
+        for moment in optimiser.state.get(parameters[name], {}).values():
+            if isinstance(moment, Tensor) and moment.shape == back.shape:
+                moment.masked_fill_(back, 0)
 
 
 def _snapshot(

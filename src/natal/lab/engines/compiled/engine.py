@@ -92,14 +92,18 @@ class Compiled:
         loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing))
         learner = Learner(
             net, chain, trial.mask, training.optimiser, rows.ones > 0, loss, training.clip,
-            start.optimiser if start is not None else None,
+            start.optimiser if start is not None else None, trial.cuts is not None,
         )  # fmt: skip
-        course, history = Course(trial, trial.mask), History(training)
+        course, history = Course(trial, trial.mask), History(training, trial.settled)
         steps = trial.batches()
         rates = trial.learning_rate * np.array(training.factors(trial.rows_to_fit))
         best, done = learner.theta.copy(), trial.first
         evaluations = set(training.evaluations(trial.rows_to_fit))
-        kept = {step for clock, step in trial.clocks.items() if clock != "end"}
+        stops = {*evaluations, *trial.cut_after, *(n for clock, n in trial.clocks.items() if clock != "end")}
+        regrows = trial.cuts is not None and trial.cuts.regrow == "gradient"
+        if regrows:
+            # a gradient is that of a step, at the weights it begins with
+            stops |= {step - 1 for step in trial.cut_after}
         losses: list[Array] = []
 
         def keep(last: bool = False) -> None:
@@ -112,13 +116,22 @@ class Compiled:
 
         learner.write(net)
         keep()
-        for until in sorted(step for step in evaluations | kept if step > trial.first):
+        for until in sorted(step for step in stops if step > trial.first):
             parts = list(islice(steps, until - done))
             if done == trial.first:
                 course.begin(net.state_dict(), rates[done], not learner.remembers, parts[0])
             order, cuts = batches(parts, rows.fit)
+            gradient = None
+            if regrows and until in trial.cut_after:
+                learner.write(net)
+                gradient = learner.dense_gradient(net, rows.parts["fit"][0], order)
             losses.append(learner.learn(rows.parts["fit"][0], order, cuts, rates[done:until]))
             done = until
+            if until in trial.cut_after:
+                learner.write(net)
+                regrown = course.cut(until, net, gradient)
+                learner.remask(net, course.mask, regrown)
+                best = learner.theta.copy()
             keep()
             if until not in evaluations:
                 continue

@@ -192,12 +192,31 @@ class Learner:
             found.append(full)
         return found
 
-    def remask(self, net: nn.Module, mask: Mask) -> None:
+    def dense_gradient(self, net: nn.Module, data: Data, batch: Array) -> dict[str, Tensor]:
+        """Return the gradient of every weight on a batch, of the removed ones too, at the numbers of ``net``.
+
+        It is that of a network which keeps everything and takes a step of nothing, so its bits are the kernels' own.
+        """
+        whole = Learner(net, self.chain, Mask({}), Optimiser(name="sgd"), self.tokens, self.loss)
+        whole.learn(data, batch, np.array([[0, len(batch)]]), np.zeros(1))
+        numbers = [
+            (np.zeros_like(w), None if b is None else np.zeros_like(b)) for w, b in arrays(net, self.chain)
+        ]
+        whole.layout.unpack(whole.state.gradient, numbers)
+        return {
+            f"{layer}.weight": torch.from_numpy(w)
+            for layer, (w, _) in zip(self.chain.layers, numbers, strict=True)
+        }
+
+    def remask(self, net: nn.Module, mask: Mask, regrown: Mapping[str, Tensor] | None = None) -> None:
         """Go on under another mask, given a module of the network's structure.
 
-        What was kept and still is goes on with its moments. What is new begins at ``net``'s number, with none. ``net``
-        is left as it was.
+        What was kept and still is goes on with its moments. What is new begins at ``net``'s number, with none; so does
+        what is ``regrown``, whether or not it was kept until now. ``net`` is left as it was.
         """
+        if regrown:
+            without = {n: kept & ~regrown[n] if n in regrown else kept for n, kept in mask.weights.items()}
+            self.remask(net, Mask(without, mask.biases))
         numbers: Numbers = [(w.copy(), None if b is None else b.copy()) for w, b in arrays(net, self.chain)]
         self.layout.unpack(self.theta, numbers)
         moments = self._unpacked_moments()
