@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_the_count_of_weights_of_every_layer_never_changes(engine: str, kind: st
     gone = sum(int(0.7 * size) for size in sizes) if scope == "layerwise" else int(0.7 * sum(sizes))
     assert sum(counts[0].values()) == sum(sizes) - gone
     assert all(held(state) for state in states)
-    moves = [s for s, (a, b) in enumerate(zip(states, states[1:], strict=False), 1) if not same_mask(a, b)]
+    moves = [s for s, (a, b) in enumerate(itertools.pairwise(states), 1) if not same_mask(a, b)]
     # the last cut's fraction is 0
     assert set(moves) <= {3, 6, 9, 12, 15}
     assert {3, 6} <= set(moves)
@@ -89,7 +90,7 @@ def test_gradual_cuts_follow_the_cube_and_end_at_the_sparsity_exactly(engine: st
     assert gone[15:] == [int(0.7 * total)] * 6
     assert all(held(state) for state in states)
     # what is gone stays gone
-    for a, b in zip(states, states[1:], strict=False):
+    for a, b in itertools.pairwise(states):
         assert not any((b.mask[name] & ~a.mask[name]).any() for name in a.mask)
     trained = after(engine, made)
     assert trained.outcome.kept == total - int(0.7 * total)
