@@ -258,10 +258,9 @@ def _findings(results: Results) -> Iterator[str]:
             "Over all pruned levels no two strategies differ significantly at 0.05, seed by seed and after "
             f"Holm's correction{could}."
         )
-    told = [c.verdict for c in _checked(results) if c.verdict]
+    told = ", ".join(f"{count} {verdict}" for verdict, count in claims.told(claims.check(results)))
     if told:
-        count = ", ".join(f"{told.count(v)} {w}" for v, w in _VERDICTS.items() if v in told)
-        yield from prose(f"Published claims held against these runs: {count}.")
+        yield from prose(f"Published claims held against these runs: {told}.")
     yield from prose(
         "Critical sparsity: the highest level whose mean test metric is at least 0.95 of the dense mean, "
         "whatever happens at lower levels; a cell with a diverged run does not count."
@@ -362,7 +361,7 @@ def _ranking(results: Results) -> Iterator[str]:
 def _beside(results: Results) -> Iterator[str]:
     study = results.study
     checked: dict[Setting, list[claims.Checked]] = {}
-    for c in _checked(results):
+    for c in claims.check(results):
         checked.setdefault(claims.setting_of(c.claim, study), []).append(c)
     asked = [setting for setting in study.settings() if setting in checked]
     if not asked:
@@ -372,30 +371,17 @@ def _beside(results: Results) -> Iterator[str]:
         name = results.words(setting)
         yield f"  {name:<18} {'published':>9} {'ours':>9} {'95% CI or range':>20}  the claim"
         for c in checked[setting]:
-            show = _SHOWN.get(c.claim.quantity, number)
+            show = claims.shown(c.claim)
             span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
-            published = "positive" if c.claim.published is None else show(c.claim.published)
-            verdict = {None: "not tested here", "disagrees": "DISAGREES"}.get(c.verdict, c.verdict)
-            yield f"    {verdict:<16} {published:>9} {show(c.ours):>9} {span:>20}  {c.claim.text}"
+            verdict = c.verdict.upper() if c.verdict == "contradicted" else c.verdict
+            yield f"    {verdict:<16} {claims.stated(c.claim):>9} {show(c.ours):>9} {span:>20}  {c.claim.text}"
         yield ""
     yield from prose(
-        "Agrees: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
+        "Supported: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
         "above zero. Not excluded: ours differs, but our 95% CI, or the range of levels our intervals allow, "
-        "holds it; wide intervals exclude little. Disagrees: not even that."
+        "holds it; wide intervals exclude little. Contradicted: not even that. Cannot be judged: there is no interval, "
+        "or the test set is too small to show such an effect."
     )
-
-
-def _checked(results: Results) -> list[claims.Checked]:
-    study = results.study
-    return [claims.check_claim(results.runs, claim, study, results.tasks) for claim in study.claims]
-
-
-_VERDICTS: dict[claims.Verdict, str] = {
-    "agrees": "agree",
-    "not excluded": "differ within our uncertainty",
-    "disagrees": "DISAGREE",
-    "cannot be judged": "cannot be judged",
-}
 
 
 def _controls(results: Results) -> Iterator[str]:
@@ -896,16 +882,6 @@ def _levels(results: Results, levels: Sequence[float]) -> str:
     if len(levels) > 1 and sorted(levels) == above:
         return f"from {percent(above[0])} on"
     return f"at {', '.join(map(percent, levels))}"
-
-
-_SHOWN: dict[str, Callable[[float | None], str]] = {
-    "critical-sparsity": lambda x: "n/a" if x is None else show_level(x),
-    "kept-through": lambda x: "n/a" if x is None else show_level(x),
-    "peak-sparsity": lambda x: "n/a" if x is None else show_level(x),
-    "chance-from": lambda x: "n/a" if x is None else show_level(x),
-    "early-failures": lambda x: "n/a" if x is None else f"{x:.0%}",
-}
-"""How the quantity of a claim is written, if not as a plain number."""
 
 
 def _replace(path: Path, content: bytes) -> None:
