@@ -179,9 +179,10 @@ DENSE = [row("a", 0.0, seed, 0.8, best=80, trained=100) for seed in range(3)]
 
 def curve(run: Any, values: dict[int, float]) -> Curve:
     """A run's validation metric by step."""
-    number, nothing = np.array(list(values), dtype=np.float64), np.empty(0)
+    steps, nothing = np.array(list(values), dtype=np.float64), np.empty(0)
     return Curve(
-        *run.run, number, number, nothing, nothing, np.array(list(values.values())), nothing
+        run.task, run.strategy, run.sparsity, run.seed, run.network, steps, steps, nothing, nothing,
+        np.array(list(values.values())), nothing,
     )  # fmt: skip
 
 
@@ -221,7 +222,8 @@ def test_a_value_that_is_never_reached_is_judged_only_where_that_is_certain() ->
     # b never gets there in 100 steps, so b may have needed more: a's ratio to it is at most what was measured
     never: dict[str, list[int | None]] = {"a": [10, 10, 10], "b": [None, None, None]}
     sooner = reached("ratio", never, against="b", of="reached", at_most=0.5)
-    assert (sooner.verdict, sooner.ours) == ("supported", pytest.approx(0.1))
+    assert sooner.verdict == "supported"
+    assert sooner.ours == pytest.approx(0.1)
     number = reached("ratio", never, against="b", of="reached", published=0.1)
     assert number.verdict == "cannot be judged"
     assert number.cause == "3 runs ended before the value was reached"

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from natal.errors import NatalError
+from natal.pruning.choose import mask
+from natal.pruning.criteria import Problem
+from natal.pruning.mask import Mask
 from natal.study import Recipe
 
 Regrow = Literal["random", "gradient"]
@@ -34,3 +38,12 @@ class Cuts:
     def steps(self) -> list[int]:
         """The numbers of steps after which something is cut."""
         return sorted({*range(self.start + self.every, self.stop, self.every), self.stop})
+
+
+def cut(
+    recipe: Recipe, problem: Problem, sparsity: float, before: Mask | None, rates: Mapping[str, float]
+) -> Mask:
+    """Return the mask of a network that lost weights ``before``, now at ``sparsity`` in all."""
+    if before is None and not rates:
+        return mask(recipe, problem, sparsity)
+    raise NatalError("a second cut, and rates, are not known yet; set rounds = 1 and leave rates out")

@@ -26,7 +26,8 @@ def audit(
     """Hold a paper's claims against the results in a directory.
 
     ``source``: the name of a shipped audit, a TOML file, or an Audit. ``names``: what a task, network or strategy of
-    the results is called in the audit. Raises NatalError for an audit that is none, and for a name that the results lack.
+    the results is called in the audit. Raises NatalError for an audit that is none, and for a name that the results
+    lack.
     """
     results = directory if isinstance(directory, Results) else load(directory)
     paper = source if isinstance(source, Audit) else load_audit(source)

@@ -384,18 +384,14 @@ def _diagnosed(results: Results) -> Iterator[str]:
 
 def _outputs(results: Results) -> Iterator[str]:
     cure = f"`natal report {results.directory}` rebuilds it"
-    for name, make in report.OUTPUTS.items():
+    for name, make in report.outputs(results).items():
         path = results.directory / name
         try:
             content = path.read_bytes()
         except OSError as error:
             yield f"{name} cannot be read ({error.strerror}); {cure}"
             continue
-        wrong = (
-            _figure(results, path, content)
-            if name in figures.FIGURES
-            else _text(name, content, make(results))
-        )
+        wrong = _figure(results, path, content) if name in figures.FIGURES else _text(name, content, make())
         if wrong:
             yield f"{name} {wrong}; {cure}"
 

@@ -138,3 +138,8 @@ def loud(words: str) -> list[str]:
 
 
 _UNBROKEN: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+
+
+def folded(words: str, indent: int) -> list[str]:
+    """Return a fact in as many lines as it needs, the room left of them being ``indent``."""
+    return textwrap.wrap(words, WIDTH - indent, **_UNBROKEN) or [""]

@@ -193,6 +193,11 @@ class Store:
         with _plainly(self.path):
             return {key for (key,) in self._db.execute("SELECT key FROM training")}
 
+    def statuses(self) -> dict[str, str]:
+        """Return the status of every training stored, whichever study made it, by key."""
+        with _plainly(self.path):
+            return dict(self._db.execute("SELECT key, status FROM training"))
+
     def makers(self) -> dict[Maker, int]:
         """Return who made the trainings stored, whichever study they belong to, and how many each."""
         with _plainly(self.path):

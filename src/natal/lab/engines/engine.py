@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from natal.lab.tasks import Split, Task
 from natal.lab.trial import Trained, Trial
-from natal.study import Recipe, Run, Training
+from natal.store import Place
+from natal.study import Recipe, Run, Stage, Training
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,19 @@ class Setting:
 
 
 class Pending(NamedTuple):
-    """A training still to be done: the row that asks for it, its key, its recipe and learning rate."""
+    """A training still to be done: the row that asks for it, its key, its recipe and learning rate.
+
+    ``stage``: which stage of a chain it is; ``needs``: the states it starts from, as `Stage.needs` lists them;
+    ``keep``: the clocks at which its own are wanted.
+    """
 
     run: Run
     key: str
     recipe: Recipe
     learning_rate: float
+    stage: Stage
+    needs: tuple[Place, ...] = ()
+    keep: frozenset[str] = frozenset()
 
 
 class Engine(Protocol):
