@@ -16,7 +16,7 @@ from natal.pruning.criteria.flow import redraw
 from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, duplicate, private, traits
 from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.grid import grid_of, two_of_four
-from natal.pruning.mask import Mask, dense, first_layer, prunable
+from natal.pruning.mask import Mask, dense, first_layer, prunable, unit_axes
 from natal.pruning.masked import masked
 from natal.pruning.neurons import Neurons
 from natal.pruning.select import check_sparsity, keep_highest, select, select_units
@@ -26,12 +26,16 @@ from natal.streams import uniform
 from natal.study import Recipe
 
 
-def problem_of(model: nn.Module, seed: int, *, exclude: Sequence[str] = (), **data: object) -> Problem:
+def problem_of(
+    model: nn.Module, seed: int, *, exclude: Sequence[str] = (), whole: bool = False, **data: object
+) -> Problem:
     """Return the problem of pruning ``model``; see `Problem` for ``inputs``, ``targets`` and ``loss``.
 
-    ``exclude``: layers to leave alone; see `natal.pruning.mask.prunable`.
+    ``exclude``: layers to leave alone; ``whole``: take in those that only lose whole units; see
+    `natal.pruning.mask.prunable`.
     """
-    return Problem(model=model, weights=prunable(model, exclude), seed=seed, **data)  # type: ignore[arg-type]
+    weights = prunable(model, exclude, whole=whole)
+    return Problem(model=model, weights=weights, seed=seed, whole=whole, **data)  # type: ignore[arg-type]
 
 
 def score(name: str, problem: Problem) -> Scores:
@@ -81,7 +85,8 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | Non
                 kept = kept if floors is None or not last else floors.raised(kept, ranked)
                 chosen = found.mask(own, kept)
             else:
-                chosen = Mask(_of_weights(recipe, scores, gone.weights if gone else {}, reached, last))
+                before = gone.weights if gone else {}
+                chosen = Mask(_of_weights(recipe, scores, before, reached, last, unit_axes(own.model)))
             if not last:
                 weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
                 own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
@@ -129,9 +134,23 @@ def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -
 
 
 def _of_weights(
-    recipe: Recipe, scores: Scores, stays: Mapping[str, Tensor], sparsity: float, last: bool
+    recipe: Recipe,
+    scores: Scores,
+    stays: Mapping[str, Tensor],
+    sparsity: float,
+    last: bool,
+    axes: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """Return the masks of single weights, or of the groups that a finer granularity makes of them."""
+    """Return the masks of single weights, or of the groups that a finer granularity makes of them.
+
+    ``axes``: along which each weight holds its layer's units; those groups lie in (out, in, ...).
+    """
+    if recipe.granularity != "weight" and any(axes[name] for name in scores):
+        of_weights, before = (
+            {name: t.movedim(axes[name], 0) for name, t in part.items()} for part in (scores, stays)
+        )
+        found = _of_weights(recipe, of_weights, before, sparsity, last, dict.fromkeys(axes, 0))
+        return {name: kept.movedim(0, axes[name]).contiguous() for name, kept in found.items()}
     if recipe.granularity == "2:4":
         ranked = _ranked(scores, recipe, stays)
         return {name: two_of_four(ranked[name], sparsity) for name in scores}
@@ -228,12 +247,25 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     generator = problem.stream("fresh-narrow")
     parameters = dict(problem.model.named_parameters())
     redrawn = {}
+    axes = unit_axes(problem.model)
     for name, kept in chosen.weights.items():
-        fan_in = int(kept.flatten(1).sum(1).max().clamp_min(1))  # the same for every unit that stays
+        axis = (
+            axes[name] if kept.ndim == 2 else 0
+        )  # PyTorch takes a transposed convolution's for one of (out, in)
+        fan_in = int(kept.movedim(axis, 0).flatten(1).sum(1).max().clamp_min(1))  # of every unit that stays
         for parameter in (name, name.removesuffix("weight") + "bias"):
             if parameter in parameters and name.endswith("weight"):
                 like = parameters[parameter]
                 redrawn[parameter] = (2 * uniform(like.shape, generator) - 1).to(like) / fan_in**0.5
+    for path, module in problem.model.named_modules():
+        if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            continue
+        # all its parameters in one range, by the number of hidden units that are left
+        own = {f"{path}.{leaf}" if path else leaf: p for leaf, p in module.named_parameters()}
+        first = next(name for name in own if "weight_hh" in name)
+        hidden = int(chosen.weights[first].any(0).sum()) if first in chosen.weights else module.hidden_size
+        for name, like in own.items():
+            redrawn[name] = (2 * uniform(like.shape, generator) - 1).to(like) / max(hidden, 1) ** 0.5
     return replace(chosen, redrawn=redrawn)
 
 
@@ -311,7 +343,8 @@ def _check_two_of_four(recipe: Recipe, problem: Problem, sparsity: float) -> Non
             f"granularity '2:4' lets scores compete within each four, so scope {recipe.scope!r} has no say; "
             "leave it out"
         )
-    if all(w.shape[1] < 2 for w in problem.weights.values()):
+    axes = unit_axes(problem.model)
+    if all(w.shape[1 - axes[name]] < 2 for name, w in problem.weights.items()):
         first = next(iter(problem.weights))
         raise NatalError(f"granularity '2:4' finds no four in {first!r}: every layer has one input")
 
