@@ -32,9 +32,9 @@ from machine import hardware
 from natal.lab import birth
 from natal.lab.engines import ENGINES, Setting, choose
 from natal.lab.networks import born
-from natal.lab.plan import cores
 from natal.lab.tasks import Data, Split, load, tasks
 from natal.lab.trial import Trial
+from natal.machine import cores
 from natal.pruning.mask import Mask, prunable
 from natal.pruning.select import select
 from natal.study import Network, Task, Training

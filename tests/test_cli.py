@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 import natal
 from conftest import Natal, tiny, toml
@@ -166,7 +167,9 @@ def test_every_mistake_is_one_line_and_leaves_no_directory(
         (["plan", "mine.toml"], "no study file 'mine.toml'; `natal list` shows the presets"),
         (["run", "broken.toml"], "broken.toml: not valid TOML: Invalid value (at line 2, column 9)"),
         (["run", "empty.toml"], "empty.toml: key 'name' is missing (and 4 more)"),
-        (["show", "papr"], "unknown preset 'papr'; did you mean 'paper'"),
+        (["show", "papr"], "unknown name 'papr'; did you mean 'paper'"),
+        (["show", "digits", "--kind", "tusk"], "--kind 'tusk' is none; did you mean 'task'"),
+        (["show", "snip", "--kind", "scope"], "unknown scope 'snip'; known: er, erk"),
         (["report"], "no study in 'results': study.sqlite is missing; `natal run --out results` makes one"),
         (["compare", "results", "other"], "no study in 'results'"),
     ],
@@ -238,10 +241,10 @@ def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Natal, tmp_path: Pat
     assert len(lines) == 9
     assert [line for line in lines if not LINE.match(line)] == []
     assert [int(line[1:].partition("/")[0]) for line in lines] == list(range(1, 10))
-    assert re.fullmatch(r"9 runs of study 'tiny' are in some results \(\d+ s of training\)\.", summary)
+    assert re.fullmatch(r"9 runs of study 'tiny' in some results \(\d+ s of training\)\.", summary)
     assert report == "Report: some results/report.txt"
     again = cli("run", "tiny.toml", "--workers", 1, "--out", "some results", "--seeds", "1,2")
-    assert again.stdout.splitlines()[0] == "9 of 18 runs are stored already; training the rest."
+    assert again.stdout.splitlines()[0] == "9 of 18 runs stored already; training the rest."
     assert again.stdout.splitlines()[1].startswith("[10/18] ")
     assert len(again.stdout.splitlines()) == 12
     assert cli("run", "tiny.toml", "--workers", 1, "--out", "some results", "--quiet").stdout == ""
@@ -293,7 +296,7 @@ def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     last = text[text.rindex("9/9") :]
     assert "done" in last
     assert "left" not in last
-    assert "9 runs of study 'a [bold]strange[/] [name]' are in results" in text
+    assert "9 runs of study 'a [bold]strange[/] [name]' in results" in text
 
 
 # -- the other verbs -------------------------------------------------------------------------------------
@@ -304,9 +307,9 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: P
     assert (code, err) == (0, "")
     said = {line[:12].strip(): line[13:] for line in out.splitlines()}
     assert said["runs"] == "144 = 2 tasks x 1 network x 3 strategies x 8 sparsities x 3 seeds"
-    assert said["shared"].startswith("12 runs reuse another run's training")
+    assert said["shared"].startswith("12 runs with another run's training")
     assert said["shared"].endswith("132 trainings")
-    assert said["done"] == "0 of 144 runs are stored in results"
+    assert said["done"] == "0 of 144 runs stored in results"
     assert said["to do"].startswith("132 trainings in ")
     expected = (
         r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
@@ -318,7 +321,7 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: P
 def test_plan_knows_what_is_done(inside: Inside, tmp_path: Path, tiny_results: Results) -> None:
     (tmp_path / "tiny.toml").write_text(toml(tiny()))
     _, out, _ = inside("plan", "tiny.toml", "--out", tiny_results.directory)
-    assert f"done         18 of 18 runs are stored in {tiny_results.directory}" in out
+    assert f"done         18 of 18 runs stored in {tiny_results.directory}" in out
     assert "nothing to train" in out
     _, out, _ = inside("plan", "tiny.toml", "--out", tiny_results.directory, "--seeds", "1,2,3")
     assert "done         18 of 27 runs" in out
@@ -329,13 +332,42 @@ def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     from natal.lab.networks import networks
     from natal.lab.tasks import tasks
     from natal.pruning.criteria import criteria
-    from natal.study import STRATEGIES, presets
+    from natal.study import CONTROLS, SCOPES, STRATEGIES, presets
 
     code, out, _ = inside("list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
-    assert {name for name, _ in lines} == {*presets(), *tasks, *networks, *STRATEGIES, *criteria}
+    assert {name for name, _ in lines} == {
+        *presets(), *tasks, *networks, *STRATEGIES, *criteria, *SCOPES, *CONTROLS
+    }  # fmt: skip
     assert all(len(line) == 2 for line in lines)
+
+
+def test_every_listed_name_is_explained(inside: Inside) -> None:
+    from natal.explain import explain, kinds
+
+    for kind in kinds():
+        for name in kind.names:
+            text, also = explain(name, kind.word)
+            assert len(text.splitlines()) >= 3, (kind.word, name)
+            assert also == []
+    code, out, err = inside("show", "erk")
+    assert (code, err) == (0, "")
+    assert "∝ Σ dims / ∏ dims (RigL; Evci et al. 2020)" in out
+    code, out, _ = inside("show", "random-neurons")  # a strategy and a control
+    assert code == 0
+    assert out.startswith("strategy random-neurons")
+    assert "network mlp" in inside("show", "mlp")[1]
+    assert "task digits" in inside("show", "digits", "--kind", "task")[1]
+
+
+def test_options_are_shown_as_a_study_writes_them() -> None:
+    from natal.explain import explain
+
+    text, _ = explain("mlp")
+    assert "    hidden = [128]\n" in text
+    assert '    activation = "relu"   one of "relu", "leaky-relu", ' in text
+    assert "    embedding = unset\n" in text
 
 
 def test_show_prints_a_study_that_can_be_copied(inside: Inside, tmp_path: Path) -> None:
@@ -351,7 +383,7 @@ def test_compare_finds_the_difference_and_no_difference(
     code, out, _ = inside("compare", tiny_results.directory, tiny_results.directory)
     assert code == 0
     assert "18 runs compared" in out
-    assert "all 18 matched runs are identical to the last bit" in out
+    assert "all 18 matched runs identical to the last bit" in out
     theirs = json.loads((tiny_results.directory / "results.json").read_text())
     theirs["results"][0]["test_r2"] += 0.125
     for run in theirs["results"]:
@@ -360,7 +392,7 @@ def test_compare_finds_the_difference_and_no_difference(
     code, out, _ = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance=random")
     assert code == 1
     assert re.search(
-        r"test_r2 +differs in 1 runs, by -0\.0069 on average, by at most 0\.125 \(task=regression, ",
+        r"test_r2 +differs in 1 run, by -0\.0069 on average, by at most 0\.125 \(task=regression, ",
         out,
     )
     code, _, err = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance")
@@ -408,6 +440,65 @@ def test_looking_never_imports_torch(tiny_results: Results) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_version_says_what_a_report_of_a_fault_needs_and_needs_no_torch() -> None:
+    code = (
+        "import sys, natal; from natal.machine import facts; print(dict(facts())['torch'], natal.__version__); "
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.stdout) == ("", f"{torch.__version__} {natal.__version__}\n")
+
+
+def test_the_command_starts_as_a_module_and_without_signals_that_others_have(tmp_path: Path) -> None:
+    code = (
+        "import runpy, signal, sys\n"
+        "for name in ('SIGHUP', 'SIGPIPE', 'SIGTERM'): delattr(signal, name)\n"
+        "sys.argv = ['natal', '--version']\n"
+        "runpy.run_module('natal', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"natal        {natal.__version__}, in ")
+
+
+def test_a_shell_completes_verbs_and_names(tmp_path: Path) -> None:
+    environment = {
+        **os.environ, "_NATAL_COMPLETE": "complete_bash", "COMP_WORDS": "natal run pap", "COMP_CWORD": "2",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "natal"],
+        capture_output=True, text=True, timeout=60, check=False, env=environment,
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (["paper"], "")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["plan", "--set=sparsities=[95.0]"], "sparsities: sparsity must lie in [0, 1), got 95.0; did you mean 0.95?"),
+    (["plan", "--out", "full"], "'full' holds files that are not natal's; name a new or empty directory with --out"),
+    (["diagnose", "notes.txt"], "'notes.txt' is a file; name a directory that `natal run` has filled"),
+])  # fmt: skip
+def test_a_slip_is_answered_with_its_cure(
+    inside: Inside, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    code, out, err = inside(*words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_text_is_no_list_of_overrides() -> None:
+    with pytest.raises(
+        natal.NatalError, match=r"overrides must be a list, such as \['seeds=\[1\]'\], got text"
+    ):
+        natal.load_study("paper", overrides="seeds=[1]")
 
 
 def test_help_names_every_verb_with_a_line(inside: Inside) -> None:

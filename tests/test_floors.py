@@ -11,8 +11,8 @@ from pathlib import Path
 import natal
 
 HOUSE = Path(natal.__file__).parent
-GROUND = {"errors", "registry", "wording", "streams", "determinism"}
-TOP = {"front", "cli", "progress"}
+GROUND = {"errors", "registry", "wording", "streams", "determinism", "machine"}
+TOP = {"front", "cli", "progress", "explain", "__main__"}
 MAY_IMPORT = {
     "ground": {"ground"},
     "study": {"study", "ground"},

@@ -85,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("natal")
     if name not in _HOME:
         raise AttributeError(f"module 'natal' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

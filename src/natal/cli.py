@@ -23,13 +23,30 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="The laboratory for pruning at initialisation.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
+
+def _presets() -> list[str]:
+    from natal.study import presets
+
+    return list(presets())
+
+
+def _names() -> list[str]:
+    from natal.explain import names
+
+    return names()
+
+
 _Study = Annotated[
-    str, typer.Argument(metavar="[STUDY]", help="A preset's name (see `natal list`) or a TOML file.")
+    str,
+    typer.Argument(
+        metavar="[STUDY]",
+        help="A preset's name (see `natal list`) or a TOML file.",
+        autocompletion=_presets,
+    ),
 ]
 _Directory = Annotated[Path, typer.Argument(metavar="[DIR]", help="A directory that `natal run` has filled.")]
 _Out = Annotated[
@@ -63,6 +80,31 @@ _Data = Annotated[
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    from natal.machine import facts
+
+    for name, value in facts():
+        print(f"{name:<12} {value}")
+    raise typer.Exit
+
+
+@app.callback()
+def natal_(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the versions, processor, kernels and devices here, as a report of a fault needs them.",
+        ),
+    ] = False,
+) -> None:
+    """The laboratory for pruning at initialisation."""
+
+
 @app.command()
 def run(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
@@ -78,6 +120,7 @@ def run(
         import natal
         from natal.lab.run import Silent
         from natal.progress import Lines, View
+        from natal.wording import plural
 
         console = Console()
         lively = console.is_terminal and not console.is_dumb_terminal
@@ -97,7 +140,7 @@ def run(
         if not quiet:
             diverged = sum(row["status"] == "diverged" for row in results.runs)
             print(
-                f"{len(results.runs)} runs of study {results.study.name!r} are in {out}"
+                f"{plural(len(results.runs), 'run')} of study {results.study.name!r} in {out}"
                 f"{f', {diverged} of them diverged' if diverged else ''} "
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
@@ -155,25 +198,25 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
         (
             f"{total} = {plural(len(study.tasks), 'task')} x {plural(len(study.networks), 'network')} x "
             f"{plural(len(study.strategies), 'strategy')} x "
-            f"{len(study.sparsities)} sparsities x {len(study.seeds)} seeds"
+            f"{plural(len(study.sparsities), 'sparsity')} x {plural(len(study.seeds), 'seed')}"
         ),
     )
     yield (
         "shared",
         (
-            f"{planned.shared} runs reuse another run's training (the dense network is the same whatever the "
-            f"strategy): {planned.trainings} trainings"
+            f"{plural(planned.shared, 'run')} with another run's training (the dense network is the same whatever "
+            f"the strategy): {plural(planned.trainings, 'training')}"
         ),
     )
-    yield "done", f"{len(planned.done)} of {total} runs are stored in {planned.directory}"
+    yield "done", f"{len(planned.done)} of {plural(total, 'run')} stored in {planned.directory}"
     if planned.outdated:
         yield "not used", outdated(planned)
     if planned.pending:
         yield (
             "to do",
             (
-                f"{len(planned.pending)} trainings in {len(planned.jobs)} jobs on {planned.device}, "
-                f"{planned.workers} worker{'s' if planned.workers > 1 else ''}"
+                f"{plural(len(planned.pending), 'training')} in {plural(len(planned.jobs), 'job')} on "
+                f"{planned.device}, {plural(planned.workers, 'worker')}"
             ),
         )
         estimate = measure(planned)
@@ -247,29 +290,14 @@ def compare(
 
 @app.command(name="list")
 def list_() -> None:
-    """List studies, tasks, networks, strategies and criteria, one line each."""
-    from natal.study import STRATEGIES, load_study, presets
+    """List studies, tasks, networks, strategies, criteria, scopes and controls, one line each."""
+    from natal.explain import lab_missing, sections
 
-    _section("studies", ((name, load_study(name).description) for name in presets()))
-    strategies = (
-        (name, ", ".join(f"{key} {value}" for key, value in recipe.model_dump(exclude={"name"}).items()))
-        for name, recipe in STRATEGIES.items()
-    )
-    try:
-        from natal.lab.networks import networks
-        from natal.lab.tasks import tasks
-        from natal.pruning.criteria import criteria, traits
-    except NatalError as error:  # only what reads results is installed
-        _section("strategies", strategies)
-        print(f"tasks, networks and criteria are not listed: {error}")
-        return
-    _section("tasks", ((name, tasks.summary(name)) for name in tasks))
-    _section("networks", ((name, networks.summary(name)) for name in networks))
-    _section("strategies", strategies)
-    _section(
-        "criteria (each also a strategy: scope global, granularity weight)",
-        ((name, f"{criteria.summary(name)} [{traits[name]}]") for name in criteria),
-    )
+    for title, entries in sections():
+        _section(title, entries)
+    missing = lab_missing()
+    if missing:  # only what reads results is installed
+        print(f"tasks, networks and criteria are not listed: {missing}")
 
 
 def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
@@ -281,14 +309,25 @@ def _section(title: str, entries: Iterator[tuple[str, str]]) -> None:
 
 
 @app.command()
-def show(study: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
-    """Print a preset's study file, to copy and edit."""
-    from natal.registry import did_you_mean
-    from natal.study import presets
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name that `natal list` lists.", autocompletion=_names)
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind", help="`study`, `task`, `criterion`, ...: which is meant of several, such as digits."
+        ),
+    ] = None,
+) -> None:
+    """Print a study file to copy and edit, or explain a criterion, scope, control, task, network or strategy."""
+    from natal.explain import explain
 
-    if study not in presets():
-        raise NatalError(f"unknown preset {study!r}{did_you_mean(study, presets())}")
-    print(presets()[study].read_text("utf-8"), end="")
+    text, also = explain(name, kind)
+    print(text)
+    if also:
+        others = ", ".join(f"natal show {name} --kind {word}" for word in also)
+        print(f"natal: {name!r} names more: {others}", file=sys.stderr)
 
 
 def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
@@ -318,6 +357,8 @@ def _say_what_is_kept(out: Path) -> None:
 
 _sent: list[int] = []
 """The signals that asked this command to stop."""
+_PIPE = int(getattr(signal, "SIGPIPE", 13))
+"""What a closed pipe would send, on a system that sends anything."""
 
 
 def _stop(number: int, _: object) -> None:
@@ -331,7 +372,7 @@ def _stop_behind(error: BaseException | None) -> int | None:
     Once a signal has come, whatever goes wrong comes from it: pydantic wraps what passes it, with or without its cause.
     """
     if isinstance(error, BrokenPipeError):
-        return signal.SIGPIPE
+        return _PIPE
     if _sent:
         return _sent[0]
     while error is not None and not isinstance(error, KeyboardInterrupt):
@@ -347,7 +388,7 @@ def _plain_errors() -> Iterator[None]:
     except NatalError as error:
         sys.exit(_complain(error))
     except BrokenPipeError:  # `natal list | head`
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + _PIPE)
     except OSError as error:
         sys.exit(_complain(f"{error.filename or 'output'}: {error.strerror}; nothing stored was lost"))
     except Exception as error:
@@ -377,11 +418,13 @@ def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show θ shows ?
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+    # not every system has all of them
+    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    for number in numbers:
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     with _plain_errors():
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="natal", standalone_mode=False))
 
 
 if __name__ == "__main__":

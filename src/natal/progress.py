@@ -14,7 +14,7 @@ from rich.text import Text
 
 from natal.store import Outcome
 from natal.study import Run
-from natal.wording import brief, describe
+from natal.wording import brief, describe, plural
 
 if TYPE_CHECKING:
     from natal.lab.plan import Plan
@@ -39,7 +39,7 @@ def _before(plan: Plan) -> Iterator[str]:
     """Yield what to say before training begins: what is there already, and what is not used."""
     if plan.done:
         rest = "training the rest" if plan.pending else "nothing to train"
-        yield f"{len(plan.done)} of {len(plan.grid)} runs are stored already; {rest}."
+        yield f"{len(plan.done)} of {plural(len(plan.grid), 'run')} stored already; {rest}."
     if plan.outdated:
         yield f"{outdated(plan)}."
 

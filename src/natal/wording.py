@@ -35,6 +35,17 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}"
 
 
+def perhaps_percent(sparsity: float) -> str:
+    """Return ``"; did you mean 0.95?"`` for a sparsity of 95, and nothing for what is no percentage either."""
+    return f"; did you mean {sparsity / 100:.10g}?" if 1 < sparsity < 100 else ""
+
+
+def stretch(span: str) -> str:
+    """Return a stretch of training in words: ``10 steps`` for ``10it``, ``1 epoch`` for ``1ep``, others as they are."""
+    number, unit = span[:-2], {"it": "step", "ep": "epoch"}.get(span[-2:])
+    return plural(int(number), unit) if unit and number.isdigit() else span
+
+
 def duration(seconds: float) -> str:
     """Return a stretch of time to two digits or so: ``0.4 s``, ``45 s``, ``3 min``, ``2.5 h``."""
     if seconds < 10:

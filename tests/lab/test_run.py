@@ -22,6 +22,7 @@ from natal.lab import worker
 from natal.lab.engines.compiled import engine
 from natal.lab.plan import Job, Plan
 from natal.lab.run import Silent
+from natal.lab.worker import Made
 from natal.progress import Lines
 from natal.reading import report
 from natal.reading.results import Results
@@ -34,11 +35,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     rows: list[Run] = []
     real = worker.each
 
-    def each(job: Job) -> Iterator[Outcome]:
+    def each(job: Job) -> Iterator[Made]:
         runs = {training.key: training.run for training in job.trainings}
-        for outcome in real(job):
-            rows.append(runs[outcome.key])
-            yield outcome
+        for made in real(job):
+            rows.append(runs[made.outcome.key])
+            yield made
 
     monkeypatch.setattr(worker, "each", each)
     return rows
@@ -86,7 +87,7 @@ def test_a_last_batch_of_one_row_is_refused_where_batch_norm_cannot_take_it(tmp_
 
 def test_a_run_leaves_everything_behind(tiny_results: Results) -> None:
     names = {path.name for path in tiny_results.directory.iterdir()}
-    assert names == {FILE, ".lock", *report.OUTPUTS}
+    assert names == {FILE, ".lock", "tables", *report.OUTPUTS}
     assert len(tiny_results.runs) == 18
     assert len(trainings(tiny_results.directory)) == 14
     assert tiny_results.missing == []

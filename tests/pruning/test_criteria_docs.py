@@ -13,7 +13,7 @@ import torch
 import natal
 from natal import NatalError
 from natal.pruning.criteria import criteria, traits
-from natal.study import SCOPES, Control
+from natal.study import CONTROLS, SCOPES, Control
 from networks import network
 
 PAGE = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text("utf-8")
@@ -36,6 +36,9 @@ def test_every_criterion_has_a_section_and_every_scope_and_control_a_row() -> No
     assert sorted(sections()) == BUILT_IN
     assert {*BUILT_IN, *SCOPES, *get_args(Control)} <= set(ROWS)
     assert all(criteria.summary(name) for name in BUILT_IN)
+    assert set(CONTROLS) == set(get_args(Control))
+    for name, words in {**SCOPES, **CONTROLS}.items():
+        assert ROWS[name][0] == words
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

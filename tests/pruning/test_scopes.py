@@ -68,7 +68,7 @@ def test_layerwise_is_exact_in_each_layer(scores: Scores, sparsity: float) -> No
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers(), sparsities, sparsities, st.sampled_from(SCOPES))
+@given(layers(), sparsities, sparsities, st.sampled_from(list(SCOPES)))
 def test_masks_are_nested(scores: Scores, one: float, other: float, scope: str) -> None:
     try:
         less, more = (select(scores, s, scope) for s in sorted((one, other)))
@@ -78,7 +78,7 @@ def test_masks_are_nested(scores: Scores, one: float, other: float, scope: str) 
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers(), sparsities, st.sampled_from(SCOPES))
+@given(layers(), sparsities, st.sampled_from(list(SCOPES)))
 def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(
     scores: Scores, sparsity: float, scope: str
 ) -> None:

@@ -63,6 +63,8 @@ def test_what_is_not_there_is_one_clear_line(directory: Path, tmp_path: Path) ->
         lines(directory, task="xyz")
     with pytest.raises(NatalError, match=r"no pruned networks of sparsity 0; known: 0\.1, 0\.3"):
         lines(directory, sparsity=0.0)
+    with pytest.raises(NatalError, match=r"no pruned networks of sparsity 95; did you mean 0\.95?"):
+        lines(directory, sparsity=95.0)
     with pytest.raises(NatalError, match=r"study\.sqlite is missing"):
         lines(tmp_path / "nowhere")
     assert lines(reference_store.build(tmp_path, {})) == [

@@ -15,14 +15,17 @@ from test_results import searching
 import reference_store
 from natal.errors import NatalError
 from natal.reading import report, stats, wording
+from natal.reading.report import files
+from natal.reading.report.sections import compared
 from natal.reading.results import Results, load
-from natal.study import Control, Run, Training, load_study
+from natal.study import Control, Run, Training, load_study, presets
 
 COLUMNS = (
     "task,strategy,sparsity,metric_name,metric_mean,metric_std,metric_ci_low,metric_ci_high,"
     "epochs_mean,epochs_std,n_seeds"
 )
-FILES = ["results.json", "summary.csv", "accuracy_vs_sparsity.png", "epochs_vs_sparsity.png", "report.txt"]
+TABLES = ["published", "means", "results", "pairs", "pairs-by-level", "masks"]
+FILES = [*report.OUTPUTS, *(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex"))]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,10 @@ def table(directory: Path) -> list[dict[str, str]]:
 
 def test_write_makes_every_file_and_the_same_bytes_again(directory: Path) -> None:
     paths = report.write(directory)
-    assert [p.name for p in paths] == FILES
-    first = {p.name: p.read_bytes() for p in paths}
-    assert {p.name: p.read_bytes() for p in report.write(directory)} == first
-    assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]
+    assert [str(p.relative_to(directory)) for p in paths] == FILES
+    first = {p: p.read_bytes() for p in paths}
+    assert {p: p.read_bytes() for p in report.write(directory)} == first
+    assert not [p.name for p in directory.rglob(".*")]
 
 
 def test_summary_has_the_published_columns_and_a_row_per_cell(directory: Path) -> None:
@@ -67,8 +70,8 @@ def test_json_is_the_published_format(directory: Path) -> None:
 
 
 def test_report_has_its_sections(text: str) -> None:
-    sections = ["WHAT WAS RUN", "KEY FINDINGS", "PUBLISHED BESIDE OURS", "WHAT THE NUMBERS HIDE",
-                "WHAT THIS CANNOT CONCLUDE", "WHAT THE MASKS DID", "RESULTS", "STRATEGIES SEED BY SEED",
+    sections = ["KEY FINDINGS", "PUBLISHED BESIDE OURS", "RESULTS", "WHAT THE NUMBERS HIDE",
+                "WHAT THIS CANNOT CONCLUDE", "STRATEGIES SEED BY SEED", "WHAT THE MASKS DID", "WHAT WAS RUN",
                 "HOW IT WAS MADE"]  # fmt: skip
     positions = [text.index(f"\n{s}\n----") for s in sections]
     assert positions == sorted(positions)
@@ -155,7 +158,8 @@ def test_many_strategies_are_ranked_and_shown_side_by_side(tmp_path: Path) -> No
     assert "Shown are the 27 pairs" in pairs
     assert "78 others are left out, 0 of them significant" in " ".join(pairs.split())
     assert "for all 735 comparisons" in " ".join(pairs.split())
-    assert sum(line.startswith("  regression: ") for line in pairs.splitlines()) == 2 * 27
+    assert sum(" - " in line for line in pairs.splitlines()) == 1 + 27  # and the title of their column
+    assert "See tables/pairs-by-level.csv" in pairs
     assert all(len(line) <= 125 for line in text.splitlines())
 
 
@@ -193,7 +197,9 @@ def test_strategies_stand_beside_their_controls(tmp_path: Path) -> None:
     text = report.text(load(controlled(tmp_path)))
     controls = section(text, "STRATEGIES BESIDE THEIR CONTROLS")
     rows = [
-        line.split() for line in controls.splitlines() if line.startswith(("  random -", "  structured -"))
+        line.split()
+        for line in controls.splitlines()
+        if line.startswith(("    random -", "    structured -"))
     ]
     assert rows == [
         ["random", "-", "random-shuffle", "same"],
@@ -214,8 +220,6 @@ def test_a_study_without_early_stopping_says_what_patience_would_have_hidden(tmp
     rows = [line.split() for line in hidden.splitlines() if " of " in line and "%" in line]
     # after 101 of 500 epochs the loss has come 100 / 499 of the way from 4.5 to 0.5
     assert rows[0] == [
-        "modular",
-        "/",
         "random",
         "30%",
         "3",
@@ -232,7 +236,7 @@ def test_a_study_without_early_stopping_says_what_patience_would_have_hidden(tmp
 
 def test_every_control_has_its_meaning() -> None:
     kinds = {kind for _, _, kind in stats.controls(load_study("controls"))}
-    assert set(report._CONTROL_MEANING) == {*kinds, *get_args(Control)}
+    assert set(compared.CONTROL_MEANING) == {*kinds, *get_args(Control)}
 
 
 def test_every_mean_in_the_tables_is_a_stats_mean(directory: Path, text: str) -> None:
@@ -365,8 +369,8 @@ def test_claims_are_held_against_their_network(tmp_path: Path) -> None:
     beside = section(text, "PUBLISHED BESIDE OURS").splitlines()
     where = {name: beside.index(next(line for line in beside if line.startswith(f"  regression / {name}")))
              for name in ("wide", "narrow")}  # fmt: skip
-    assert beside[where["wide"] + 1].split()[:3] == ["DISAGREES", "0.4900", "0.9769"]
-    assert beside[where["narrow"] + 1].split()[:3] == ["agrees", "0.4900", "0.4884"]
+    assert beside[where["wide"] + 2].split()[:3] == ["DISAGREES", "0.4900", "0.9769"]
+    assert beside[where["narrow"] + 2].split()[:3] == ["agrees", "0.4900", "0.4884"]
     # settings that no claim speaks of have no table
     assert not any(line.startswith("  modular") for line in beside)
 
@@ -376,9 +380,10 @@ def test_a_report_shows_which_learning_rates_were_chosen(tmp_path: Path) -> None
     assert "0.1, 1, chosen per strategy and level on validation rows; see LEARNING RATES" in text
     rates = section(text, "LEARNING RATES")
     assert "4 trainings were made for it" in " ".join(rates.split())
-    rows = [line.split() for line in rates.splitlines() if line.startswith(("  regression", "  random"))]
+    rows = [line.split() for line in rates.splitlines() if line.startswith(("  regression", "    "))]
     assert rows == [
-        ["regression", "50%"],
+        ["regression"],
+        ["strategy", "50%"],
         ["random", "1", "e"],
     ]  # 0.1 and 1 were tried: 1 is the last of them
     assert "2 learning rates, the best on validation rows for each strategy and level" in " ".join(
@@ -387,7 +392,9 @@ def test_a_report_shows_which_learning_rates_were_chosen(tmp_path: Path) -> None
     assert "trainings   4; strategies share" in text
     open_ = report.text(load(searching(tmp_path / "open", finished=3, chosen=0.1, finished_at=None)))
     assert [
-        line.split() for line in section(open_, "LEARNING RATES").splitlines() if line.startswith("  random")
+        line.split()
+        for line in section(open_, "LEARNING RATES").splitlines()
+        if line.startswith("    random")
     ] == [["random", "open"]]
     assert "LEARNING RATES" not in report.text(load(reference_store.build(tmp_path / "plain")))
 
@@ -397,14 +404,14 @@ def test_a_report_shows_which_learning_rates_were_chosen(tmp_path: Path) -> None
     ({"epochs": 160, "batch": 128, "patience": "none", "target": "none", "decide": "end",
       "optimiser": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
       "schedule": {"name": "cosine", "warmup": "5ep"}, "clip": 1.0, "label_smoothing": 0.1},
-     "SGD on batches of 128, momentum 0.9 (Nesterov), weight decay 0.0005, schedule cosine, warm-up 5ep, "
+     "SGD on batches of 128, momentum 0.9 (Nesterov), weight decay 0.0005, schedule cosine, warm-up 5 epochs, "
      "label smoothing 0.1, gradients clipped at norm 1, at most 160 epochs, no patience, no target, the last weights"),
     ({"length": "500it", "evaluate": "10it", "decide": "val-loss", "schedule": [["100it", 0.1], ["200it", 0.01]],
       "optimiser": {"name": "adamw", "betas": [0.9, 0.98]}},
      "full-batch AdamW, betas 0.9 and 0.98, schedule from 100it times 0.1; from 200it times 0.01, at most 500 steps, "
-     "evaluated every 10it, patience 100, target 0.999, weights of the lowest validation loss"),
+     "evaluated every 10 steps, patience 100, target 0.999, weights of the lowest validation loss"),
     ({"schedule": {"name": "step", "every": "30ep"}},
-     "full-batch Adam, schedule step, times 0.1 every 30ep, at most 500 epochs, patience 100, target 0.999"),
+     "full-batch Adam, schedule step, times 0.1 every 30 epochs, at most 500 epochs, patience 100, target 0.999"),
 ])  # fmt: skip
 def test_every_way_of_training_has_its_words(training: dict[str, Any], words: str) -> None:
     assert wording.training(Training.model_validate(training)) == words
@@ -413,3 +420,64 @@ def test_every_way_of_training_has_its_words(training: dict[str, Any], words: st
 def test_a_study_that_shares_nothing_says_so(tmp_path: Path) -> None:
     study = load_study({**reference_store.reference_study().model_dump(mode="json"), "share": False})
     assert "; none is shared" in report.text(load(reference_store.build(tmp_path, study=study)))
+
+
+# -- tables and the study as files ---------------------------------------------------------------------------------
+
+
+def test_every_table_is_a_file_for_programs(directory: Path) -> None:
+    results = load(directory)
+    made = report.outputs(results)
+    rows = list(csv.DictReader(made["tables/results.csv"]().decode().splitlines()))
+    cells = stats.cells(results.runs)
+    assert [(r["task"], r["strategy"], float(r["sparsity"])) for r in rows] == [
+        (c.setting.task, c.strategy, c.sparsity) for c in cells
+    ]
+    assert [float(r["mean"]) for r in rows] == pytest.approx([c.test.mean for c in cells], abs=1e-9)
+    masks = list(csv.DictReader(made["tables/masks.csv"]().decode().splitlines()))
+    assert {(r["task"], r["strategy"]) for r in masks} > {("regression", "magnitude")}
+    for name in made:
+        if name.endswith(".csv"):
+            content = list(csv.reader(made[name]().decode().splitlines()))
+            assert {len(row) for row in content} == {len(content[0])}, name
+
+
+def test_every_table_is_a_file_for_papers(directory: Path) -> None:
+    made = report.outputs(load(directory))
+    content = made["tables/means.tex"]().decode()
+    assert "\\begin{tabular}{lrrrrrrrr}" in content
+    assert "\\multicolumn{9}{l}{\\textit{modular: test\\_acc}} \\\\" in content
+    assert "structured & 0.2891" in content
+    assert "95\\% \\\\" in content
+    for name in made:
+        if name.endswith(".tex"):
+            lines = [line for line in made[name]().decode().splitlines() if line.endswith("\\\\")]
+            widths = {line.replace("\\&", "").count("&") for line in lines if "multicolumn" not in line}
+            assert len(widths) == 1, name
+
+
+def test_runs_are_a_table_of_everything_but_the_diagnosis(directory: Path) -> None:
+    rows = list(csv.DictReader(report.outputs(load(directory))["runs.csv"]().decode().splitlines()))
+    runs = load(directory).runs
+    assert len(rows) == len(runs) == 144
+    assert [float(row["test_metric"]) for row in rows] == [run.test_metric for run in runs]
+    assert {"density_hidden", "seconds", "learning_rate", "made_by"} < set(rows[0])
+    assert "diagnosis" not in rows[0]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_study_is_a_file_that_runs_it_again(name: str, tmp_path: Path) -> None:
+    study = load_study(name)
+    path = tmp_path / "study.toml"
+    path.write_bytes(files.study_bytes(study))
+    assert load_study(path).digest == study.digest
+
+
+def test_a_studys_words_survive_its_file(tmp_path: Path) -> None:
+    table = reference_store.reference_study().model_dump(mode="json")
+    changed = {**table, "description": 'a "quoted" \\ 🙂 \x7f\nline', "plugins": ["mine"], "claims": []}
+    study = load_study(changed)
+    path = tmp_path / "study.toml"
+    path.write_bytes(files.study_bytes(study))
+    assert load_study(path).description == study.description
+    assert "mine, must lie beside this file" in path.read_text("utf-8")

@@ -145,7 +145,7 @@ def test_equal_programs_are_identical_to_the_last_bit(results: Any) -> None:
     comparison = compare(published_objects(results), reference_store.reference_objects())
     assert comparison.identical
     assert comparison.matched == 144
-    assert comparison.lines()[-1] == "all 144 matched runs are identical to the last bit"
+    assert comparison.lines()[-1] == "all 144 matched runs identical to the last bit"
 
 
 def test_a_difference_is_measured_and_placed(results: Any) -> None:

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from natal.determinism import deterministic, one_thread
 from natal.errors import NatalError
-from natal.lab.engines import Engine, Setting, made_by
+from natal.lab.engines import Engine, Pending, Setting, made_by
 from natal.lab.networks import born, networks, small_dense
+from natal.lab.state import State
+from natal.lab.states import Kept
 from natal.lab.tasks import Split, load, tasks
-from natal.lab.trial import Trial
+from natal.lab.trial import Trial, scored_rows
 from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
+from natal.pruning.criteria.flow import redraw
+from natal.pruning.cuts import Cuts, cut
 from natal.pruning.doctor import diagnose
 from natal.pruning.mask import Mask, dense, prunable
-from natal.study import Maker, Network, Recipe, Run, Study, Training
+from natal.store import Place
+from natal.study import Maker, Network, Recipe, Run, Stage, Study, Training, untimely
 from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
 """Training rows the mask doctor runs through a network: enough for scales and dead ReLUs, cheap beside one epoch."""
-
-SCORED_A_CLASS = 10
-"""Training rows a class that a criterion sees where a study trains on small batches, if a batch is not larger."""
 
 
 def setting(study: Study, task: str, network: str) -> Setting:
@@ -36,11 +38,35 @@ def setting(study: Study, task: str, network: str) -> Setting:
     split = load(study.task(task), study.seeds[0], study.training.validation_fraction)
     loss = tasks[study.task(task).entry].loss.name
     complaint = study.training.check(len(split.fit), loss)
+    timeline = study.training.timeline(len(split.fit))
+    complaint = complaint or next(
+        filter(None, (untimely(recipe, timeline) for recipe in study.strategies)), ""
+    )
+    late = [clock for clock in study.keep if timeline.steps(clock) > timeline.total]
+    if late:
+        complaint = (
+            complaint
+            or f"keep lists {late[0]!r}, beyond the {timeline.total} steps of training; choose another"
+        )
     if complaint:
         raise NatalError(f"task {task!r}: {complaint}")
     net = newborn(study, Run(task, "", 0.0, study.seeds[0], network), split)
     _check_last_batch(net, network, split, study.training)
-    return Setting(tasks[study.task(task).entry], net, split, study.training, multiply_adds(net, split))
+    of_task = tasks[study.task(task).entry]
+    return Setting(
+        of_task, net, split, study.training, multiply_adds(net, split), stages=_beyond_birth(study)
+    )
+
+
+def _beyond_birth(study: Study) -> frozenset[str]:
+    """Return what a study's stages ask of an engine beyond training from birth under a mask, see `Setting`."""
+    found = {"keep"} if study.keep else set()
+    for recipe in study.strategies:
+        if recipe.spread is not None:
+            found |= {"cuts", "keep"}
+        elif recipe.at != "init":
+            found |= {"keep"} if recipe.rewind == "init" else {"keep", "start"}
+    return frozenset(found)
 
 
 def _check_last_batch(net: nn.Module, name: str, split: Split, training: Training) -> None:
@@ -103,6 +129,154 @@ def trial(
     )
 
 
+# -- stages of a chain -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The trial of a stage, the realised sparsity of every cut since birth, and digests of what it starts from."""
+
+    trial: Trial
+    rounds: Sequence[float]
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Staged:
+    """Return the network that a stage trains, given the states it starts from.
+
+    The mask is cut at the parent's state, from what the parent's mask left; then weights, clock and optimiser are wound
+    back as the recipe says, and a control replaces the mask or initial weights. A stage from birth under one mask is
+    `trial`'s.
+    """
+    stage, run, recipe = pending.stage, pending.stage.run, pending.stage.recipe
+    if recipe is None or (stage.parent is None and not _in_rounds(stage)):
+        whole = trial(study, run, stage.learning_rate, pending.key)
+        whole = replace(whole, training=stage.training, keep=pending.keep - begins(pending))
+        return Staged(whole, () if recipe is None else (whole.mask.sparsity,))
+    split = load(study.task(run.task), run.seed, study.training.validation_fraction)
+    net = newborn(study, run, split)
+    parent, trunk = (*(found[place] for place in pending.needs), None, None)[:2]
+    rounds = [] if parent is None else [*parent.rounds]
+    with one_thread(), deterministic():
+        seen = net if parent is None else _holding(net, parent.state.tensors)
+        problem = _problem(study, run, split, seen)
+        cuts = _cuts(stage, len(split.fit))
+        if cuts is not None:
+            chosen = _before_cuts(recipe, problem, run.sparsity)
+        else:
+            chosen = _cut_in_turn(
+                recipe, problem, stage.targets, None if parent is None else parent.mask(net), rounds
+            )
+        if recipe.control == "reinit":
+            # redrawn are weights at birth, whatever the cut has seen
+            chosen = replace(chosen, redrawn=redraw(prunable(net), problem.stream("reinit")))
+        if chosen.redrawn:
+            net.load_state_dict({**net.state_dict(), **chosen.redrawn})
+        start = (
+            None
+            if parent is None
+            else _start(stage, parent.state, None if trunk is None else trunk.state, chosen)
+        )
+        begun = net if start is None else _holding(net, start.tensors)
+        diagnosis: dict[str, Any] = {}
+        if cuts is None or cuts.regrow is not None:
+            asked = None if recipe.rates else run.sparsity
+            diagnosis = _diagnosis(
+                begun, _problem(study, run, split, begun), chosen, recipe, asked, score_it=False
+            )
+    return Staged(
+        Trial(
+            key=pending.key,
+            task=tasks[study.task(run.task).entry],
+            split=split,
+            network=net,
+            mask=chosen,
+            training=stage.training,
+            learning_rate=stage.learning_rate,
+            seed=run.seed,
+            diagnosis=diagnosis,
+            start=start,
+            # the mask that many cuts end with is in the last state
+            keep=pending.keep - begins(pending) | ({"end"} if cuts is not None else set()),
+            cuts=cuts,
+        ),
+        rounds,
+        {str(place): found[place].digest for place in pending.needs},
+    )
+
+
+def begins(pending: Pending) -> frozenset[str]:
+    """Return those clocks among the wanted at which nothing is trained yet."""
+    return pending.keep & {"init", f"{pending.stage.first}it"}
+
+
+def _in_rounds(stage: Stage) -> bool:
+    """Whether a stage from birth is cut more than once, or at its own pace."""
+    assert stage.recipe is not None
+    return stage.recipe.spread is not None or len(stage.targets) > 1 or bool(stage.recipe.rates)
+
+
+def _cut_in_turn(
+    recipe: Recipe, problem: Problem, targets: Sequence[float], before: Mask | None, rounds: list[float]
+) -> Mask:
+    """Return the mask of several cuts at one state, the control's only in the last; note down what each reached."""
+    for number, target in enumerate(targets, start=1):
+        how = recipe if number == len(targets) else recipe.plain
+        before = cut(how, problem, target, before, recipe.rates)
+        rounds.append(before.sparsity)
+    assert before is not None
+    return before
+
+
+def _cuts(stage: Stage, rows: int) -> Cuts | None:
+    """Return the cuts inside a stage's training."""
+    recipe = stage.recipe
+    assert recipe is not None
+    if recipe.spread is None:
+        return None
+    clock = stage.training.timeline(rows)
+    first, last, every = (clock.steps(recipe.spread[name]) for name in ("from", "to", "every"))
+    return Cuts(recipe, stage.targets[-1], first, last, every, recipe.regrow, recipe.fraction)
+
+
+def _before_cuts(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
+    """Return the mask that many cuts begin with: dense, or, to regrow, a random one of the scope's densities."""
+    if recipe.regrow is None:
+        return dense(problem.weights)
+    return mask(recipe.model_copy(update={"criterion": "random", "control": None}), problem, sparsity)
+
+
+def _start(stage: Stage, parent: State, trunk: State | None, chosen: Mask) -> State | None:
+    """Return what training goes on from once the recipe has wound back what it winds back; None, the birth."""
+    if stage.start == "init":
+        return None
+    if stage.start == "none" and stage.at != "end":
+        state = parent
+    elif trunk is not None:
+        state = replace(trunk, optimiser={})
+    else:
+        state = State(0, parent.tensors)
+    kept = chosen.items()
+    return replace(
+        state,
+        tensors={name: _under(kept.get(name), value) for name, value in state.tensors.items()},
+        optimiser={name: _under(kept.get(name.rpartition("/")[0]), v) for name, v in state.optimiser.items()},
+        mask=kept,
+    )
+
+
+def _under(kept: Tensor | None, value: Tensor) -> Tensor:
+    """Return a parameter, or what an optimiser remembers of one, without what a mask removes."""
+    return value if kept is None or value.shape != kept.shape else value.masked_fill(~kept, 0)
+
+
+def _holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a network with other parameters and buffers."""
+    other = copy.deepcopy(net)
+    other.load_state_dict(dict(tensors))
+    return other
+
+
 def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: torch.dtype) -> Trial:
     """Return a dense network of the same family with as many parameters as the run's recipe would keep."""
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
@@ -146,24 +320,31 @@ def try_out(study: Study, run: Run, rows: int) -> None:
 
 def _problem(study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None) -> Problem:
     """Return what a run's criterion sees: its network, and the rows to fit, or of small batches a few a class."""
-    batch = study.training.batch
-    if batch is not None:
-        rows = min(rows or len(split.fit), max(batch, SCORED_A_CLASS * split.data.outputs))
-    fit = split.fit[:rows]
+    fit = split.fit[: scored_rows(split, study.training, rows)]
     task = tasks[study.task(run.task).entry]
     inputs, targets = split.data.inputs[fit], split.data.targets[fit]
     return problem_of(net, run.seed, inputs=inputs, targets=targets, loss=task.loss.value)
 
 
 def _diagnosis(
-    net: nn.Module, problem: Problem, chosen: Mask, recipe: Recipe, sparsity: float
+    net: nn.Module,
+    problem: Problem,
+    chosen: Mask,
+    recipe: Recipe,
+    sparsity: float | None,
+    *,
+    score_it: bool = True,
 ) -> dict[str, Any]:
-    """Return what the mask doctor says of a network about to be trained, JSON-ready; nothing for a dense one."""
+    """Return what the mask doctor says of a network about to be trained, JSON-ready; nothing for a dense one.
+
+    ``sparsity``: what was asked for, None where layers go at their own rates. ``score_it``: whether the problem is the
+    one that the mask was cut from, so that its scores say where the criterion would empty a layer.
+    """
     if sparsity == 0:
         return {}
     assert problem.inputs is not None
     one_shot = traits[recipe.criterion].rounds == 1 and recipe.control is None
-    selected = recipe.granularity == "weight" and recipe.scope == "global" and one_shot
+    selected = score_it and recipe.granularity == "weight" and recipe.scope == "global" and one_shot
     found = diagnose(
         net,
         chosen,
@@ -171,7 +352,7 @@ def _diagnosis(
         # what other granularities remove is no share of weights or neurons
         requested=sparsity if recipe.granularity in ("weight", "neuron") else None,
         random=recipe.criterion == "random" and recipe.control is None,
-        scores=score(recipe.criterion, replace(problem, sparsity=sparsity)) if selected else None,
+        scores=score(recipe.criterion, replace(problem, sparsity=sparsity or 0.0)) if selected else None,
     )
     return {
         "effective_sparsity": found.effective_sparsity,
@@ -185,8 +366,13 @@ def _diagnosis(
 
 
 def key_of(study: Study, run: Run, engine: Engine, device: str, learning_rate: float) -> str:
-    """Return the key of the training behind a run, given the entries that this process has imported."""
+    """Return the key of a training from birth behind a run, given the entries that this process has imported."""
     return chains.key(study, run, made_by(engine, device), learning_rate, _fingerprints(study, run))
+
+
+def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str) -> str:
+    """Return the key of a stage of a chain, likewise."""
+    return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run))
 
 
 def key_0_2(study: Study, run: Run, maker: Maker, learning_rate: float) -> str | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
 from natal.lab import DATA
-from natal.store import FILE, NetworkFacts, Store, TaskFacts
-from natal.study import Maker, Run, Setting, Study, load_study
+from natal.machine import cores
+from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
+from natal.study import Maker, Run, Setting, Study, load_study, stage_of
 
 if TYPE_CHECKING:
     from natal.lab import engines
@@ -23,13 +25,17 @@ SMALL = 20e9
 
 @dataclass(frozen=True)
 class Job:
-    """Trainings that one worker does in one go, of one setting, by one engine; ``data``: the folder of data files."""
+    """Trainings that one worker does in one go, of one setting, by one engine; ``data``: the folder of data files.
+
+    ``states``: what they start from, as the content of files; given when the job is handed out.
+    """
 
     study: Study
     engine: str
     device: str
     trainings: tuple[Pending, ...]
     data: str
+    states: Mapping[Place, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Plan:
     settings: Mapping[Setting, Chosen] = field(repr=False)
     tasks: Mapping[str, TaskFacts] = field(repr=False)
     networks: Sequence[NetworkFacts] = field(repr=False)
+    again: frozenset[str] = frozenset()
+    kept: frozenset[Place] = field(default=frozenset(), repr=False)
+    chains: Sequence[str] = field(default=(), repr=False)
+    state_bytes: tuple[int, int] = (0, 0)
 
     @property
     def pending(self) -> list[Pending]:
@@ -85,7 +95,7 @@ class Plan:
     @property
     def done(self) -> list[tuple[Run, str]]:
         """The rows whose trainings are all stored already."""
-        missing = {training.key for training in self.pending}
+        missing = {training.key for training in self.pending} - self.again
         return [row for row, keys in zip(self.grid, self._keys(), strict=True) if missing.isdisjoint(keys)]
 
     def _keys(self) -> Iterator[set[str]]:
@@ -113,7 +123,8 @@ def plan(
     if data is not None:
         os.environ[DATA] = os.path.abspath(data)
     from natal.lab import birth, worker
-    from natal.lab.engines import Pending, choose, engine_named
+    from natal.lab.chains import Growth, drawn
+    from natal.lab.engines import choose, engine_named
     from natal.lab.tasks import tasks
 
     asked = engine_named(engine)
@@ -128,25 +139,29 @@ def plan(
     worker.check(study)
 
     makers = _stored_makers(directory) if not fresh else {}
-    finished: set[str] = set()
+    statuses: dict[str, str] = {}
     if makers:
         with Store.read(directory) as store:
-            finished = store.finished()
+            statuses = store.statuses()
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
-    missing: dict[str, Pending] = {}
+    there = (set(), set()) if fresh else States(directory).there()
+    growth = Growth(study, device, settings, statuses, *there)
     for position, run in enumerate(study.runs()):
         own = settings[run.setting]
         rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
         keys = {}
         for rate in rates:
-            keys[rate] = key = _found(study, run, own.engine, device, rate, makers, finished)
-            if key not in finished:
-                missing.setdefault(key, Pending(run, key, study.recipe(run.strategy), rate))
+            stage = stage_of(study, run, rate, len(own.setting.split.fit))
+            old = _stored_by_0_2(study, run, own.engine, device, rate, makers, statuses)
+            keys[rate] = old or growth.ask(stage)
         grid.append((run, keys[rates[0]]))
         if len(rates) > 1:
             tried[position] = keys
-    jobs, flops = _jobs(study, device, missing.values(), settings)
+    pending = growth.pending()
+    jobs, flops = _jobs(study, device, pending, settings)
+    kept, passing = growth.bytes(pending)
+    _check_space(directory, kept + passing)
     return Plan(
         study,
         directory,
@@ -160,6 +175,10 @@ def plan(
         _outdated(makers, {own.engine for own in settings.values()}, device),
         settings,
         *_facts(study, settings),
+        again=frozenset(growth.again),
+        kept=frozenset(growth.kept),
+        chains=drawn(study, growth.asked),
+        state_bytes=(kept, passing),
     )
 
 
@@ -170,49 +189,71 @@ def _stored_makers(directory: Path) -> dict[Maker, int]:
         return store.makers()
 
 
-def _found(
+def _stored_by_0_2(
     study: Study,
     run: Run,
     engine: Engine,
     device: str,
     rate: float,
     makers: Mapping[Maker, int],
-    finished: set[str],
-) -> str:
-    """Return the key of a training: today's, or the one natal 0.2 stored the same training under."""
+    stored: Collection[str],
+) -> str | None:
+    """Return the key natal 0.2 stored the same training under, None if it did not, or today's natal has."""
     from natal.lab import birth
     from natal.lab.engines import made_by
 
-    key = birth.key_of(study, run, engine, device, rate)
-    today = made_by(engine, device).identity
-    if key not in finished:
-        for maker in makers:
-            if maker.identity == today and maker.natal.startswith("0.2."):
-                old = birth.key_0_2(study, run, maker, rate)
-                if old in finished:
-                    return old
-    return key
+    early = [maker for maker in makers if maker.natal.startswith("0.2.")]
+    today = made_by(engine, device).identity if early else None
+    if today is None or birth.key_of(study, run, engine, device, rate) in stored:
+        return None
+    old = (birth.key_0_2(study, run, maker, rate) for maker in early if maker.identity == today)
+    return next((key for key in old if key in stored), None)
 
 
 def _jobs(
     study: Study,
     device: str,
-    missing: Iterable[Pending],
+    pending: Sequence[Pending],
     settings: Mapping[Setting, Chosen],
 ) -> tuple[list[Job], float]:
-    """Return the jobs, those that take longest first, which keeps all workers busy to the end; and all operations."""
-    by_setting: dict[Setting, list[Pending]] = {}
-    for training in missing:
-        by_setting.setdefault(training.run.setting, []).append(training)
+    """Return the jobs, and all operations.
+
+    First come those behind which the longest chain waits, and so of single trainings those that take longest, which
+    keeps all workers busy to the end. A job has trainings of one setting, as far from a chain's beginning.
+    """
+    from natal.lab.chains import depths
+
+    cost: dict[str, float] = {}
+    tail: dict[str, float] = {}
+    for training in reversed(pending):
+        own = settings[training.run.setting]
+        cost[training.key] = own.engine.cost(training, own.setting) * training.stage.share(own.setting.steps)
+        tail[training.key] = cost[training.key] + tail.get(training.key, 0.0)
+        for place in training.needs:
+            tail[place.key] = max(tail.get(place.key, 0.0), tail[training.key])
+    together: dict[tuple[Setting, int], list[Pending]] = {}
+    for training, depth in zip(pending, depths(pending), strict=True):
+        together.setdefault((training.run.setting, depth), []).append(training)
     jobs: list[tuple[float, Job]] = []
-    for name, pending in by_setting.items():
+    for (name, _), some in together.items():
         own = settings[name]
-        pending.sort(key=lambda training: -own.engine.cost(training, own.setting))
-        for part in own.engine.jobs(pending, own.setting, device):
-            cost = sum(own.engine.cost(training, own.setting) for training in part)
-            jobs.append((cost, Job(study, own.engine.name, device, tuple(part), os.environ.get(DATA, ""))))
+        some.sort(key=lambda training: -cost[training.key])
+        for part in own.engine.jobs(some, own.setting, device):
+            waiting = sum(cost[t.key] for t in part) + max(tail[t.key] - cost[t.key] for t in part)
+            jobs.append((waiting, Job(study, own.engine.name, device, tuple(part), os.environ.get(DATA, ""))))
     jobs.sort(key=lambda job: -job[0])
-    return [job for _, job in jobs], sum(cost for cost, _ in jobs)
+    return [job for _, job in jobs], sum(cost.values())
+
+
+def _check_space(directory: Path, wanted: int) -> None:
+    """Refuse states that the disk has no room for."""
+    here = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(here).free
+    if wanted > free:
+        raise NatalError(
+            f"states would take {wanted / 1e9:.3g} GB, and {str(here)!r} has {free / 1e9:.3g} GB left; keep fewer, or "
+            "name a directory on another disk with --out"
+        )
 
 
 def _outdated(makers: Mapping[Maker, int], engines: set[Engine], device: str) -> int:
@@ -266,7 +307,19 @@ def writable(out: str | Path, workers: int | None) -> Path:
         raise NatalError(f"workers must be at least 1, got {workers}")
     if out == "" or (Path(out).exists() and not Path(out).is_dir()):
         raise NatalError(f"{str(out)!r} is not a directory; name one that can be written with --out")
+    if not _ours(Path(out)):
+        raise NatalError(
+            f"{str(out)!r} holds files that are not natal's; name a new or empty directory with --out"
+        )
     return Path(out)
+
+
+def _ours(directory: Path) -> bool:
+    """Whether a directory is new, empty, or one that natal has begun to fill; hidden files are nobody's."""
+    if not directory.is_dir():
+        return True
+    names = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
+    return not names or any(name.startswith(FILE) for name in names)
 
 
 def check_device(device: str) -> None:
@@ -277,11 +330,6 @@ def check_device(device: str) -> None:
     has = ["cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
     if device not in has:
         raise NatalError(f"unknown device {device!r}; this machine has: {', '.join(has)}")
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _workers(asked: int | None, device: str, flops: float, jobs: int, study: Study) -> int:

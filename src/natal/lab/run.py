@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
@@ -16,17 +15,21 @@ from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
-from natal.lab.plan import Job, Plan, cores, plan
-from natal.store import Outcome, Store, chosen
+from natal.lab.plan import Job, Plan, plan
+from natal.machine import cores, processor
+from natal.store import Outcome, States, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
+
+if TYPE_CHECKING:
+    from natal.lab.worker import Made
 
 MAX_DEATHS = 3
 
@@ -82,7 +85,8 @@ def train(
     with _alone(directory), Store.create(directory) as store:
         if fresh:
             store.clear()
-        elif not store.finished().isdisjoint(training.key for training in planned.pending):
+            States(directory).sweep((), ())
+        elif not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
             planned = look()  # another command has finished some of them in the meantime
         if planned.pending or not _declared(store, planned):
             _declare(store, planned)
@@ -155,7 +159,7 @@ def _declare(store: Store, planned: Plan) -> None:
             "torch_version": torch.__version__,
             "numpy_version": np.__version__,
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "device": planned.device,
             "engine": ", ".join(dict.fromkeys(facts.engine for facts in planned.networks)),
             "dtype": "float32",
@@ -170,14 +174,6 @@ def _declare(store: Store, planned: Plan) -> None:
     )
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -185,21 +181,23 @@ def _now() -> str:
 def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     """Train the jobs and store what comes back."""
     from natal.lab import worker
+    from natal.lab.queue import Queue
 
     waiting: dict[str, list[tuple[Run, set[str]]]] = {}
-    missing = {training.key for training in planned.pending}
+    missing = {training.key for training in planned.pending} - planned.again
     for position, (row, key) in enumerate(planned.grid):
         wanted = {key, *planned.tried.get(position, {}).values()} & missing
         for key in wanted:
             waiting.setdefault(key, []).append((row, wanted))
     position = len(planned.done)
     before = float(store.manifest()["elapsed_seconds"])
+    queue = Queue(planned, store)
 
-    def keep(outcomes: list[Outcome]) -> None:
+    def keep(made: Sequence[Made]) -> None:
         nonlocal position
-        store.add(outcomes, elapsed_seconds=round(before + time.monotonic() - started, 3))
+        outcomes = queue.finished(made, elapsed_seconds=round(before + time.monotonic() - started, 3))
         for outcome in outcomes:
-            for row, wanted in waiting[outcome.key]:
+            for row, wanted in waiting.get(outcome.key, ()):
                 wanted.discard(outcome.key)
                 if not wanted:
                     position += 1
@@ -207,32 +205,34 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
 
     engines = tuple(dict.fromkeys(job.engine for job in planned.jobs))
     watcher.started(planned)
+    started = time.monotonic()
     if planned.workers == 1:
         worker.prepare(planned.study, engines, planned.device)
         started = time.monotonic()
-        for job in planned.jobs:
+        keep([])
+        while (job := queue.take()) is not None:
             watcher.training([training.run for training in job.trainings])
-            for outcome in worker.each(job):
-                keep([outcome])
+            for made in worker.each(job):
+                keep([made])
         return
 
     executor = Processes(planned.workers)
-    queue = deque(planned.jobs)
-    running: dict[Future[list[Outcome]], Job] = {}
+    running: dict[Future[list[Made]], Job] = {}
     deaths = 0  # in a row, with nothing finished in between
     try:
         if queue:  # a worker that answers has torch and the kernels, which is not training
             with suppress(BrokenExecutor):
                 executor.submit(worker.prepare, planned.study, engines, planned.device).result()
         started = time.monotonic()
+        keep([])
         while queue or running:
             broken = False
-            while queue and len(running) < planned.workers and not broken:
-                watcher.training([t.run for job in [*running.values(), queue[0]] for t in job.trainings])
+            while len(running) < planned.workers and not broken and (job := queue.take()) is not None:
+                watcher.training([t.run for each in [*running.values(), job] for t in each.trainings])
                 try:
-                    running[executor.submit(worker.train, queue[0])] = queue[0]
-                    queue.popleft()
+                    running[executor.submit(worker.train, job)] = job
                 except BrokenExecutor:
+                    queue.give_back(job)
                     broken = True
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 if isinstance(future.exception(), BrokenExecutor):
@@ -250,7 +250,8 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
                         f"workers died {MAX_DEATHS} times and finished nothing, last while training {training}; "
                         "is memory short? Finished runs are stored; try again with --workers 1"
                     )
-                queue.extendleft(running.values())
+                for job in running.values():
+                    queue.give_back(job)
                 running.clear()
                 executor.stop()
                 executor = Processes(planned.workers)

@@ -6,51 +6,103 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from natal.errors import NatalError
-from natal.lab import DATA, birth
-from natal.lab.engines import ENGINES
+from natal.lab import DATA, birth, states
+from natal.lab.engines import ENGINES, Pending
 from natal.lab.networks import networks
+from natal.lab.state import State
 from natal.lab.tasks import tasks
+from natal.lab.trial import Trained, Trial
 from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
+from natal.store import MASK, Outcome
 from natal.study import STRATEGIES, Run, Study
 
 if TYPE_CHECKING:
     from natal.lab.plan import Job
-    from natal.store import Outcome
 
 
-def train(job: Job) -> list[Outcome]:
-    """Train the runs of a job and return their outcomes."""
+@dataclass(frozen=True)
+class Made:
+    """What comes of a training: its outcome, and the states that were asked for, by clock, as the content of files."""
+
+    outcome: Outcome
+    states: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def train(job: Job) -> list[Made]:
+    """Train the stages of a job and return what comes of them."""
     return list(each(job))
 
 
-def each(job: Job) -> Iterator[Outcome]:
-    """Train the runs of a job and yield their outcomes as they finish."""
+def each(job: Job) -> Iterator[Made]:
+    """Train the stages of a job and yield what comes of them as they finish."""
     study, engine = job.study, ENGINES[job.engine]
     if job.data:
         os.environ[DATA] = job.data
     load_plugins(study)
     for pending in job.trainings:
         # a run that natal 0.2 stored has a key of its own, but is never pending
-        if birth.key_of(study, pending.run, engine, job.device, pending.learning_rate) != pending.key:
+        if birth.key_of_stage(study, pending.stage, engine, job.device) != pending.key:
             raise NatalError(
                 "a plugin was edited after this program had imported it; start the program again, and what the "
                 "plugin made is trained again"
             )
-    trials = []
+    found = {place: states.unpack(content, f"state {place}") for place, content in job.states.items()}
+    stages: dict[str, tuple[Pending, birth.Staged]] = {}
     for pending in job.trainings:
         with named(_words(study, pending.run)):
-            trials.append(birth.trial(study, pending.run, pending.learning_rate, pending.key))
-    others = f" and {len(trials) - 1} more" if trials[1:] else ""
+            stages[pending.key] = pending, birth.staged(study, pending, found)
+    others = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
     with named(f"training {_words(study, job.trainings[0].run)}{others}"):
-        for trained in engine.train(trials, job.device):
-            yield trained.outcome
+        for trained in engine.train([staged.trial for _, staged in stages.values()], job.device):
+            yield _made(*stages[trained.outcome.key], trained)
+
+
+def _made(pending: Pending, staged: birth.Staged, trained: Trained) -> Made:
+    """Return a stage's outcome with what is proven of its chain, and its states as they are stored."""
+    trial, outcome, rounds = staged.trial, trained.outcome, list(staged.rounds)
+    kept = {**trained.states, **dict.fromkeys(birth.begins(pending), _begun(trial, pending.stage.first))}
+    mask: Mapping[str, Tensor] = trial.mask.items()
+    if trial.cuts is not None and "end" in kept:
+        mask = kept["end"].mask
+        rounds = [1 - sum(int(mask[name].sum()) for name in trial.mask.weights) / trial.mask.total]
+    packed = {
+        clock: states.pack(states.Kept(state, trial.mask.units, rounds))
+        for clock, state in kept.items()
+        # of a training that diverged nothing goes on
+        if clock in pending.keep and all(bool(t.isfinite().all()) for t in state.tensors.values())
+    }
+    lacking = pending.keep - set(packed)
+    if lacking and outcome.status != "diverged":
+        raise NatalError(
+            f"engine {outcome.made_by.engine!r} gave no state at {', '.join(sorted(lacking))}; use --engine torch"
+        )
+    if pending.stage.beyond_birth:
+        alone = State(outcome.steps_trained, {}, mask=mask)
+        packed[MASK] = states.pack(states.Kept(alone, trial.mask.units, rounds))
+        outcome = replace(outcome, proofs={**outcome.proofs, "rounds": rounds, "from": dict(staged.digests)})
+    return Made(outcome, packed)
+
+
+def _begun(trial: Trial, step: int) -> State:
+    """Return what training began with."""
+    if trial.start is not None:
+        return trial.start
+    net = trial.born()
+    return State(
+        step,
+        {name: value.detach().clone() for name, value in net.state_dict().items()},
+        mask=trial.mask.items(),
+    )
 
 
 def prepare(study: Study, engines: tuple[str, ...], device: str) -> None:

@@ -46,8 +46,8 @@ class Mask:
 
     @property
     def sparsity(self) -> float:
-        """Share of prunable weights removed (realised)."""
-        return 1 - self.kept / self.total
+        """Share of prunable weights removed (realised); 0 where none are masked."""
+        return 1 - self.kept / self.total if self.weights else 0.0
 
     def densities(self) -> dict[str, float]:
         """Share of weights kept, by parameter name; 0 means the layer has collapsed."""
@@ -194,20 +194,15 @@ def prunable(model: nn.Module, exclude: Sequence[str] = (), *, whole: bool = Fal
     """Return the prunable weights by parameter name, detached: those of linear and convolution layers.
 
     Biases and normalisation parameters are never pruned. ``whole``: see `weight_names`. ``exclude``: layers to leave
-    alone, by name (``"fc1"`` or ``"fc1.weight"``), or ``"first"`` and ``"last"`` in the order in which the model registers
-    them. Raises NatalError if nothing is left, a name is unknown, or a weight is not one of dense numbers.
+    alone, by name (``"fc1"`` or ``"fc1.weight"``), or ``"first"`` and ``"last"`` in the order in which the model
+    registers them. Raises NatalError if nothing is left, a name is unknown, or a weight is not one of dense numbers.
     """
     entries = {name: module._parameters.get(leaf) for name, module, leaf in _prunable_entries(model, whole)}
     if not entries:
         raise NatalError(
             f"{type(model).__name__} has no linear or convolution layer, so nothing can be pruned"
         )
-    names = weight_names(model, whole=whole)
-    known = {name: name for name in entries} | {
-        alias: first for first, all_ in names.items() for alias in all_
-    }
-    known |= {alias.removesuffix(".weight"): first for alias, first in known.items()}
-    known |= {"first": next(iter(entries)), "last": known[list(entries)[-1]]}
+    known = layer_names(model, whole=whole)
     # a module of several weights, such as a recurrent one, goes by its own name too
     parts: dict[str, list[str]] = {}
     for name in entries:
@@ -228,6 +223,18 @@ def prunable(model: nn.Module, exclude: Sequence[str] = (), *, whole: bool = Fal
             f"exclude leaves no layer of {type(model).__name__} to prune, not even {known['last']!r}"
         )
     return found
+
+
+def layer_names(model: nn.Module, *, whole: bool = False) -> dict[str, str]:
+    """Return what each prunable weight may be called, ``"fc1"``, ``"fc1.weight"``, ``"first"`` or ``"last"``, with the
+    name that masks know it by."""
+    entries = [name for name, _, _ in _prunable_entries(model, whole)]
+    known = {name: name for name in entries}
+    known |= {
+        alias: first for first, aliases in weight_names(model, whole=whole).items() for alias in aliases
+    }
+    known |= {alias.removesuffix(".weight"): first for alias, first in known.items()}
+    return known | {"first": known[entries[0]], "last": known[entries[-1]]}
 
 
 def _dense(name: str, parameter: nn.Parameter | None) -> Tensor:

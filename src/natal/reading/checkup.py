@@ -15,7 +15,7 @@ from natal.errors import NatalError
 from natal.reading import stats
 from natal.reading.results import Results, load
 from natal.registry import did_you_mean
-from natal.wording import percent
+from natal.wording import percent, perhaps_percent
 
 WIDTH = 100
 
@@ -60,9 +60,8 @@ def _known(
     pruned = [s for s in study.sparsities if s > 0]
     if sparsity is not None and sparsity not in pruned:
         known = ", ".join(f"{s:g}" for s in pruned) or "none"
-        raise NatalError(
-            f"{results.directory} has no pruned networks of sparsity {sparsity:g}; known: {known}"
-        )
+        cure = perhaps_percent(sparsity) if sparsity / 100 in pruned else f"; known: {known}"
+        raise NatalError(f"{results.directory} has no pruned networks of sparsity {sparsity:g}{cure}")
 
 
 def _head(cells: Sequence[stats.Diagnosed]) -> str:

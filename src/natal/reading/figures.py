@@ -156,7 +156,7 @@ def _frame(axes: Axes, results: Results, setting: Setting, kind: Kind) -> list[t
         axes.axhline(budget, zorder=1, **_DENSE)
         return [(f"budget {budget:.10g}", budget)]
     chance = results.tasks[setting.task].chance
-    low, high = _window(runs, chance)
+    low, high = window(runs, chance)
     axes.set_ylim(low, high)
     axes.axhline(chance, zorder=1, **_CHANCE)
     named = [(f"chance {_short(chance)}", chance)]
@@ -233,7 +233,7 @@ def _means(runs: Sequence[Row], kind: Kind) -> list[tuple[float, float, float]]:
     return sorted((s, m.mean, m.std) for s, m in summaries if m.n)
 
 
-def _window(runs: Sequence[Row], chance: float) -> tuple[float, float]:
+def window(runs: Sequence[Row], chance: float) -> tuple[float, float]:
     """Return the metric's axis limits: all of the data, but below chance only half as much as above it."""
     values = [run.test_metric for run in runs if run.test_metric is not None]
     reach = (max([chance, *values]) - chance) or 1.0

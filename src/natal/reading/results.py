@@ -333,10 +333,10 @@ class Comparison:
         return list(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.matched} runs compared, matched on {', '.join(IDENTITY)}"
+        yield f"{plural(self.matched, 'run')} compared, matched on {', '.join(IDENTITY)}"
         for whose, runs in (("ours", self.only_ours), ("theirs", self.only_theirs)):
             if runs:
-                yield f"{len(runs)} runs only in {whose}, the first {describe(runs[0])}"
+                yield f"{plural(len(runs), 'run')} only in {whose}, the first {describe(runs[0])}"
         for whose, runs in (("ours", self.twice_ours), ("theirs", self.twice_theirs)):
             if runs:
                 yield f"{plural(len(runs), 'run')} more than once in {whose}, the first {describe(runs[0])}"
@@ -346,12 +346,12 @@ class Comparison:
                 yield f"{name:<{width}}  identical to the last bit"
             else:
                 yield (
-                    f"{name:<{width}}  differs in {difference.differing} runs, "
+                    f"{name:<{width}}  differs in {plural(difference.differing, 'run')}, "
                     f"by {difference.mean:+.2g} on average, by at most {difference.largest:.3g} "
                     f"({describe(difference.where)})"
                 )
         if self.matched and not any(d.differing for d in self.fields.values()):
-            yield f"all {self.matched} matched runs are identical to the last bit"
+            yield f"all {plural(self.matched, 'matched run')} identical to the last bit"
 
 
 def compare(

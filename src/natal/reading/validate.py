@@ -103,16 +103,16 @@ def _complete(results: Results) -> Iterator[str]:
     missing = [run for run in wanted if run not in there]
     if missing:
         yield (
-            f"{len(missing)} of {len(wanted)} runs are missing, the first {describe(missing[0])}; "
+            f"{len(missing)} of {plural(len(wanted), 'run')} missing, the first {describe(missing[0])}; "
             "`natal run` with the same study resumes"
         )
     strangers = [run for run in there if run not in set(wanted)]
     if strangers:
-        yield f"{len(strangers)} runs are not in the study, the first {describe(strangers[0])}"
+        yield f"{plural(len(strangers), 'run')} not in the study, the first {describe(strangers[0])}"
     cells = Counter((run.setting, run.strategy, run.sparsity) for run in there.elements())
     yield from _few(
-        f"{results.words(setting)} / {recipe.name} at {percent(level)} has {cells[setting, recipe.name, level]} runs; "
-        f"the study has {len(study.seeds)} seeds"
+        f"{results.words(setting)} / {recipe.name} at {percent(level)} has "
+        f"{plural(cells[setting, recipe.name, level], 'run')}; the study has {plural(len(study.seeds), 'seed')}"
         for setting in study.settings()
         for recipe in study.strategies
         for level in study.sparsities
@@ -158,7 +158,7 @@ def _provenance(results: Results) -> Iterator[str]:
         yield "determinism is off: the manifest's deterministic is not true"
     loose = [row for row in results.runs if row.deterministic is not True]
     if loose:
-        yield f"{len(loose)} runs were trained with determinism off, the first {_name(loose[0])}"
+        yield f"{plural(len(loose), 'run')} trained with determinism off, the first {_name(loose[0])}"
     if manifest.get("study_hash") not in (None, results.study.digest):
         yield "the manifest's study_hash is not the hash of its study"
     for task, facts in results.tasks.items():
@@ -384,18 +384,14 @@ def _diagnosed(results: Results) -> Iterator[str]:
 
 def _outputs(results: Results) -> Iterator[str]:
     cure = f"`natal report {results.directory}` rebuilds it"
-    for name, make in report.OUTPUTS.items():
+    for name, make in report.outputs(results).items():
         path = results.directory / name
         try:
             content = path.read_bytes()
         except OSError as error:
             yield f"{name} cannot be read ({error.strerror}); {cure}"
             continue
-        wrong = (
-            _figure(results, path, content)
-            if name in figures.FIGURES
-            else _text(name, content, make(results))
-        )
+        wrong = _figure(results, path, content) if name in figures.FIGURES else _text(name, content, make())
         if wrong:
             yield f"{name} {wrong}; {cure}"
 

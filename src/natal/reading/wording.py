@@ -10,7 +10,7 @@ from typing import Any
 from natal.reading.stats import Summary, seeds_needed, smallest_p
 from natal.store import NetworkFacts
 from natal.study import Optimiser, Schedule, Training
-from natal.wording import percent, plural
+from natal.wording import percent, plural, stretch
 
 WIDTH = 110
 
@@ -87,17 +87,19 @@ def _training(how: Training) -> Iterator[str]:
         yield f"weight decay {how.optimiser.weight_decay:g}"
     if how.schedule != Schedule():
         points = "; ".join(f"from {clock} times {factor:g}" for clock, factor in how.schedule.points)
-        step = f", times {how.schedule.factor:g} every {how.schedule.every}" * (how.schedule.name == "step")
+        step = ""
+        if how.schedule.name == "step":
+            step = f", times {how.schedule.factor:g} every {stretch(str(how.schedule.every))}"
         yield f"schedule {points or how.schedule.name}{step}"
         if how.schedule.warmup:
-            yield f"warm-up {how.schedule.warmup}"
+            yield f"warm-up {stretch(str(how.schedule.warmup))}"
     if how.label_smoothing:
         yield f"label smoothing {how.label_smoothing:g}"
     if how.clip is not None:
         yield f"gradients clipped at norm {how.clip:g}"
     yield f"at most {how.epochs} epochs" if how.epochs is not None else f"at most {how.length[:-2]} steps"
     if how.evaluate != "1ep":
-        yield f"evaluated every {how.evaluate}"
+        yield f"evaluated every {stretch(how.evaluate)}"
     yield f"patience {how.patience}" if how.patience else "no patience"
     yield "no target" if how.target is None else f"target {how.target:g}"
     if how.decide != "val-metric":
@@ -136,3 +138,8 @@ def loud(words: str) -> list[str]:
 
 
 _UNBROKEN: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+
+
+def folded(words: str, indent: int) -> list[str]:
+    """Return a fact in as many lines as it needs, the room left of them being ``indent``."""
+    return textwrap.wrap(words, WIDTH - indent, **_UNBROKEN) or [""]

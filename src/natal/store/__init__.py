@@ -3,7 +3,9 @@
 from natal.store.record import Curves, NetworkFacts, Outcome, Record, TaskFacts
 from natal.store.search import Tried, chosen, deciding
 from natal.store.sqlite import FILE, Store
+from natal.store.states import MASK, Place, States
 
 __all__ = [
-    "FILE", "Curves", "NetworkFacts", "Outcome", "Record", "Store", "TaskFacts", "Tried", "chosen", "deciding",
+    "FILE", "MASK", "Curves", "NetworkFacts", "Outcome", "Place", "Record", "States", "Store", "TaskFacts", "Tried",
+    "chosen", "deciding",
 ]  # fmt: skip

@@ -101,6 +101,11 @@ class Outcome:
     mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
     first empties a layer of this network, None if it is not known), ``findings`` (pairs of severity and
     sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`. ``curves``: see `Curves`.
+    ``proofs``: what was checked while it was trained (nothing, from earlier natals): ``held``, removed weights were
+    exactly 0 at every evaluation and after the last step; ``rewound``, what training began with under the mask was the
+    state it was given, bit for bit; ``restarted``, the ``step`` of the clock it began at, the ``learning_rate`` of its
+    first step, whether the ``optimiser`` was ``fresh`` or ``kept``, and a digest of the rows of its first ``batch``;
+    ``sparsity``, realised.
     """
 
     key: str
@@ -125,6 +130,7 @@ class Outcome:
     deterministic: bool
     diagnosis: dict[str, Any]
     curves: Curves = field(repr=False)
+    proofs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epochs_trained(self) -> float:

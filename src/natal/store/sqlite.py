@@ -75,6 +75,8 @@ class Store:
     def read(cls, directory: Path) -> Self:
         """Open the store in ``directory`` for reading only; raise NatalError if there is none."""
         path = directory / FILE
+        if directory.exists() and not directory.is_dir():
+            raise NatalError(f"{str(directory)!r} is a file; name a directory that `natal run` has filled")
         if not path.is_file():
             raise NatalError(
                 f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one"
@@ -190,6 +192,11 @@ class Store:
         """Return the keys of all trainings stored, whichever study made them."""
         with _plainly(self.path):
             return {key for (key,) in self._db.execute("SELECT key FROM training")}
+
+    def statuses(self) -> dict[str, str]:
+        """Return the status of every training stored, whichever study made it, by key."""
+        with _plainly(self.path):
+            return dict(self._db.execute("SELECT key, status FROM training"))
 
     def makers(self) -> dict[Maker, int]:
         """Return who made the trainings stored, whichever study they belong to, and how many each."""

@@ -3,16 +3,18 @@
 from natal.study.base import MAX_SEED
 from natal.study.choice import Initialisation, Network, Task
 from natal.study.claim import Claim
-from natal.study.clock import Clock, Span, steps
+from natal.study.clock import Clock, Span, Timeline, steps
 from natal.study.complaints import one_line
 from natal.study.keys import Maker, digest
 from natal.study.read import load_study, presets
-from natal.study.recipe import SCOPES, STRATEGIES, Aggregate, Control, Recipe, unknown_scope
+from natal.study.recipe import CONTROLS, SCOPES, STRATEGIES, Aggregate, Control, Recipe, unknown_scope
+from natal.study.stages import Need, Stage, stage_of, untimely
 from natal.study.study import PAPERS, Run, Setting, Study
 from natal.study.training import Optimiser, Schedule, Search, Training
 
 __all__ = [
-    "MAX_SEED", "PAPERS", "SCOPES", "STRATEGIES", "Aggregate", "Claim", "Clock", "Control", "Initialisation",
-    "Maker", "Network", "Optimiser", "Recipe", "Run", "Schedule", "Search", "Setting", "Span", "Study", "Task",
-    "Training", "digest", "load_study", "one_line", "presets", "steps", "unknown_scope",
+    "CONTROLS", "MAX_SEED", "PAPERS", "SCOPES", "STRATEGIES", "Aggregate", "Claim", "Clock", "Control",
+    "Initialisation", "Maker", "Need", "Network", "Optimiser", "Recipe", "Run", "Schedule", "Search", "Setting",
+    "Span", "Stage", "Study", "Task", "Timeline", "Training", "digest", "load_study", "one_line", "presets",
+    "stage_of", "steps", "unknown_scope", "untimely",
 ]  # fmt: skip

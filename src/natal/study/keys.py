@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from natal.study.recipe import Recipe
+    from natal.study.stages import Stage
     from natal.study.study import Run, Study
+    from natal.study.training import Training
 
 
 def digest(value: Any) -> str:
@@ -69,24 +72,58 @@ def birth(study: Study, run: Run, fingerprints: Mapping[str, str]) -> str:
 
 
 def key(study: Study, run: Run, maker: Maker, learning_rate: float, fingerprints: Mapping[str, str]) -> str:
-    """Return the key of the training behind a run at one learning rate.
+    """Return the key of a training from birth, under at most one mask cut there, at one learning rate.
 
     At sparsity 0 no recipe enters it, so every strategy's dense run is one training; in a study that does not
     ``share``, the strategy's name does, so that every row is trained on its own.
     """
-    recipe = study.recipe(run.strategy)
-    mask: object = None
-    if run.sparsity:
-        mask = {
-            **recipe.model_dump(exclude={"name"}),
-            "sparsity": run.sparsity,
-            "plugins": _of(fingerprints, recipe.criterion),
-        }
+    recipe = study.recipe(run.strategy) if run.sparsity else None
+    mask = None if recipe is None else _cut(recipe, {"name"}, run.sparsity, fingerprints)
+    before = {"parent": birth(study, run, fingerprints)}
+    return _link(study, run.strategy, before, mask, study.training.alone, learning_rate, maker)
+
+
+def key_of_stage(study: Study, stage: Stage, maker: Maker, fingerprints: Mapping[str, str]) -> str:
+    """Return the key of one stage, by those of the stages before it in its chain.
+
+    A stage from birth has the `key` of a training that knows no chains, but that of a mask made in rounds the
+    sparsities on the way enter, too.
+    """
+    mask: dict[str, object] | None = None
+    if stage.recipe is not None:
+        apart = {"name", "rounds"} if stage.parent is None else {"name", "rounds", "at", "rewind"}
+        mask = _cut(stage.recipe, apart, stage.targets[-1], fingerprints)
+        if stage.targets[1:]:
+            mask["targets"] = list(stage.targets[:-1])
+    if stage.parent is None:
+        before = {"parent": birth(study, stage.run, fingerprints)}
+    else:
+        parent = key_of_stage(study, stage.parent, maker, fingerprints)
+        before = {"parent": parent, "at": stage.at, "start": stage.start}
+    return _link(study, stage.run.strategy, before, mask, stage.training, stage.learning_rate, maker)
+
+
+def _cut(
+    recipe: Recipe, apart: set[str], sparsity: float, fingerprints: Mapping[str, str]
+) -> dict[str, object]:
+    plugins = _of(fingerprints, recipe.criterion)
+    return {**recipe.model_dump(exclude=apart), "sparsity": sparsity, "plugins": plugins}
+
+
+def _link(
+    study: Study,
+    strategy: str,
+    before: dict[str, str],
+    mask: dict[str, object] | None,
+    training: Training,
+    learning_rate: float,
+    maker: Maker,
+) -> str:
     return digest(
         {
-            "parent": birth(study, run, fingerprints),
-            "cut": mask if study.share else [run.strategy, mask],
-            "train": {**study.training.model_dump(), "learning_rate": learning_rate},
+            **before,
+            "cut": mask if study.share else [strategy, mask],
+            "train": {**training.model_dump(), "learning_rate": learning_rate},
             "maker": maker.identity,
         }
     )
@@ -105,7 +142,7 @@ def key_0_2(
     ``compiled``, and ``sequential``, revision 1 of ``torch``, which shared nothing.
     """
     names = {"compiled": "batched", "torch": "sequential"}
-    table = study.training.model_dump()
+    table = study.training.alone.model_dump()
     known = {"epochs", "patience", "target", "validation_fraction", "learning_rate"}
     recipe = study.recipe(run.strategy).model_dump(exclude={"name"})
     task = study.task(run.task)

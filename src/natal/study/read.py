@@ -30,6 +30,8 @@ def load_study(source: str | Path | Mapping[str, Any] | Study, overrides: Sequen
     ``overrides`` are ``path.key=VALUE`` strings with a TOML literal, as given to ``--set``. Raises NatalError with
     one line naming file, key, value and cure for anything wrong.
     """
+    if isinstance(overrides, str):
+        raise NatalError(f"overrides must be a list, such as [{overrides!r}], got text")
     folder, where = "", "study"
     if isinstance(source, Study):
         table, folder = source.model_dump(mode="json"), source.folder

@@ -16,9 +16,11 @@ from natal.registry import did_you_mean
 from natal.study.base import MAX_SEED, Flag, Integer, Model, Number, Words
 from natal.study.choice import Network, Task
 from natal.study.claim import Claim
+from natal.study.clock import Moment
 from natal.study.keys import digest
 from natal.study.recipe import Recipe, recipe_of
 from natal.study.training import Search, Training
+from natal.wording import perhaps_percent
 
 PAPERS = "mlp"
 """The name of the paper's network, which the published files leave unsaid."""
@@ -50,8 +52,36 @@ def _paper_network(hidden: Any) -> dict[str, Any]:
     return {"network": "mlp", "hidden": [hidden], "name": PAPERS}
 
 
+def _ladder(value: Any) -> Any:
+    """Read ``{ keep = 0.8, rounds = 11 }`` as the sparsities 1 - 0.8**k, k = 0 ... 11."""
+    if not isinstance(value, Mapping):
+        return value
+    keep, rounds = value.get("keep"), value.get("rounds")
+    if set(value) != {"keep", "rounds"} or isinstance(keep, bool) or not isinstance(keep, int | float):
+        raise ValueError(f"a ladder of sparsities is {{ keep = 0.8, rounds = 11 }}, got {dict(value)}")
+    if not 0 < keep < 1:
+        raise ValueError(f"keep must lie strictly between 0 and 1, got {keep}")
+    if type(rounds) is not int or rounds < 1:
+        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+    # 1 - 0.8 is 0.2, not the 0.19999999999999996 that binary fractions make of it
+    return [round(1 - keep**k, 10) for k in range(rounds + 1)]
+
+
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence | set) and not isinstance(value, str) else value
+
+
+_EARLY = 'a training that stops early may never get there; set training.patience = "none" and training.target = "none"'
+
+
+def within(clocks: Sequence[str]) -> tuple[str, ...]:
+    """Return those positions that lie inside a training."""
+    return tuple(clock for clock in clocks if clock not in ("init", "end", "none", "clock"))
+
+
+def retrains(recipe: Recipe) -> bool:
+    """Whether a recipe cuts after training and trains on from there."""
+    return recipe.at == "end" and recipe.rewind == "none"
 
 
 _EVER = ("name", "description", "plugins", "tasks", "strategies", "sparsities", "seeds", "training", "claims")
@@ -62,7 +92,8 @@ class Study(Model):
     """A grid of runs: tasks x networks x strategies x sparsities x seeds, trained in one way.
 
     A *setting* is a task with a network. ``hidden = 64`` is short for the paper's network of that width, an ``mlp``
-    of one hidden layer. ``share``: whether rows that ask for the same training get the same one.
+    of one hidden layer. ``share``: whether rows that ask for the same training get the same one. ``sparsities``: a
+    list, or a ladder ``{"keep": 0.8, "rounds": 11}``. ``keep``: clocks of every row's training whose states are stored.
     """
 
     ALSO: ClassVar[tuple[str, ...]] = ("hidden",)
@@ -75,10 +106,11 @@ class Study(Model):
         tuple[Recipe, ...],
         BeforeValidator(lambda v: [recipe_of(e) for e in v] if isinstance(_listed(v), list) else v),
     ]
-    sparsities: tuple[Number, ...]
+    sparsities: Annotated[tuple[Number, ...], BeforeValidator(_ladder)]
     seeds: tuple[Integer, ...]
     training: Training = Training()
     share: Flag = True
+    keep: tuple[Moment, ...] = ()
     claims: tuple[Claim, ...] = ()
     folder: str = Field(default="", exclude=True)
     """Where the study file lies, so that its plugins are found beside it; not part of the study."""
@@ -124,7 +156,7 @@ class Study(Model):
     def _sparsities(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for s in value:
             if not 0 <= s < 1:
-                raise ValueError(f"sparsity must lie in [0, 1), got {s}")
+                raise ValueError(f"sparsity must lie in [0, 1), got {s}{perhaps_percent(s)}")
         return value
 
     @field_validator("seeds")
@@ -175,6 +207,38 @@ class Study(Model):
                         f"training.learning_rate has no entry for network {network!r}{did_you_mean(network, rates)}"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _moments_of_this_training(self) -> Self:
+        for i, recipe in enumerate(self.strategies):
+            complaint = self._untimely(recipe)
+            if complaint:
+                raise ValueError(f"strategies.{i}: {complaint}")
+        if self.training.retrain is not None and not any(map(retrains, self.strategies)):
+            raise ValueError(
+                'training.retrain is for a cut at = "end" that is not rewound, which no strategy makes; leave it out'
+            )
+        if within(self.keep) and self._stops_early:
+            raise ValueError(f"keep lists {within(self.keep)[0]!r}, and {_EARLY}")
+        return self
+
+    def _untimely(self, recipe: Recipe) -> str:
+        """Return how a recipe does not go with the study's sparsities and training, or ``""``."""
+        if recipe.rounds == "levels" and list(self.sparsities) != sorted(self.sparsities):
+            return f'rounds = "levels" goes through the sparsities in order, got {list(self.sparsities)}; sort them'
+        if retrains(recipe) and self.training.retrain is None:
+            return (
+                'at = "end" needs something after the cut: set training.retrain, such as "20ep", or rewind = "init", '
+                '"clock" or a step'
+            )
+        if recipe.spread is not None and self._stops_early:
+            return f"at names cuts up to {recipe.spread['to']!r}, and {_EARLY}"
+        clocks = within((str(recipe.at), recipe.rewind)) if recipe.spread is None else ()
+        return f"{clocks[0]!r} is inside training, and {_EARLY}" if clocks and self._stops_early else ""
+
+    @property
+    def _stops_early(self) -> bool:
+        return (self.training.patience, self.training.target) != (None, None)
 
     @property
     def hidden(self) -> int | None:

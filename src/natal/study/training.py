@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Tag, field_validator, model_serializer, model_validator
 
 from natal.study.base import Flag, Integer, Model, Number
-from natal.study.clock import Clock, Span, steps
+from natal.study.clock import Clock, Span, Timeline, span, steps
 
 LONGEST = 10**8
 """Steps of one training, at most: each has its factor of the learning rate, in memory."""
@@ -20,6 +20,10 @@ def _none(value: Any) -> Any:
     if isinstance(value, str) and value != "none":
         raise ValueError('must be a number or "none"')
     return None if value == "none" else value
+
+
+def _none_or_span(value: Any) -> Any:
+    return None if value in (None, "none") else span(value)
 
 
 def _batch(value: Any) -> Any:
@@ -171,7 +175,8 @@ class Training(Model):
     training stops, or ``"none"`` to train the full length and read the best evaluation afterwards. ``target``: a
     validation metric that ends training at once, or ``"none"``. ``label_smoothing``: of cross-entropy. ``clip``:
     the largest norm of all gradients together, or ``"none"``. ``validation_fraction``: share of training rows held
-    out. ``test_curve``: measure the test rows at every evaluation too; nothing is ever chosen by them.
+    out. ``test_curve``: measure the test rows at every evaluation too; nothing is ever chosen by them. ``retrain``: how
+    long a network that is cut after training, and not rewound, trains on at the last learning rate.
     """
 
     ALSO: ClassVar[tuple[str, ...]] = ("epochs",)
@@ -188,6 +193,7 @@ class Training(Model):
     label_smoothing: Number = 0.0
     clip: Annotated[Number | None, BeforeValidator(_none)] = None
     test_curve: Flag = False
+    retrain: Annotated[Span | None, BeforeValidator(_none_or_span)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -267,6 +273,11 @@ class Training(Model):
         """The length in epochs, None if it is in steps."""
         return int(self.length[:-2]) if self.length.endswith("ep") else None
 
+    @property
+    def alone(self) -> Self:
+        """The same training without what comes after it; what enters keys."""
+        return self if self.retrain is None else self.model_copy(update={"retrain": None})
+
     # -- on the clock of one data set ------------------------------------------------------------------------------
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -276,6 +287,17 @@ class Training(Model):
     def total_steps(self, rows: int) -> int:
         """Return the steps of the whole training, were it not to stop early."""
         return steps(self.length, self.steps_per_epoch(rows), 0)
+
+    def timeline(self, rows: int) -> Timeline:
+        """Return the clock of a training over ``rows`` rows."""
+        return Timeline(self.steps_per_epoch(rows), self.total_steps(rows))
+
+    def retraining(self, rows: int) -> tuple[Self, float]:
+        """Return the training that goes on after this one for ``retrain``, and its factor of the learning rate, the
+        last one."""
+        assert self.retrain is not None
+        again = {"length": self.retrain, "schedule": Schedule(), "retrain": None}
+        return self.model_copy(update=again), self.factors(rows)[-1]
 
     def evaluations(self, rows: int) -> list[int]:
         """Return the steps after which validation rows are measured; the last step is always one of them."""
@@ -313,4 +335,12 @@ class Training(Model):
             return f"training.schedule lists its clocks out of order: {[c for c, _ in self.schedule.points]}"
         if steps(self.evaluate, per_epoch, total) > total:
             return f"training.evaluate = {self.evaluate!r} is longer than training itself, {self.length!r}"
+        if self.retrain is not None:
+            again, factor = self.retraining(rows)
+            if factor == 0:
+                return (
+                    f"training.retrain = {self.retrain!r} would go on at the last learning rate, which the schedule "
+                    "has made 0; choose another schedule"
+                )
+            return again.check(rows, loss).replace("training itself", "training.retrain")
         return ""

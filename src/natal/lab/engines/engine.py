@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from natal.lab.tasks import Split, Task
 from natal.lab.trial import Trained, Trial
-from natal.study import Recipe, Run, Training
+from natal.store import Place
+from natal.study import Recipe, Run, Stage, Training
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Setting:
     """A task with a network, trained in one way: all that an engine needs to know before there is a mask.
 
     ``network``: one of them, newborn; treat it as read-only. ``split``: the data of the study's first seed.
-    ``macs``: multiply-adds of one row's forward pass.
+    ``macs``: multiply-adds of one row's forward pass. ``stages``: what its trials need beyond a training from birth:
+    ``"start"``, ``"keep"``, ``"cuts"``, ``"order"``, as the fields of `Trial`.
     """
 
     task: Task
@@ -27,6 +29,7 @@ class Setting:
     split: Split
     training: Training
     macs: int
+    stages: frozenset[str] = frozenset()
 
     @cached_property
     def parameters(self) -> int:
@@ -54,12 +57,19 @@ class Setting:
 
 
 class Pending(NamedTuple):
-    """A training still to be done: the row that asks for it, its key, its recipe and learning rate."""
+    """A training still to be done: the row that asks for it, its key, its recipe and learning rate.
+
+    ``stage``: which stage of a chain it is; ``needs``: the states it starts from, as `Stage.needs` lists them;
+    ``keep``: the clocks at which its own are wanted.
+    """
 
     run: Run
     key: str
     recipe: Recipe
     learning_rate: float
+    stage: Stage
+    needs: tuple[Place, ...] = ()
+    keep: frozenset[str] = frozenset()
 
 
 class Engine(Protocol):

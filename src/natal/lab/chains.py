@@ -1,0 +1,195 @@
+"""Which stages of a study's chains are to be trained, whose states they need, and how the chains look in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from natal.lab import birth, states
+from natal.lab.engines import Pending
+from natal.store import Place
+from natal.study import Setting, Stage, Study, Timeline
+from natal.wording import percent, plural
+
+if TYPE_CHECKING:
+    from natal.lab.plan import Chosen
+
+
+class Growth:
+    """A study's stages by key, as its rows ask for them, and of those the ones to train.
+
+    A row's own training is to do unless it is stored; whatever it starts from then has to be there as a state, or the
+    stage before is trained, once more if need be. ``statuses``: of stored trainings by key; ``kept`` and ``passing``:
+    the states that are stored.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        device: str,
+        settings: Mapping[Setting, Chosen],
+        statuses: Mapping[str, str],
+        kept: set[Place],
+        passing: set[Place],
+    ) -> None:
+        self.study, self.device, self.settings, self.statuses = study, device, settings, statuses
+        self._kept_there, self._there = kept, kept | passing
+        self._wanted: dict[str, tuple[Stage, set[str]]] = {}
+        self.kept: set[Place] = set()
+        self.asked: dict[str, Stage] = {}
+
+    def ask(self, stage: Stage) -> str:
+        """Have a row's own training there at the end, with the states that the study keeps; return its key."""
+        key = self._key(stage)
+        if key in self.asked:
+            return key
+        self.asked[key] = stage
+        if key not in self.statuses:
+            self._train(key, stage)
+        clocks = self._clocks(stage)
+        self.kept |= {Place(key, clock) for clock in clocks}
+        # one that diverged has no state to give
+        if self.statuses.get(key) != "diverged":
+            for clock in clocks:
+                self._have(Place(key, clock), stage, self._kept_there)
+        return key
+
+    def pending(self) -> list[Pending]:
+        """Return the trainings to do, parents before children."""
+        found = [
+            Pending(
+                stage.run,
+                key,
+                self.study.recipe(stage.run.strategy),
+                stage.learning_rate,
+                stage,
+                self._needs(stage),
+                frozenset(clocks),
+            )
+            for key, (stage, clocks) in self._wanted.items()
+        ]
+        return [
+            training
+            for _, training in sorted(zip(depths(found), found, strict=True), key=lambda pair: pair[0])
+        ]
+
+    @property
+    def again(self) -> set[str]:
+        """The keys of stored trainings among those to do."""
+        return {key for key in self._wanted if key in self.statuses}
+
+    def bytes(self, pending: Sequence[Pending]) -> tuple[int, int]:
+        """Return about how many bytes of states are written to keep, and are held in passing at most.
+
+        The most there is if all chains go on side by side.
+        """
+        sizes = {training.key: self._size(training) for training in pending}
+        kept = sum(
+            sizes[place.key] for place in self.kept if place.key in sizes and place not in self._kept_there
+        )
+        level = dict(zip((t.key for t in pending), depths(pending), strict=True))
+        last: dict[Place, int] = {}
+        for training in pending:
+            for place in set(training.needs) - self.kept:
+                last[place] = max(last.get(place, 0), level[training.key])
+        held = [
+            sum(
+                sizes.get(place.key, 0)
+                for place, until in last.items()
+                if level.get(place.key, 0) <= depth <= until
+            )
+            for depth in range(max(level.values(), default=0) + 1)
+        ]
+        return kept, max(held, default=0)
+
+    def _train(self, key: str, stage: Stage) -> None:
+        self._wanted[key] = stage, set()
+        for need, place in zip(stage.needs, self._needs(stage), strict=True):
+            if place in self._there:
+                continue
+            # what diverged cannot be gone on from, however often it is trained
+            if self.statuses.get(place.key) != "diverged":
+                self._have(place, need.stage, self._there)
+
+    def _have(self, place: Place, stage: Stage, there: set[Place]) -> None:
+        """Have a stage's state there at the end."""
+        if place in there:
+            return
+        if place.key not in self._wanted:
+            self._train(place.key, stage)
+        self._wanted[place.key][1].add(place.clock)
+
+    def _needs(self, stage: Stage) -> tuple[Place, ...]:
+        return tuple(Place(self._key(need.stage), need.clock) for need in stage.needs)
+
+    def _key(self, stage: Stage) -> str:
+        return birth.key_of_stage(self.study, stage, self.settings[stage.run.setting].engine, self.device)
+
+    def _clocks(self, stage: Stage) -> set[str]:
+        """Return the clocks of a stage's training at which the study keeps its states."""
+        per_epoch = self.study.training.steps_per_epoch(
+            len(self.settings[stage.run.setting].setting.split.fit)
+        )
+        clock = Timeline(per_epoch, stage.steps)
+        return {clock.name(at) for at in self.study.keep if stage.first <= clock.steps(at) <= stage.steps}
+
+    def _size(self, training: Pending) -> int:
+        optimiser = self.study.training.optimiser
+        moments = (1 if optimiser.momentum else 0) if optimiser.name == "sgd" else 2
+        return states.size(self.settings[training.run.setting].setting.network, moments)
+
+
+def depths(pending: Sequence[Pending]) -> Iterator[int]:
+    """Yield for each training how many others have to be done before it, one after the other."""
+    by_key = {training.key: training for training in pending}
+    found: dict[str, int] = {}
+
+    def depth(key: str) -> int:
+        if key not in found:
+            before = [place.key for place in by_key[key].needs if place.key in by_key]
+            found[key] = 1 + max(map(depth, before), default=-1)
+        return found[key]
+
+    return (depth(training.key) for training in pending)
+
+
+def drawn(study: Study, asked: Mapping[str, Stage]) -> list[str]:
+    """Return the chains of a study in words, a line a strategy that has one: its stages, and what it shares."""
+    lines = []
+    one = study.settings()[0]
+    for recipe in study.strategies:
+        rows = [s for s in asked.values() if s.run.strategy == recipe.name and s.run.setting == one]
+        rows = [s for s in rows if s.parent is not None and s.run.seed == study.seeds[0]]
+        if not rows:
+            continue
+        longest = max(rows, key=lambda stage: (len(list(stage)), stage.run.sparsity))
+        lines.append(f"{recipe.name}: {_chain(longest)}")
+        lines.append(f"{'':<{len(recipe.name)}}  {_way(longest)}; {_shares(study, longest, rows)}")
+    return lines
+
+
+def _chain(last: Stage) -> str:
+    words = ["dense", *(percent(round(stage.run.sparsity, 4)) for stage in last if stage.parent is not None)]
+    if len(words) > 8:
+        words = [*words[:4], "...", *words[-2:]]
+    return " > ".join(words) + f" ({plural(len(list(last)), 'stage')})"
+
+
+def _way(last: Stage) -> str:
+    back = {
+        "none": "training goes on",
+        "init": "rewound to birth",
+        "clock": "the clock rewound, weights stay",
+    }
+    return f"cut at {last.at}, {back.get(last.start, f'rewound to {last.start}')}"
+
+
+def _shares(study: Study, longest: Stage, rows: Sequence[Stage]) -> str:
+    assert longest.recipe is not None
+    if longest.recipe.control is not None and longest.parent is not longest.trunk:
+        return (
+            f"{plural(len(rows), 'branch').replace('branchs', 'branches')} off the stages without the control"
+        )
+    return (
+        "its stages serve every sparsity" if longest.recipe.rounds == "levels" else "shares the dense stage"
+    )

@@ -1,0 +1,123 @@
+"""The jobs of a plan on their way: which can start, and what becomes of the states between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from natal.lab.engines import Pending, made_by
+from natal.lab.plan import Job, Plan
+from natal.lab.worker import Made
+from natal.store import MASK, Outcome, Place, States, Store
+
+
+class Queue:
+    """A plan's jobs, of which one can start as soon as the states that its trainings start from are there.
+
+    States are stored before the row of the training that they are of, and dropped when no training needs them any more,
+    unless the study keeps them. Only the coordinating process has one.
+    """
+
+    def __init__(self, planned: Plan, store: Store) -> None:
+        self._plan, self._store, self._states = planned, store, States(planned.directory)
+        self._jobs = list(planned.jobs)
+        self._pending = {training.key: training for training in planned.pending}
+        self._users: dict[Place, list[str]] = {}
+        for training in self._pending.values():
+            for place in training.needs:
+                self._users.setdefault(place, []).append(training.key)
+        self._states.sweep(self._users, store.finished())
+        kept, passing = self._states.there()
+        self._there = kept | passing
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def take(self) -> Job | None:
+        """Return the first job that can start, with the states that it starts from; None if all have to wait."""
+        for job in self._jobs:
+            needed = {place for training in job.trainings for place in training.needs}
+            if needed <= self._there:
+                self._jobs.remove(job)
+                return replace(job, states={place: self._states.read(place) for place in needed})
+        return None
+
+    def give_back(self, job: Job) -> None:
+        """Take a job back that was handed out and not done: it comes first."""
+        self._jobs.insert(0, job)
+
+    def finished(self, made: Sequence[Made], **manifest: Any) -> list[Outcome]:
+        """Store what trainings came to; return their outcomes, and those of trainings that can now never begin."""
+        for one in made:
+            for clock, content in one.states.items():
+                place = Place(one.outcome.key, clock)
+                self._states.write(place, content, keep=clock == MASK or place in self._plan.kept)
+                self._there.add(place)
+        done = {one.outcome.key: self._pending.pop(one.outcome.key) for one in made}
+        outcomes = [one.outcome for one in made]
+        for training, place in self._lost():
+            done[training.key] = training
+            outcomes.append(self._never_begun(training, place))
+        self._store.add(outcomes, **manifest)
+        for training in done.values():
+            for place in training.needs:
+                self._users[place].remove(training.key)
+                if not self._users[place]:
+                    self._states.drop(place)
+        return outcomes
+
+    def _lost(self) -> Iterator[tuple[Pending, Place]]:
+        """Yield, and take off the queue, what waits for a state that nothing will make, and what waits for that."""
+        while True:
+            lost = {
+                training.key: place
+                for training in self._pending.values()
+                for place in training.needs
+                if place not in self._there and place.key not in self._pending
+            }
+            if not lost:
+                return
+            for key, place in lost.items():
+                yield self._pending.pop(key), place
+            self._jobs = [job for job in map(_without(lost), self._jobs) if job.trainings]
+
+    def _never_begun(self, training: Pending, place: Place) -> Outcome:
+        """Return the outcome of a training whose parent diverged: nothing was cut, nothing was trained."""
+        name = training.run.setting
+        facts = next(facts for facts in self._plan.networks if facts.setting == name)
+        chosen = self._plan.settings[name]
+        return Outcome(
+            key=training.key,
+            status="diverged",
+            total_params=facts.parameters,
+            nonzero_params=facts.parameters,
+            prunable=facts.prunable,
+            kept=facts.prunable,
+            densities=dict.fromkeys(facts.layers, 1.0),
+            steps_per_epoch=facts.steps_per_epoch,
+            steps_planned=training.stage.steps,
+            steps_trained=0,
+            best_step=0,
+            learning_rate=training.stage.learning_rate,
+            train_metric=None,
+            val_metric=None,
+            test_metric=None,
+            final_loss=None,
+            constant=False,
+            seconds=0.0,
+            made_by=made_by(chosen.engine, self._plan.device),
+            deterministic=True,
+            diagnosis={},
+            curves={name: np.empty(0) for name in ("step", "train_loss", "val_loss", "val_metric")},
+            proofs={
+                "never_begun": f"the training it starts from, {place.key}, diverged before {place.clock!r}"
+            },
+        )
+
+
+def _without(lost: Iterable[str]) -> Any:
+    gone = set(lost)
+    return lambda job: replace(job, trainings=tuple(t for t in job.trainings if t.key not in gone))

@@ -1,0 +1,210 @@
+"""What a study found: each setting in a few lines, and published claims held against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from natal.reading import claims, stats
+from natal.reading.report.document import (
+    Block,
+    Column,
+    Entry,
+    Line,
+    Loud,
+    Part,
+    Point,
+    Points,
+    Prose,
+    Section,
+    Table,
+    Value,
+)
+from natal.reading.report.view import FEW_PAIRS, View
+from natal.reading.wording import interval, number, show_level
+from natal.study import Setting
+from natal.wording import percent, plural
+
+VERDICTS: dict[claims.Verdict, str] = {
+    "agrees": "agree",
+    "not excluded": "differ within our uncertainty",
+    "disagrees": "DISAGREE",
+    "cannot be judged": "cannot be judged",
+}
+
+
+def head(view: View) -> Iterator[Block]:
+    """Yield what stands before everything: what the study is, and what no reader may overlook."""
+    results = view.results
+    if results.study.description:
+        yield Prose(results.study.description)
+    if results.missing:
+        count = f"{len(results.missing)} of {len(results.study.runs())} runs are missing"
+        yield Loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
+    lost = sum(run.test_metric is None for run in stats.once(results.runs))
+    if lost:
+        yield Loud(f"DIVERGED: {plural(lost, 'training')} without a metric. Means leave them out; see D.")
+
+
+def findings(view: View) -> Section:
+    """Return the key findings: verdicts, each setting's dense network and strategies, who beats whom."""
+    return Section("Key findings", tuple(_findings(view)))
+
+
+def _findings(view: View) -> Iterator[Block]:
+    told = [c.verdict for c in view.checked if c.verdict]
+    if told:
+        count = ", ".join(f"{told.count(v)} {w}" for v, w in VERDICTS.items() if v in told)
+        yield Prose(f"Published claims held against these runs: {count}.")
+    for setting in view.settings:
+        yield Points(view.words(setting), tuple(_about(view, setting)), setting)
+    clear = [p for p in view.overall if p.p_holm <= 0.05]
+    if len(clear) > FEW_PAIRS:
+        yield Prose(
+            f"Over all pruned levels {len(clear)} of {len(view.overall)} pairs of strategies differ significantly "
+            "at 0.05, seed by seed and after Holm's correction; RANKING says which."
+        )
+    elif clear:
+        yield Points("Who beats whom over all pruned levels", tuple(_beats(view, p) for p in clear))
+    elif view.overall:
+        least = max(p.smallest_p for p in view.overall)
+        could = f", and with so few seeds none could: the least p is {least:.3g}" * (least > 0.05)
+        yield Prose(
+            "Over all pruned levels no two strategies differ significantly at 0.05, seed by seed and after "
+            f"Holm's correction{could}."
+        )
+    yield Prose(
+        "Critical sparsity: the highest level whose mean test metric is at least 0.95 of the dense mean, "
+        "whatever happens at lower levels; a cell with a diverged run does not count."
+    )
+
+
+def _beats(view: View, p: stats.Paired) -> Point:
+    better, worse = (p.first, p.second) if p.difference.mean > 0 else (p.second, p.first)
+    return Point(
+        f"{view.words(p.setting)}: {better} beats {worse} over all pruned levels, p = {p.p_holm:.3g} (Holm)"
+    )
+
+
+def _about(view: View, setting: Setting) -> Iterator[Point]:
+    dense, bar = view.dense[setting], view.bars[setting]
+    if dense and dense.test.n:
+        yield Point(
+            f"dense: {dense.metric_name} {number(dense.test.mean)}, 95% CI {interval(dense.test)}, "
+            f"n = {dense.test.n}; 0.95 of it: {number(bar) if bar else 'undefined, not positive'}"
+        )
+        if view.dense_at_chance[setting]:
+            yield Point("the dense network is at chance: its critical sparsities mean nothing", alarm=True)
+    else:
+        yield Point("dense: no run, so critical sparsity is undefined")
+    yield from _each_strategy(view, setting) if view.few else _best_and_worst(view, setting)
+
+
+def _each_strategy(view: View, setting: Setting) -> Iterator[Point]:
+    """Yield each strategy's critical sparsity and best level, and what must be known to read them."""
+    for strategy in view.strategies:
+        best = stats.peak(view.runs_of[setting], setting, strategy)
+        if best:
+            yield Point(
+                f"{strategy}: critical sparsity {_critical(view, setting, strategy)}; "
+                f"best mean {number(best.test.mean)} at {percent(best.sparsity)}"
+            )
+        for words, levels in _caveats(view, setting, strategy):
+            yield Point(f"{words} {view.levels(levels)}", alarm=True, depth=1)
+
+
+def _critical(view: View, setting: Setting, strategy: str) -> str:
+    low, high = view.critical_range((setting, strategy))
+    allowed = f" (intervals allow {show_level(low)} to {show_level(high)})" if low != high else ""
+    return show_level(view.critical((setting, strategy))) + allowed
+
+
+def _caveats(view: View, setting: Setting, strategy: str) -> Iterator[tuple[str, list[float]]]:
+    fatal = _fatal(view, setting, strategy)
+    if fatal:
+        yield "masks left nothing that can learn, before any training,", fatal
+    for flag in view.flags:
+        if (flag.kind, flag.setting, flag.strategy) == ("stopped-at-chance", setting, strategy):
+            others = [level for level in flag.sparsities if level not in fatal]
+            if others:
+                yield "patience ended runs that were still at chance", others
+
+
+def _fatal(view: View, setting: Setting, strategy: str) -> list[float]:
+    return [c.sparsity for c in view.diagnosed.get((setting, strategy), ()) if c.fatal]
+
+
+def _best_and_worst(view: View, setting: Setting) -> Iterator[Point]:
+    ranked = view.rankings[setting]
+    if not ranked:
+        return
+    for word, r in (("best", ranked[0]), ("worst", ranked[-1])):
+        yield Point(
+            f"{word} of {len(ranked)}: {r.strategy}, mean {number(r.mean.mean)} over all pruned levels"
+        )
+    by_level: dict[float, list[str]] = {}
+    for r in ranked:
+        if r.critical is not None:
+            by_level.setdefault(r.critical, []).append(r.strategy)
+    for level in sorted(by_level, reverse=True):
+        yield Point(f"critical sparsity {show_level(level)}: {', '.join(by_level[level])}")
+    fatal = [(r.strategy, _fatal(view, setting, r.strategy)) for r in ranked if r.fatal]
+    if fatal:
+        told = "; ".join(f"{name} {view.levels(levels)}" for name, levels in fatal)
+        yield Point(f"masks that left nothing that can learn: {told}", alarm=True)
+
+
+def beside(view: View) -> Section:
+    """Return every published claim beside ours."""
+    return Section("Published beside ours", tuple(_beside(view)))
+
+
+def _beside(view: View) -> Iterator[Block]:
+    checked: dict[Setting, list[claims.Checked]] = {}
+    for c in view.checked:
+        checked.setdefault(claims.setting_of(c.claim, view.study), []).append(c)
+    asked = [setting for setting in view.settings if setting in checked]
+    if not asked:
+        return
+    yield Table(
+        "published",
+        "Agrees: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
+        "above zero. Not excluded: ours differs, but our 95% CI, or the range of levels our intervals allow, "
+        "holds it; wide intervals exclude little. Disagrees: not even that.",
+        (
+            Column("verdict", "verdict", left=True),
+            Column("published", "published"),
+            Column("ours", "ours"),
+            Column("95% CI or range", "range"),
+            Column(" the claim", "claim", left=True),
+        ),
+        tuple(
+            Part(view.words(setting), tuple(_claim(c) for c in checked[setting]), setting)
+            for setting in asked
+        ),
+    )
+
+
+def _claim(c: claims.Checked) -> Line:
+    show = _SHOWN.get(c.claim.quantity, number)
+    said: Entry = (
+        "positive" if c.claim.published is None else Value(show(c.claim.published), c.claim.published)
+    )
+    verdict: str = {None: "not tested here", "disagrees": "DISAGREES"}.get(c.verdict) or str(c.verdict)
+    span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
+    ours = Value(show(c.ours), math.nan if c.ours is None else c.ours)
+    return Line((verdict, said, ours, span, " " + c.claim.text))
+
+
+def _level(x: float | None) -> str:
+    return "n/a" if x is None else show_level(x)
+
+
+_SHOWN: dict[str, Callable[[float | None], str]] = {
+    "critical-sparsity": _level,
+    "kept-through": _level,
+    "peak-sparsity": _level,
+    "chance-from": _level,
+    "early-failures": lambda x: "n/a" if x is None else f"{x:.0%}",
+}
+"""How the quantity of a claim is written, if not as a plain number."""

@@ -1,0 +1,172 @@
+"""A study's statistics as its report needs them: each computed once, by `natal.reading.stats`, and looked up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from natal.reading import claims, stats
+from natal.reading.results import Results
+from natal.reading.rows import Row
+from natal.study import Setting
+from natal.wording import percent
+
+FEW = 3
+"""Up to so many strategies a report spells everything out; more are ranked and shown side by side."""
+FEW_PAIRS = 15
+"""Up to so many pairs of strategies a setting are all printed; of more, those that tell most."""
+Where = tuple[Setting, str]
+"""A setting and a strategy's name."""
+
+
+class View:
+    """One study's results with their statistics."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.study = results.study
+        self.settings = results.study.settings()
+        self.strategies = [recipe.name for recipe in results.study.strategies]
+        self.few = len(self.strategies) <= FEW
+
+    @property
+    def noun(self) -> str:
+        """What a study's parts are called: settings, if its tasks meet several networks."""
+        return "task" if len(self.study.networks) == 1 else "setting"
+
+    @cached_property
+    def runs_of(self) -> Mapping[Setting, list[Row]]:
+        """The runs of each setting; no comparison crosses settings, so everything is read from these."""
+        found: dict[Setting, list[Row]] = {setting: [] for setting in self.settings}
+        for run in self.results.runs:
+            found[run.setting].append(run)
+        return found
+
+    @cached_property
+    def cells(self) -> Mapping[Where, list[stats.Cell]]:
+        """The cells of each setting and strategy."""
+        found: dict[Where, list[stats.Cell]] = {}
+        for c in stats.cells(self.results.runs):
+            found.setdefault((c.setting, c.strategy), []).append(c)
+        return found
+
+    @cached_property
+    def diagnosed(self) -> Mapping[Where, list[stats.Diagnosed]]:
+        """What the mask doctor said of the cells of each setting and strategy."""
+        found: dict[Where, list[stats.Diagnosed]] = {}
+        for c in stats.diagnoses(self.results.runs):
+            found.setdefault((c.setting, c.strategy), []).append(c)
+        return found
+
+    @cached_property
+    def findings(self) -> Mapping[Where, list[stats.Found]]:
+        """The mask doctor's findings over all runs of each setting and strategy."""
+        grouped: dict[Where, list[Row]] = {}
+        for run in self.results.runs:
+            grouped.setdefault((run.setting, run.strategy), []).append(run)
+        return {where: stats.findings(runs) for where, runs in grouped.items()}
+
+    @cached_property
+    def flags(self) -> list[stats.Flag]:
+        """What is odd about the runs."""
+        return stats.flags(self.results.runs, self.study, self.results.tasks)
+
+    @cached_property
+    def rankings(self) -> Mapping[Setting, list[stats.Ranked]]:
+        """Each setting's strategies, the best first."""
+        return {setting: stats.ranking(self.results.runs, setting) for setting in self.settings}
+
+    @cached_property
+    def overall(self) -> list[stats.Paired]:
+        """Every two strategies over all pruned levels."""
+        return stats.compare_overall(self.results.runs)
+
+    @cached_property
+    def by_level(self) -> list[stats.Paired]:
+        """Every two strategies level by level."""
+        return stats.compare_levels(self.results.runs)
+
+    @cached_property
+    def controlled(self) -> list[stats.Controlled]:
+        """Every strategy beside its controls."""
+        return stats.compare_controls(self.results.runs, self.study)
+
+    @cached_property
+    def checked(self) -> list[claims.Checked]:
+        """The study's claims, held against its runs."""
+        results = self.results
+        return [
+            claims.check_claim(results.runs, claim, self.study, results.tasks) for claim in self.study.claims
+        ]
+
+    @cached_property
+    def dense(self) -> Mapping[Setting, stats.Cell | None]:
+        """Each setting's unpruned network."""
+        return {setting: stats.dense_baseline(runs, setting) for setting, runs in self.runs_of.items()}
+
+    @cached_property
+    def bars(self) -> Mapping[Setting, float | None]:
+        """0.95 of each setting's dense mean."""
+        return {setting: stats.threshold(runs, setting) for setting, runs in self.runs_of.items()}
+
+    @cached_property
+    def dense_at_chance(self) -> Mapping[Setting, bool]:
+        """Whether each setting's dense network learned nothing."""
+        found = self.results.tasks
+        return {
+            setting: bool(runs) and stats.dense_at_chance(runs, setting, found[setting.task])
+            for setting, runs in self.runs_of.items()
+        }
+
+    def critical(self, where: Where) -> float | None:
+        """Return a strategy's critical sparsity on a setting."""
+        setting, strategy = where
+        return stats.critical_sparsity(self.runs_of[setting], setting, strategy)
+
+    def critical_range(self, where: Where) -> tuple[float | None, float | None]:
+        """Return the critical sparsities that the cells' intervals allow."""
+        setting, strategy = where
+        return stats.critical_range(self.runs_of[setting], setting, strategy)
+
+    @cached_property
+    def effort(self) -> Mapping[tuple[Setting, str, float], tuple[float, float]]:
+        """What each cell's networks cost, mean over seeds: their work, see `work_is`, and seconds of training."""
+        spent: dict[tuple[Setting, str, float], list[tuple[int, float]]] = {}
+        for run in self.results.runs:
+            where = (run.setting, run.strategy, run.sparsity)
+            spent.setdefault(where, []).append((run.kept, run.seconds))
+        return {
+            where: (sum(kept for kept, _ in of) / len(of), sum(seconds for _, seconds in of) / len(of))
+            for where, of in spent.items()
+        }
+
+    def work_is(self, setting: Setting) -> str:
+        """Return what a network's kept weights stand for: multiply-adds, where a row of input meets each once."""
+        facts = self.results.networks[setting]
+        return "multiply-adds a row" if facts.macs == facts.prunable else "weights kept"
+
+    def possible(self, setting: Setting, low: float, high: float) -> tuple[float, float]:
+        """Return an interval without what no metric can be: above 1, or an accuracy below 0."""
+        floor = 0.0 if self.results.tasks[setting.task].metric == "accuracy" else -math.inf
+        return max(low, floor), min(high, 1.0)
+
+    @cached_property
+    def random(self) -> str | None:
+        """The strategy that others are measured against: the first that removes weights at random."""
+        for recipe in self.study.strategies:
+            drawn = recipe.criterion in ("random", "init-stream") and recipe.control is None
+            if drawn and recipe.granularity == "weight":
+                return recipe.name
+        return None
+
+    def words(self, setting: Setting) -> str:
+        """Return a setting's name."""
+        return self.results.words(setting)
+
+    def levels(self, levels: Sequence[float]) -> str:
+        """Return levels as in ``at 10%, 90%``, or ``from 50% on`` if they are all that there are from there."""
+        above = sorted(s for s in self.study.sparsities if s >= min(levels))
+        if len(levels) > 1 and sorted(levels) == above:
+            return f"from {percent(above[0])} on"
+        return f"at {', '.join(map(percent, levels))}"
