@@ -785,6 +785,18 @@ def test_random_graphs_are_compacted_equal(seed: int, training: bool, density: f
 # --- targets ------------------------------------------------------------------------------------------------------
 
 
+def test_a_target_asks_for_an_image_because_its_size_counts() -> None:
+    model, batch = network("conv")
+    for target in ("macs", "params", "latency"):
+        with pytest.raises(NatalError, match=f"target '{target}' needs an input of Sequential") as error:
+            natal.prune(model, criterion="magnitude", **{target: 0.5})  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+    # which channels go together is the same at any size
+    how: Any = {"criterion": "magnitude", "granularity": "neuron"}
+    made, given = natal.prune(model, 0.5, **how), natal.prune(model, 0.5, batch=batch, **how)
+    assert all(torch.equal(made.units[name], given.units[name]) for name in given.units)
+
+
 @pytest.mark.filterwarnings("ignore:units of these layers are kept whole")
 @pytest.mark.parametrize("kind", ["conv", "residual", "transformer", "deep"])
 @pytest.mark.parametrize(("of", "share"), [("macs", 0.5), ("params", 0.4)])

@@ -104,22 +104,31 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
-def made_example(model: nn.Module, purpose: str) -> Tensor:
-    """Return an input for a model that begins with a linear layer: rows, or rows of tokens, the first that it takes;
-    raise NatalError if it begins with something else, whose inputs a layer does not tell, or takes neither."""
+def made_example(model: nn.Module, purpose: str, *, counts: bool = False) -> Tensor:
+    """Return an input for a model that begins with a linear layer (rows, or rows of tokens) or with a convolution
+    (an image of the first size that fits: which channels go together is the same at any); raise NatalError if it
+    begins with something else, or takes neither. ``counts``: the size matters, so that none is made up."""
     name, weight = first_layer(model)
     owner = model.get_submodule(name.rpartition(".")[0])
-    made = None
+    shapes: list[tuple[int, ...]] = []
     if isinstance(owner, nn.Linear):
         # the layer registered first need not be the one that runs first
         widths = dict.fromkeys(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
-        made = _first_that_fits(model, weight, [(2, *tokens, n) for tokens in ((), (4,)) for n in widths])
+        shapes = [(2, *tokens, width) for tokens in ((), (4,)) for width in widths]
+    elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not counts:
+        sides = SIDES if weight.ndim < 5 else range(1, 25)
+        shapes = [(2, owner.in_channels, *[side] * (weight.ndim - 2)) for side in sides]
+    made = _first_that_fits(model, weight, shapes)
     if made is None:
         raise NatalError(
             f"{purpose} needs an input of {type(model).__name__}, whose first layer {name!r} does not tell its "
             "shape; pass one"
         )
     return made
+
+
+SIDES = (32, 28, 64, 224, *range(1, 65))
+"""Sizes of images that are tried, the usual ones first."""
 
 
 def _first_that_fits(model: nn.Module, like: Tensor, shapes: list[tuple[int, ...]]) -> Tensor | None:
