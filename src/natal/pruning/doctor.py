@@ -386,7 +386,8 @@ def _examine(name: str, kept: Tensor, axis: int, path: _Path | None, stay: Tenso
     if path is None:
         return layer
     reached, leads = path.reached.to(kept.device), path.leads.to(kept.device)
-    removed = ~reached & ~leads if stay is None else ~stay
+    # where several rows make a unit, as the heads of attention, what no path meets is gone
+    removed = ~stay if stay is not None and len(stay) == units else ~reached & ~leads
     return replace(
         layer,
         effective=int(path.through(kept).sum()),

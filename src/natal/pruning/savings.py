@@ -80,7 +80,7 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
     for net in (before, after):
         check_model(net)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise NatalError(f"repeats must be a whole number, at least 1, got {repeats!r}")
+        raise NatalError(f"repeats must be at least 1, got {repeats!r}")
     nets = [private_copy(net).eval() for net in (before, after)]
     args, kwargs = arguments(example)
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
