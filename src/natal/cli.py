@@ -275,17 +275,37 @@ def compare(
     from natal.reading.results import compare as compare_runs
     from natal.reading.results import load, published_objects, read_published
 
+    comparison = compare_runs(published_objects(load(directory)), read_published(reference), _renamed(rename))
+    print("\n".join(comparison.lines()))
+    raise typer.Exit(0 if comparison.identical else 1)
+
+
+def _renamed(pairs: list[str] | None) -> dict[str, str]:
+    """Return what ``--as`` says: our name for each of theirs."""
     names = {}
-    for pair in rename or ():
+    for pair in pairs or ():
         theirs, equals, ours = pair.partition("=")
         if not equals:
             raise NatalError(
                 f"--as {pair!r}: write it as THEIRS=OURS, such as random=random-from-init-stream"
             )
         names[theirs] = ours
-    comparison = compare_runs(published_objects(load(directory)), read_published(reference), names)
-    print("\n".join(comparison.lines()))
-    raise typer.Exit(0 if comparison.identical else 1)
+    return names
+
+
+@app.command()
+def audit(
+    file: Annotated[
+        str, typer.Argument(help="A paper's claims: a shipped audit's name (see `natal list`) or a TOML file.")
+    ],
+    directory: _Directory = Path("results"),
+    rename: Annotated[list[str] | None, typer.Option("--as", metavar="THEIRS=OURS", help="A task, network or strategy "
+                      "of DIR goes by another name in FILE. May be given again.")] = None,
+) -> None:  # fmt: skip
+    """Hold a paper's claims against any results: each is supported, contradicted or something between, and why."""
+    from natal.reading.audit import lines
+
+    print("\n".join(lines(file, directory, _renamed(rename))))
 
 
 @app.command(name="list")

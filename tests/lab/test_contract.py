@@ -6,6 +6,7 @@ In ``make test`` every pair of values meets at least once; in ``make test-all`` 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from natal.lab.engines import ENGINES
 from natal.lab.trial import Trained, Trial
 from trials import TOKENS, bits, removed, setting, train, trial
 
-# No bias and no neuron without inputs stand before a batch norm: they have no gradient but that of rounding, which
-# Adam makes whole steps of.
+# No neuron without inputs stands before a batch norm: it has no gradient but that of rounding, which Adam makes whole
+# steps of.
 NETWORKS: dict[str, tuple[Mapping[str, Any], tuple[int, ...]]] = {
     "mlp": ({"network": "mlp", "hidden": [9]}, (6,)),
     "linear": ({"network": "mlp", "hidden": []}, (6,)),
@@ -38,8 +39,16 @@ NETWORKS: dict[str, tuple[Mapping[str, Any], tuple[int, ...]]] = {
     "resnet-20": ({"network": "resnet-20", "width": 2}, (1, 8, 8)),
     "projection": ({"network": "resnet-20", "width": 2, "shortcut": "projection"}, (3, 8, 8)),
     "vgg-11": ({"network": "vgg-11", "width": 2, "batch_norm": False}, (1, 16, 16)),
+    "vgg-11-bn": ({"network": "vgg-11", "width": 2}, (1, 32, 32)),
+    "conv-2": ({"network": "conv-2", "width": 2}, (1, 8, 8)),
     "transformer": ({"network": "transformer", "width": 8, "heads": 2, "norm": True}, TOKENS),
 }
+
+IDLE = {"vgg-11-bn": re.compile(r"conv\d+\.bias|norm\d+\.running_mean")}
+"""Biases that a batch norm takes away again, which rounding alone moves, and the means that follow them."""
+
+LONG = ("vgg-11-bn",)
+"""Networks too large for ``make test``: all their combinations are in ``make test-all``."""
 
 
 def noise(x: Tensor, generator: Generator) -> Tensor:
@@ -95,14 +104,14 @@ def pairs(*factors: Sequence[str]) -> list[tuple[str, ...]]:
     return rows
 
 
-PAIRS = pairs(list(NETWORKS), list(TASKS), list(WAYS))
+PAIRS = pairs([n for n in NETWORKS if n not in LONG], list(TASKS), list(WAYS))
 EVERY = list(itertools.product(NETWORKS, TASKS, WAYS))
 
 
 def test_every_pair_meets() -> None:
     for i, j in itertools.combinations(range(3), 2):
         both = {(row[i], row[j]) for row in PAIRS}
-        assert both == {(row[i], row[j]) for row in EVERY}
+        assert both == {(row[i], row[j]) for row in EVERY if row[0] not in LONG}
     assert len(PAIRS) < len(EVERY) / 2
 
 
@@ -121,7 +130,9 @@ def lanes(
     ]
 
 
-def same_experiment(ours: Trained, theirs: Trained, tolerance: float) -> None:
+def same_experiment(
+    ours: Trained, theirs: Trained, tolerance: float, idle: re.Pattern[str] | None = None
+) -> None:
     assert ours.outcome.steps_trained == theirs.outcome.steps_trained == 20
     assert (ours.outcome.kept, ours.outcome.nonzero_params) == (
         theirs.outcome.kept,
@@ -134,6 +145,8 @@ def same_experiment(ours: Trained, theirs: Trained, tolerance: float) -> None:
     assert ours.outcome.best_step == theirs.outcome.best_step
     assert ours.state.keys() == theirs.state.keys()
     for name, value in theirs.state.items():
+        if idle and idle.fullmatch(name):
+            continue
         error = (ours.state[name] - value).abs().max()
         assert error <= tolerance * max(1, value.abs().max().item()), name
 
@@ -149,7 +162,7 @@ def agree(network: str, task: str, way: str) -> None:
             for ours, theirs, of in zip(train(engine, *made), expected, made, strict=True):
                 assert ours.outcome.made_by.engine == engine
                 assert not removed(ours, of.mask).any()
-                same_experiment(ours, theirs, 1e-7 if convolutions else 1e-9)
+                same_experiment(ours, theirs, 1e-7 if convolutions else 1e-9, IDLE.get(network))
 
 
 @pytest.mark.parametrize(("network", "task", "way"), PAIRS)

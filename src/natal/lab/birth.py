@@ -18,7 +18,7 @@ from natal.lab.networks import born, networks, small_dense
 from natal.lab.state import State
 from natal.lab.states import Kept
 from natal.lab.tasks import Split, load, tasks
-from natal.lab.trial import Trial
+from natal.lab.trial import Trial, scored_rows
 from natal.pruning.choose import mask, problem_of, score
 from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.criteria.flow import redraw
@@ -31,9 +31,6 @@ from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
 """Training rows the mask doctor runs through a network: enough for scales and dead ReLUs, cheap beside one epoch."""
-
-SCORED_A_CLASS = 10
-"""Training rows a class that a criterion sees where a study trains on small batches, if a batch is not larger."""
 
 
 def setting(study: Study, task: str, network: str) -> Setting:
@@ -323,10 +320,7 @@ def try_out(study: Study, run: Run, rows: int) -> None:
 
 def _problem(study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None) -> Problem:
     """Return what a run's criterion sees: its network, and the rows to fit, or of small batches a few a class."""
-    batch = study.training.batch
-    if batch is not None:
-        rows = min(rows or len(split.fit), max(batch, SCORED_A_CLASS * split.data.outputs))
-    fit = split.fit[:rows]
+    fit = split.fit[: scored_rows(split, study.training, rows)]
     task = tasks[study.task(run.task).entry]
     inputs, targets = split.data.inputs[fit], split.data.targets[fit]
     return problem_of(net, run.seed, inputs=inputs, targets=targets, loss=task.loss.value)

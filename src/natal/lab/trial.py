@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from natal.errors import NatalError
 from natal.lab.state import State
 from natal.lab.tasks import Split, Task
+from natal.pruning.choose import problem_of
+from natal.pruning.criteria import Problem
 from natal.pruning.cuts import Cuts
 from natal.pruning.doctor import is_constant
 from natal.pruning.mask import Mask
 from natal.store import Outcome
 from natal.streams import stream
 from natal.study import Maker, Training
+from natal.study.clock import steps
+
+SCORED_A_CLASS = 10
+"""Training rows a class that a criterion sees where a study trains on small batches, if a batch is not larger."""
 
 CHUNK = 1000
 """Rows of images or tokens that are measured at once; flat rows are measured all at once."""
@@ -59,11 +68,69 @@ class Trial:
     cuts: Cuts | None = None
     order: int = 0
 
+    def __post_init__(self) -> None:
+        total = self.training.total_steps(self.rows_to_fit)
+        if not self.first < total:
+            raise NatalError(
+                f"training.length = {self.training.length!r} ends at step {total}, and this stage starts at step "
+                f"{self.first}: no step is left; lengthen it"
+            )
+        if self.cuts is not None and not 0 <= self.cuts.start < self.cuts.stop <= total:
+            raise NatalError(
+                f"at goes from step {self.cuts.start} to step {self.cuts.stop} here; they must come in this order, "
+                f"within the {total} steps of training"
+            )
+        for clock, step in self.clocks.items():
+            if not self.first <= step <= total:
+                raise NatalError(
+                    f"keep names {clock!r}, step {step} here, and this stage goes from step {self.first} to {total}"
+                )
+
     def born(self) -> nn.Module:
-        """Return a copy of the network with its initial weights under the mask."""
+        """Return a copy of the network as training begins: at birth, or as ``start`` has it, under the mask."""
         net = copy.deepcopy(self.network)
+        if self.start is not None:
+            net.load_state_dict(dict(self.start.tensors))
         self.mask.apply_(dict(net.named_parameters()))
         return net
+
+    @property
+    def first(self) -> int:
+        """The steps taken when training begins, on its clock."""
+        return 0 if self.start is None else self.start.step
+
+    @property
+    def settled(self) -> int:
+        """The step from which on the network has its last mask."""
+        return 0 if self.cuts is None else self.cuts.stop
+
+    @property
+    def cut_after(self) -> frozenset[int]:
+        """The steps after which this training cuts."""
+        steps = () if self.cuts is None else self.cuts.steps
+        return frozenset(step for step in steps if step > self.first)
+
+    @property
+    def clocks(self) -> dict[str, int]:
+        """The numbers of steps after which states are kept, by clock; ``"end"`` may come earlier."""
+        rows, training = self.rows_to_fit, self.training
+        return {
+            clock: steps(clock, training.steps_per_epoch(rows), training.total_steps(rows))
+            for clock in self.keep
+        }
+
+    def begun_as_told(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether these are, bit for bit, the tensors that training begins with: the proof ``rewound``."""
+        told = self.network.state_dict() if self.start is None else self.start.tensors
+        masks = self.mask.items()
+
+        def expected(name: str) -> Tensor:
+            whole = told[name].to(tensors[name].dtype)
+            return whole.masked_fill(~masks[name], 0) if name in masks else whole
+
+        return told.keys() == tensors.keys() and all(
+            torch.equal(value.cpu(), expected(name)) for name, value in tensors.items()
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,9 +155,32 @@ class Trial:
         last = convolves and torch.device(device).type == "cpu" and self.split.data.inputs.ndim == 4
         return torch.channels_last if last else torch.contiguous_format
 
+    def problem(self, net: nn.Module) -> Problem:
+        """Return what a criterion sees of this trial's network as ``net`` has it now, on its device."""
+        device = next(net.parameters()).device
+        x, y = self.rows(device)["fit"]
+        count = scored_rows(self.split, self.training)
+        return problem_of(net, self.seed, inputs=x[:count], targets=y[:count], loss=self.task.loss.value)
+
     def stream(self, purpose: str) -> torch.Generator:
-        """Return this run's generator for one purpose: ``order``, ``augment``, ``dropout``."""
-        return stream(self.seed, purpose)
+        """Return this run's generator for one purpose, ``order``, ``augment`` or ``dropout``, as training begins."""
+        name = self.named(purpose)
+        generator = stream(self.seed, name)
+        if self.start is not None and name in self.start.streams:
+            generator.set_state(self.start.streams[name])
+        return generator
+
+    def named(self, purpose: str) -> str:
+        """Return the name of the stream for a purpose; another ``order`` has streams of its own."""
+        return f"{purpose}/{self.order}" if self.order and purpose in ("order", "augment") else purpose
+
+    def drawn(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return, of the states of generators by purpose, those that are not the streams' first ones, by name."""
+        return {
+            self.named(purpose): state
+            for purpose, state in states.items()
+            if not torch.equal(state, stream(self.seed, self.named(purpose)).get_state())
+        }
 
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Return what is minimised: the task's loss, with the study's label smoothing."""
@@ -100,16 +190,28 @@ class Trial:
     def batches(self, device: str | torch.device = "cpu") -> Iterator[Tensor | None]:
         """Yield the positions, among the rows to fit, of each step's batch; None: all of them, in their order.
 
-        Every epoch draws a new order from the stream ``order`` and cuts it into batches; the last may be short.
+        Every epoch draws a new order from the stream ``order`` and cuts it into batches; the last may be short. Those
+        of the steps that ``start`` has behind it are passed over.
         """
         rows, size = self.rows_to_fit, self.training.batch
         if size is None or size >= rows:
             while True:
                 yield None
         generator = self.stream("order")
+        epochs, begun = divmod(self.first, self.training.steps_per_epoch(rows))
+        for _ in range(epochs):
+            torch.randperm(rows, generator=generator, device="cpu")
         while True:
             order = torch.randperm(rows, generator=generator, device="cpu")
-            yield from torch.split(order.to(device), size)
+            yield from islice(torch.split(order.to(device), size), begun, None)
+            begun = 0
+
+
+def scored_rows(split: Split, training: Training, most: int | None = None) -> int | None:
+    """Return how many rows to fit a criterion sees: all, or ``most``, or of small batches a few a class."""
+    if training.batch is None:
+        return most
+    return min(most or len(split.fit), max(training.batch, SCORED_A_CLASS * split.data.outputs))
 
 
 # data are cut up and placed once for all the trainings that follow each other on them
@@ -137,11 +239,12 @@ class History:
     """A training as it unfolds: its curves, and which evaluation was the best so far.
 
     A strictly better one (`Training.decide`) is a new best. Training ends after ``patience`` evaluations without one,
-    at ``target``, or when a loss, of training or validation, is no longer finite.
+    at ``target``, or when a loss, of training or validation, is no longer finite. ``since``: the step of the last cut;
+    what is measured before is not the network that was asked for, so it is neither best nor a reason to stop.
     """
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    def __init__(self, training: Training, since: int = 0) -> None:
+        self.training, self.since = training, since
         names = ["step", "train_loss", "val_loss", "val_metric", *["test_metric"] * training.test_curve]
         self.curves: dict[str, list[float]] = {name: [] for name in names}
         self.best = -math.inf
@@ -158,8 +261,8 @@ class History:
             curve.append(float(values.get(name, test_metric)))
         self.diverged = not (math.isfinite(train_loss) and math.isfinite(val_loss))
         value = {"val-metric": val_metric, "val-loss": -val_loss, "end": float(step)}[self.training.decide]
-        better = value > self.best and not self.diverged
-        self._waited = 0 if better else self._waited + 1
+        better = value > self.best and not self.diverged and step >= self.since
+        self._waited = 0 if better or step < self.since else self._waited + 1
         if better:
             self.best, self.best_step = value, step
         return better
@@ -168,6 +271,8 @@ class History:
     def over(self) -> bool:
         """Whether training ends before its length does."""
         training, metric = self.training, self.curves["val_metric"][-1]
+        if self.curves["step"][-1] < self.since:
+            return self.diverged
         return (
             self.diverged
             or (training.patience is not None and self._waited >= training.patience)
@@ -222,12 +327,77 @@ def finals(trial: Trial, state: Mapping[str, Tensor]) -> Finals:
     )
 
 
+@dataclass
+class Course:
+    """What is seen of a training beside its curves: the ``mask`` it has now, the states that are kept, the proofs.
+
+    ``held``: removed weights were exactly 0 whenever somebody looked.
+    """
+
+    trial: Trial
+    mask: Mask
+    held: bool = True
+    rewound: bool = False
+    restarted: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+
+    def begin(self, tensors: Mapping[str, Tensor], rate: float, fresh: bool, batch: Tensor | None) -> None:
+        """Note what training really begins with: ``tensors`` before the first step, its learning rate and batch, and
+        whether the optimiser remembers nothing."""
+        self.rewound = self.trial.begun_as_told(tensors)
+        rows = "all" if batch is None else hashlib.sha256(batch.cpu().numpy().tobytes()).hexdigest()[:16]
+        self.restarted = {
+            "step": self.trial.first,
+            "learning_rate": float(rate),
+            "optimiser": "fresh" if fresh else "kept",
+            "batch": rows,
+        }
+
+    def look(self, parameters: Mapping[str, Tensor]) -> None:
+        """See whether what the mask removes is exactly 0."""
+        gone = [
+            parameters[name].detach()[~kept.to(parameters[name].device)].any()
+            for name, kept in self.mask.items().items()
+        ]
+        self.held = self.held and not (gone and bool(torch.stack(gone).any()))
+
+    @torch.no_grad()
+    def cut(self, step: int, net: nn.Module, gradient: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Cut a network as it is after ``step`` steps: what goes, and what comes back, becomes 0 in it.
+
+        ``gradient``: the dense one of the step's batch, where the cuts ask for it. Returns which weights came back, by
+        parameter name. A network that has overflowed is left alone: its next evaluation ends it.
+        """
+        cuts = self.trial.cuts
+        assert cuts is not None
+        if not all(bool(p.isfinite().all()) for p in [*net.parameters(), *(gradient or {}).values()]):
+            return {}
+        moved = cuts.at(step, self.trial.problem(net), self.mask, gradient)
+        self.mask, parameters = moved.mask.to("cpu"), dict(net.named_parameters())
+        for name, kept in moved.mask.items().items():
+            parameters[name].masked_fill_(~kept, 0)
+        for name, back in moved.regrown.items():
+            parameters[name].masked_fill_(back, 0)
+        return dict(moved.regrown)
+
+    @property
+    def proofs(self) -> dict[str, Any]:
+        """What was proven, JSON-ready; see `natal.store.Outcome`."""
+        return {
+            "held": self.held,
+            "rewound": self.rewound,
+            "restarted": self.restarted,
+            "sparsity": self.mask.sparsity,
+        }
+
+
 def conclude(
     trial: Trial,
     history: History,
     state: Mapping[str, Tensor],
     seconds: float,
     made_by: Maker,
+    course: Course,
     measured: Finals | None = None,
 ) -> Trained:
     """Sum up a training, whose best weights are measured here unless the engine has ``measured`` them itself.
@@ -236,7 +406,7 @@ def conclude(
     """
     if measured is None:
         measured = Finals() if history.diverged else finals(trial, state)
-    mask, fit = trial.mask, trial.rows_to_fit
+    mask, fit = course.mask, trial.rows_to_fit
     removed = mask.total - mask.kept + sum(int((~kept).sum()) for kept in mask.biases.values())
     remaining = sum(p.numel() for p in trial.network.parameters()) - removed
     prunable, total = trial.before or (mask.total, remaining + removed)
@@ -264,6 +434,8 @@ def conclude(
             diagnosis=dict(trial.diagnosis),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             curves={name: np.array(curve, dtype=np.float64) for name, curve in history.curves.items()},
+            proofs=course.proofs,
         ),
         {name: value.cpu().contiguous() for name, value in state.items()},
+        course.states,
     )

@@ -47,7 +47,16 @@ def score(name: str, problem: Problem) -> Scores:
         return _scores(name, own)
 
 
-def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | None = None) -> Mask:
+def mask(
+    recipe: Recipe,
+    problem: Problem,
+    sparsity: float,
+    floors: Floors | None = None,
+    *,
+    before: Mask | None = None,
+    going: Going | None = None,
+    last: bool = True,
+) -> Mask:
     """Return the mask a recipe chooses for a problem.
 
     Sparsity 0 is the dense network whatever the recipe. With weight granularity ``int(sparsity * n)`` of the
@@ -61,28 +70,42 @@ def mask(recipe: Recipe, problem: Problem, sparsity: float, floors: Floors | Non
     removes as many of each layer at random, ``highest-norm`` those with the largest incoming L2 norm of
     weights, ``fresh-narrow`` keeps the mask and draws a new network of its width from PyTorch's
     initialisation. New weights are in the mask's ``redrawn``. ``floors``: what every group of neurons keeps.
+
+    For cuts one after the other, see `natal.pruning.cuts.cut`: ``before``: what an earlier cut kept of this network;
+    what is gone stays gone, and ``sparsity`` counts it. ``going``: how many go of layers that have a pace of their own.
+    ``last``: False while more cuts follow, when a budget may still be on its way.
     """
     how = _check(recipe, problem, sparsity)
     if sparsity == 0:
         return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
-    with private(replace(problem, sparsity=sparsity)) as own:
+    left = problem.kept if before is None else before.weights
+    with private(replace(problem, sparsity=sparsity, kept=left)) as own:
         found = Neurons(own) if recipe.granularity == "neuron" else None
+        if found is not None and before is not None and not before.units:
+            before = replace(before, units=found.units_of(before))
+        begun = 1.0 if before is None else _density(before)
         if found is not None and floors is not None:
             floors.check(found.groups)
         chosen: Mask | None = None
         for turn in range(1, how.rounds + 1):
-            last = turn == how.rounds
-            reached = sparsity if last else 1 - (1 - sparsity) ** (turn / how.rounds)
+            over = turn == how.rounds
+            reached = sparsity if over else 1 - begun * ((1 - sparsity) / begun) ** (turn / how.rounds)
             scores = _scores(recipe.criterion, own)
-            gone = None if how.returns else chosen
+            gone = before if how.returns or chosen is None else chosen
             if found is not None:
-                ranked = _ranked(found.scores(recipe, scores, own), recipe, gone.units if gone else {})
-                kept = select_units(ranked, reached, recipe.scope, last=last)
-                kept = kept if floors is None or not last else floors.raised(kept, ranked)
+                ranked = ranking(found.scores(recipe, scores, own), recipe, gone.units if gone else {})
+                kept = select_units(ranked, reached, recipe.scope, last=over and last)
+                kept = kept if floors is None or not over else floors.raised(kept, ranked)
                 chosen = found.mask(own, kept)
             else:
-                chosen = Mask(_of_weights(recipe, scores, gone.weights if gone else {}, reached, last))
-            if not last:
+                own_pace = going(reached) if going is not None else {}
+                stays = gone.weights if gone else {}
+                chosen = Mask(_of_weights(recipe, scores, stays, reached, over and last, own_pace))
+            if before is not None and over:
+                _check_stays_gone(chosen, before, recipe, reached)
+            if not over:
+                # on the way a scope may ask for less than is gone already
+                chosen = chosen if before is None else _and(chosen, before)
                 weights = {name: w * chosen.weights[name] for name, w in own.initial.items()}
                 own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
         assert chosen is not None
@@ -128,20 +151,54 @@ def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -
     return replace(best, reached={**shares(best), "latency": seconds(best)})
 
 
+Going = Callable[[float], Mapping[str, int]]
+"""From the sparsity of a cut, how many weights are gone after it of the layers that have a pace of their own."""
+
+
+def _and(chosen: Mask, before: Mask) -> Mask:
+    """Return a mask without what an earlier cut removed."""
+    weights, units = (
+        {name: part & of[name].to(part.device) for name, part in parts.items()}
+        for parts, of in ((chosen.weights, before.weights), (chosen.units, before.units))
+    )
+    return replace(chosen, weights=weights, units=units)
+
+
+def _density(before: Mask) -> float:
+    """Return the share of neurons, or else of weights, that an earlier cut kept."""
+    units = before.units.values()
+    return sum(int(stay.sum()) for stay in units) / sum(map(len, units)) if units else 1 - before.sparsity
+
+
+def _check_stays_gone(chosen: Mask, before: Mask, recipe: Recipe, sparsity: float) -> None:
+    for name, kept in before.weights.items():
+        back = int((chosen.weights[name] & ~kept.to(chosen.weights[name].device)).sum())
+        if back:
+            raise NatalError(
+                f"the mask before has removed {back} weights of {name!r} more than {recipe.scope!r} at sparsity "
+                f"{sparsity:g} removes, and what is gone stays gone; raise the sparsity, or cut with one scope"
+            )
+
+
 def _of_weights(
-    recipe: Recipe, scores: Scores, stays: Mapping[str, Tensor], sparsity: float, last: bool
+    recipe: Recipe,
+    scores: Scores,
+    stays: Mapping[str, Tensor],
+    sparsity: float,
+    last: bool,
+    going: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """Return the masks of single weights, or of the groups that a finer granularity makes of them."""
     if recipe.granularity == "2:4":
-        ranked = _ranked(scores, recipe, stays)
+        ranked = ranking(scores, recipe, stays)
         return {name: two_of_four(ranked[name], sparsity) for name in scores}
     if recipe.granularity == "weight":
-        return select(_ranked(scores, recipe, stays), sparsity, recipe.scope, last=last)
+        return select(ranking(scores, recipe, stays), sparsity, recipe.scope, last=last, going=going)
     _check_unsigned(recipe, scores, "a group's")
     grids = {name: grid_of(recipe.granularity, of_weights.shape) for name, of_weights in scores.items()}
     p = 1 if recipe.aggregate == "incoming-l1" else 2
     of_groups = {name: grid.norm(scores[name], p) for name, grid in grids.items()}
-    ranked = _ranked(of_groups, recipe, {name: grids[name].any(kept) for name, kept in stays.items()})
+    ranked = ranking(of_groups, recipe, {name: grids[name].any(kept) for name, kept in stays.items()})
     shapes = {name: tuple(of_weights.shape) for name, of_weights in scores.items()}
     kept = select(ranked, sparsity, recipe.scope, shapes=shapes, last=last)
     return {name: grid.spread(kept[name]) for name, grid in grids.items()}
@@ -183,12 +240,12 @@ def _scores(name: str, problem: Problem) -> Scores:
     return {layer: scores[layer].detach() for layer in problem.weights}
 
 
-def _ranked(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ranking(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turn the scores round for ``invert`` and put what is already gone below everything."""
     signed = {name: -s if recipe.control == "invert" else s for name, s in scores.items()}
     if not stays:
         return signed
-    return {name: s.masked_fill(~stays[name], -torch.inf) for name, s in signed.items()}
+    return {name: s.masked_fill(~stays[name].to(s.device), -torch.inf) for name, s in signed.items()}
 
 
 def _shuffle(chosen: Mask, problem: Problem, found: Neurons) -> Mask:

@@ -46,8 +46,8 @@ class Mask:
 
     @property
     def sparsity(self) -> float:
-        """Share of prunable weights removed (realised)."""
-        return 1 - self.kept / self.total
+        """Share of prunable weights removed (realised); 0 where none are masked."""
+        return 1 - self.kept / self.total if self.weights else 0.0
 
     def densities(self) -> dict[str, float]:
         """Share of weights kept, by parameter name; 0 means the layer has collapsed."""
@@ -137,12 +137,7 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
         raise NatalError(
             f"{type(model).__name__} has no linear or convolution layer, so nothing can be pruned"
         )
-    names = weight_names(model)
-    known = {name: name for name in entries} | {
-        alias: first for first, all_ in names.items() for alias in all_
-    }
-    known |= {alias.removesuffix(".weight"): first for alias, first in known.items()}
-    known |= {"first": next(iter(entries)), "last": known[list(entries)[-1]]}
+    known = layer_names(model)
     for layer in exclude:
         if layer not in known:
             raise NatalError(f"exclude names no prunable layer {layer!r}{did_you_mean(layer, known)}")
@@ -156,6 +151,16 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
             f"exclude leaves no layer of {type(model).__name__} to prune, not even {known['last']!r}"
         )
     return found
+
+
+def layer_names(model: nn.Module) -> dict[str, str]:
+    """Return what each prunable weight may be called, ``"fc1"``, ``"fc1.weight"``, ``"first"`` or ``"last"``, with the
+    name that masks know it by."""
+    entries = [name for name, _, _ in _prunable_entries(model)]
+    known = {name: name for name in entries}
+    known |= {alias: first for first, aliases in weight_names(model).items() for alias in aliases}
+    known |= {alias.removesuffix(".weight"): first for alias, first in known.items()}
+    return known | {"first": known[entries[0]], "last": known[entries[-1]]}
 
 
 def _dense(name: str, parameter: nn.Parameter | None) -> Tensor:

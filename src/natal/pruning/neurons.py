@@ -84,6 +84,18 @@ class Neurons:
                     )
         return Mask(masks, others, units={name: stay.clone() for name, stay in kept.items()})
 
+    @on_cpu
+    def units_of(self, mask: Mask) -> dict[str, Tensor]:
+        """Return which units of every group a mask keeps: those that any kept weight makes."""
+        units = {}
+        for name, group in self.groups.items():
+            stay = torch.zeros(len(group), dtype=torch.bool)
+            for m in group.makers:
+                lines = mask.weights[self.names[m.name]].cpu().movedim(m.axis, 0).flatten(1).any(1)
+                stay[m.unit[lines & (m.unit >= 0)]] = True
+            units[name] = stay
+        return units
+
     def scores(self, recipe: Recipe, scores: Scores, problem: Problem) -> dict[str, Tensor]:
         """Return one score per unit of every group: what its weights' scores come to, or its gate's.
 

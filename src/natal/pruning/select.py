@@ -26,6 +26,7 @@ def select(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     last: bool = True,
+    going: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Keep the highest scores: exactly ``int(sparsity * n)`` are removed, ties broken by position, first goes
     first.
@@ -35,7 +36,8 @@ def select(
     layer. ``threshold`` keeps the scores above ``sparsity`` itself, so that the count is only binomial when
     they are uniform: the published program's random masks. ``shapes``: of the weights behind the scores, where a score
     is that of a group of weights; budgets are made of them. ``last``: False while an iterative criterion has
-    rounds to go, when a budget may still be on its way. Returns boolean tensors of the scores' shapes, True =
+    rounds to go, when a budget may still be on its way. ``going``: under ``layerwise``, how many go of some layers
+    whatever the sparsity. Returns boolean tensors of the scores' shapes, True =
     kept. Masks are nested: what a higher sparsity keeps, a lower one keeps too. Raises NatalError on a
     sparsity outside [0, 1), an unknown scope or layer, a budget that cannot be met at this sparsity, or a
     score that is NaN.
@@ -48,7 +50,7 @@ def select(
         return {name: score > sparsity for name, score in scores.items()}
     counts = {name: score.numel() for name, score in scores.items()}
     if scope == "layerwise":
-        shares = [([name], int(sparsity * n)) for name, n in counts.items()]
+        shares = [([name], (going or {}).get(name, int(sparsity * n))) for name, n in counts.items()]
     else:
         behind = shapes or {name: tuple(score.shape) for name, score in scores.items()}
         shares = quotas(scope, counts, behind, sparsity, last=last)

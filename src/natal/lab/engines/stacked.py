@@ -29,7 +29,9 @@ from natal.determinism import deterministic, single_threaded
 from natal.errors import NatalError
 from natal.lab.engines.engine import Pending, Setting
 from natal.lab.engines.made import made_by
-from natal.lab.trial import History, Trained, Trial, conclude
+from natal.lab.state import State
+from natal.lab.trial import Course, History, Trained, Trial, conclude
+from natal.pruning.mask import Mask
 from natal.study import Maker, Optimiser
 
 LANES_ON_CPU = 8
@@ -57,6 +59,8 @@ class Stacked:
 
     def refuses(self, setting: Setting) -> str:
         """Return why a network does not go through ``vmap``, found by trying two lanes on two rows."""
+        if "cuts" in setting.stages:
+            return "it does not cut networks while they train"
         rows = setting.split.fit[:2]
         inputs, targets = setting.split.data.inputs[rows], setting.split.data.targets[rows]
         try:
@@ -116,7 +120,13 @@ def _likeness(trial: Trial) -> Any:
     tensors = [(name, value.shape, value.dtype) for name, value in trial.network.state_dict().items()]
     split = trial.split
     rows = len(split.fit), len(split.val), len(split.data.test_inputs), split.data.inputs.shape[1:]
-    return repr((modules, tensors, trial.training, trial.task.name, rows))
+    return repr((modules, tensors, trial.training, trial.task.name, rows, trial.first, _taken(trial)))
+
+
+def _taken(trial: Trial) -> int:
+    """Return how many steps the optimiser counts when training begins."""
+    remembered = {} if trial.start is None else trial.start.optimiser
+    return max((int(t) for name, t in remembered.items() if name.endswith("/step")), default=0)
 
 
 def _plain(key: str, value: object) -> bool:
@@ -206,14 +216,36 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
     training, rows = trials[0].training, trials[0].rows_to_fit
     began = time.perf_counter()
     lanes, courses = _Lanes(trials, device), _Courses(trials, device)
-    histories = [History(training) for _ in trials]
+    histories, seen = [History(training) for _ in trials], [Course(trial, trial.mask) for trial in trials]
     best = {name: value.clone() for name, value in lanes.nets.state().items()}
     seconds = [0.0] * len(trials)
     alive = list(range(len(trials)))  # the trial of each lane
-    evaluations, last = set(training.evaluations(rows)), training.total_steps(rows)
+    first, evaluations, last = trials[0].first, set(training.evaluations(rows)), training.total_steps(rows)
     losses: list[Tensor] = []
-    for step, factor in enumerate(training.factors(rows), start=1):
-        losses.append(lanes.step(*courses.batch(), step, factor))
+
+    def keep(step: int, over: Sequence[int] | None = None) -> None:
+        """Keep the states that are wanted after a step; ``over``: only those of the lanes that it was the last of."""
+        for lane, i in enumerate(alive):
+            clocks = trials[i].clocks.items()
+            now = [
+                c
+                for c, at in clocks
+                if (c != "end" and at == step if over is None else c == "end" and i in over)
+            ]
+            if now:
+                streams = trials[i].drawn(courses.streams(lane))
+                seen[i].states |= dict.fromkeys(now, lanes.state(lane, step, trials[i].mask, streams))
+
+    keep(first)
+    for step, factor in enumerate(training.factors(rows)[first:], start=first + 1):
+        inputs, targets = courses.batch()
+        if step == first + 1:
+            for lane, course in enumerate(seen):
+                state = {name: value[lane] for name, value in lanes.nets.state().items()}
+                fresh = not any(moment[lane].any() for moment in lanes.moments)
+                course.begin(state, course.trial.learning_rate * factor, fresh, courses.drawn(lane))
+        losses.append(lanes.step(inputs, targets, factor))
+        keep(step)
         if step not in evaluations:
             continue
         mean = torch.stack(losses).mean(0)
@@ -222,10 +254,15 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
             *lanes.measure(courses, "val"),
             *(lanes.measure(courses, "test")[1:] if training.test_curve else ()),
         ]
-        values = [mean, *(value.where(mean.isfinite(), math.nan) for value in values)]
+        values = [mean, *(value.where(mean.isfinite(), math.nan) for value in values), lanes.strayed()]
         # here alone does the host wait for the device
-        measured = torch.stack([value.double() for value in values], 1).tolist()
-        better = [histories[i].record(step, *of_lane) for i, of_lane in zip(alive, measured, strict=True)]
+        *measured, strayed = torch.stack([value.double() for value in values]).tolist()
+        better = [
+            histories[i].record(step, *of_lane)
+            for i, of_lane in zip(alive, zip(*measured, strict=True), strict=True)
+        ]
+        for i, astray in zip(alive, strayed, strict=True):
+            seen[i].held = seen[i].held and not astray
         if any(better):
             improved = torch.tensor(better, device=device)
             for name, value in lanes.nets.state().items():
@@ -235,13 +272,14 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
             seconds[i] += (now - began) / len(alive)
         going = [lane for lane, i in enumerate(alive) if step < last and not histories[i].over]
         left = [i for lane, i in enumerate(alive) if lane not in going]
+        keep(step, over=left)
         alive = [alive[lane] for lane in going]
         if left and alive:
             lanes.only(going)
             courses.only(going)
         for i in left:
             state = {name: value[i].clone() for name, value in best.items()}
-            yield conclude(trials[i], histories[i], state, seconds[i], maker)
+            yield conclude(trials[i], histories[i], state, seconds[i], maker, seen[i])
         if not alive:
             return
         began = time.perf_counter() if left else now
@@ -276,13 +314,23 @@ class _Courses:
         self.inputs, self.targets = (torch.cat(rows).to(device) for rows in zip(*parts, strict=True))
         self.places = {name: torch.stack(of_courses).to(device) for name, of_courses in places.items()}
         self._whole: tuple[Tensor, Tensor] | None = None
+        self._drawn: list[Tensor | None] = []
+
+    def drawn(self, lane: int) -> Tensor | None:
+        """Return the positions, among a lane's rows to fit, of the batch that came last; None: all of them."""
+        return self._drawn[int(self.which[lane])]
+
+    def streams(self, lane: int) -> dict[str, Tensor]:
+        """Return the states of the generators that a lane's course draws from, by purpose."""
+        return {"augment": self._changes[int(self.which[lane])][1].get_state()}
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Return the next step's inputs and targets, (lane, row, ...)."""
         if self._whole is not None:
             return self._whole
         places = self.places["fit"]
-        drawn = [batch for batch in map(next, self._batches) if batch is not None]
+        self._drawn = [next(batches) for batches in self._batches]
+        drawn = [batch for batch in self._drawn if batch is not None]
         if drawn:
             places = places.gather(1, torch.stack(drawn))
         inputs, targets = self.inputs[places], self.targets[places]
@@ -364,7 +412,8 @@ class _Nets:
 
 
 class _Lanes:
-    """Networks in training. ``kept``: (lane, P), 0 for what is removed and 1 for the rest; ``rate``: (lane, 1)."""
+    """Networks in training. ``gone``: (lane, P), what is removed; ``rate``: (lane, 1); ``moments``: (lane, P) each;
+    ``taken``: the steps that the optimiser counts."""
 
     def __init__(self, trials: Sequence[Trial], device: torch.device) -> None:
         first = trials[0]
@@ -372,27 +421,58 @@ class _Lanes:
         self.nets = _Nets([trial.born() for trial in trials], device)
         self.nets.net.train()
         theta = self.nets.theta
-        whole = {name: torch.ones(shape, device="cpu") for name, shape in self.nets.shapes.items()}
-        self.kept = torch.stack([self.nets.row({**whole, **trial.mask.items()}) for trial in trials]).to(
-            theta
-        )
+        shapes = self.nets.shapes.items()
+        whole = {name: torch.ones(shape, dtype=torch.bool, device="cpu") for name, shape in shapes}
+        kept = [self.nets.row({**whole, **trial.mask.items()}) for trial in trials]
+        self.gone = ~torch.stack(kept).to(theta.device)
         self.rate = theta.new_tensor([[trial.learning_rate] for trial in trials])
-        self.moments = [torch.zeros_like(theta) for _ in range(_moments(self.training.optimiser))]
+        self._names = _moments(self.training.optimiser)
+        none = {name: torch.zeros(shape, device="cpu") for name, shape in shapes}
+        self.moments = []
+        for key in self._names:
+            told = [{} if trial.start is None else trial.start.optimiser for trial in trials]
+            rows = [{name: of.get(f"{name}/{key}", zeros) for name, zeros in none.items()} for of in told]
+            self.moments.append(torch.stack([self.nets.row(row) for row in rows]).to(theta))
+        self.taken = _taken(first)
         self.rows_measured = MEASURED * min(first.training.batch or first.rows_to_fit, first.rows_to_fit)
 
-    def step(self, inputs: Tensor, targets: Tensor, step: int, factor: float) -> Tensor:
-        """Take the ``step``-th step, counted from 1, and return the losses before it, (lane,)."""
+    def state(self, lane: int, step: int, mask: Mask, streams: Mapping[str, Tensor]) -> State:
+        """Return one lane's state after ``step`` steps."""
+
+        def own(of_lanes: Tensor) -> Tensor:
+            return of_lanes[lane].detach().cpu().clone(memory_format=torch.contiguous_format)
+
+        remembered = {}
+        for key, moment in zip(self._names, self.moments, strict=True):
+            for name, value in self.nets.parameters(moment.masked_fill(self.gone, 0)).items():
+                if self.taken or moment[lane].any():
+                    remembered[f"{name}/{key}"] = own(value)
+                    if key == "exp_avg":
+                        count = torch.tensor(float(self.taken), dtype=torch.float32, device="cpu")
+                        remembered[f"{name}/step"] = count
+        tensors = {name: own(value) for name, value in self.nets.state().items()}
+        return State(step, tensors, remembered, {n: m.clone() for n, m in mask.items().items()}, streams)
+
+    def strayed(self) -> Tensor:
+        """Return which lanes hold a removed weight that is not 0, (lane,)."""
+        return ((self.nets.theta != 0) & self.gone).any(1)
+
+    def step(self, inputs: Tensor, targets: Tensor, factor: float) -> Tensor:
+        """Take a step and return the losses before it, (lane,)."""
+        self.taken += 1
         theta = self.nets.theta.detach().requires_grad_()
         with torch.enable_grad():
             losses = vmap(self.loss)(self.nets.outputs(theta, inputs), targets)
             # lanes share nothing, so the gradient of the sum is each one's own
             (gradient,) = torch.autograd.grad(losses.sum(), theta)
         if self.training.clip is not None:
-            gradient *= self.kept
+            gradient.masked_fill_(self.gone, 0)
             norm = gradient.norm(dim=1, keepdim=True)
             gradient *= (self.training.clip / (norm + 1e-6)).clamp(max=1)
-        _move(self.nets.theta, gradient, self.rate * factor, self.moments, step, self.training.optimiser)
-        self.nets.theta *= self.kept
+        _move(
+            self.nets.theta, gradient, self.rate * factor, self.moments, self.taken, self.training.optimiser
+        )
+        self.nets.theta.masked_fill_(self.gone, 0)
         return losses.detach()
 
     @torch.no_grad()
@@ -409,13 +489,15 @@ class _Lanes:
     def only(self, going: Sequence[int]) -> None:
         """Leave all lanes but some."""
         self.nets.only(going)
-        self.kept, self.rate = self.kept[going], self.rate[going]
+        self.gone, self.rate = self.gone[going], self.rate[going]
         self.moments = [moment[going] for moment in self.moments]
 
 
-def _moments(rule: Optimiser) -> int:
-    """Return how many numbers an optimiser remembers of each parameter."""
-    return int(rule.momentum > 0) if rule.name == "sgd" else 2
+def _moments(rule: Optimiser) -> tuple[str, ...]:
+    """Return what an optimiser remembers of each number, as ``torch.optim`` calls it."""
+    if rule.name == "sgd":
+        return ("momentum_buffer",) if rule.momentum else ()
+    return "exp_avg", "exp_avg_sq"
 
 
 def _move(

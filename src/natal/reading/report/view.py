@@ -95,10 +95,7 @@ class View:
     @cached_property
     def checked(self) -> list[claims.Checked]:
         """The study's claims, held against its runs."""
-        results = self.results
-        return [
-            claims.check_claim(results.runs, claim, self.study, results.tasks) for claim in self.study.claims
-        ]
+        return claims.check(self.results)
 
     @cached_property
     def dense(self) -> Mapping[Setting, stats.Cell | None]:

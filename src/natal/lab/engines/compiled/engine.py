@@ -18,8 +18,9 @@ from natal.lab.engines.compiled.steps import Loss
 from natal.lab.engines.compiled.vectors import Array
 from natal.lab.engines.engine import Pending, Setting
 from natal.lab.engines.made import made_by
+from natal.lab.state import State
 from natal.lab.tasks import Split, Task
-from natal.lab.trial import Finals, History, Trained, Trial, conclude
+from natal.lab.trial import Course, Finals, History, Trained, Trial, conclude
 from natal.pruning.doctor import CONSTANT
 
 WORTH_A_JOB = 2e10
@@ -87,17 +88,57 @@ class Compiled:
 
     def _train_one(self, trial: Trial, chain: Chain, rows: _Rows, device: str) -> Trained:
         started = time.perf_counter()
-        training, net = trial.training, trial.born()
+        training, net, start = trial.training, trial.born(), trial.start
         loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing))
-        learner = Learner(net, chain, trial.mask, training.optimiser, rows.ones > 0, loss, training.clip)
+        learner = Learner(
+            net, chain, trial.mask, training.optimiser, rows.ones > 0, loss, training.clip,
+            start.optimiser if start is not None else None, trial.cuts is not None,
+        )  # fmt: skip
+        course, history = Course(trial, trial.mask), History(training, trial.settled)
         steps = trial.batches()
         rates = trial.learning_rate * np.array(training.factors(trial.rows_to_fit))
-        history, best, done = History(training), learner.theta.copy(), 0
-        for until in training.evaluations(trial.rows_to_fit):
-            order, cuts = batches(list(islice(steps, until - done)), rows.fit)
-            losses = learner.learn(rows.parts["fit"][0], order, cuts, rates[done:until])
-            train_loss = math.fsum(losses) / len(losses)
+        best, done = learner.theta.copy(), trial.first
+        evaluations = set(training.evaluations(trial.rows_to_fit))
+        stops = {*evaluations, *trial.cut_after, *(n for clock, n in trial.clocks.items() if clock != "end")}
+        regrows = trial.cuts is not None and trial.cuts.regrow == "gradient"
+        if regrows:
+            # a gradient is that of a step, at the weights it begins with
+            stops |= {step - 1 for step in trial.cut_after}
+        losses: list[Array] = []
+
+        def keep(last: bool = False) -> None:
+            clocks = [clock for clock, at in trial.clocks.items() if (last if clock == "end" else at == done)]
+            if clocks:
+                learner.write(net)
+                tensors = {name: value.detach().clone() for name, value in net.state_dict().items()}
+                masks = {name: m.clone() for name, m in course.mask.items().items()}
+                course.states.update(dict.fromkeys(clocks, State(done, tensors, learner.remembered(), masks)))
+
+        learner.write(net)
+        keep()
+        for until in sorted(step for step in stops if step > trial.first):
+            parts = list(islice(steps, until - done))
+            if done == trial.first:
+                course.begin(net.state_dict(), rates[done], not learner.remembers, parts[0])
+            order, cuts = batches(parts, rows.fit)
+            gradient = None
+            if regrows and until in trial.cut_after:
+                learner.write(net)
+                gradient = learner.dense_gradient(net, rows.parts["fit"][0], order)
+            losses.append(learner.learn(rows.parts["fit"][0], order, cuts, rates[done:until]))
             done = until
+            if until in trial.cut_after:
+                learner.write(net)
+                regrown = course.cut(until, net, gradient)
+                learner.remask(net, course.mask, regrown)
+                best = learner.theta.copy()
+            keep()
+            if until not in evaluations:
+                continue
+            course.held = course.held and learner.holds
+            since = np.concatenate(losses)
+            losses.clear()
+            train_loss = math.fsum(since) / len(since)
             values = [math.nan, math.nan, math.nan]
             if math.isfinite(train_loss):
                 values[:2] = rows.measure(learner, "val")[:2]
@@ -107,11 +148,14 @@ class Compiled:
                 best[:] = learner.theta
             if history.over:
                 break
+        keep(last=True)
         seconds = time.perf_counter() - started
         finals = Finals() if history.diverged else rows.finals(learner, best)
-        learner.write(net, best)
+        for theta in (learner.theta, best):
+            learner.write(net, theta)
+            course.look(dict(net.named_parameters()))
         state = {name: value.detach().clone() for name, value in net.state_dict().items()}
-        return conclude(trial, history, state, seconds, made_by(self, device), finals)
+        return conclude(trial, history, state, seconds, made_by(self, device), course, finals)
 
 
 class _Rows:
