@@ -41,7 +41,9 @@ def bundle() -> str:
         embed=vl_convert.get_vega_embed_version(),
         convert=version("vl-convert-python"),
     )
-    return f"{head}{vl_convert.javascript_bundle(vl_version=VEGA_LITE).strip()}\n"
+    # its types ask for a snippet; without one it bundles what `vegaEmbed` needs
+    script = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    return f"{head}{script.strip()}\n"
 
 
 if __name__ == "__main__":

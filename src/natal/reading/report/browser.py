@@ -129,24 +129,18 @@ class _Build:
             for those in zip(*(line.entries for part in table.parts for line in part.lines), strict=True)
         ]
         room = ENTRIES // len(table.columns)
-        total = sum(len(part.lines) for part in table.parts)
-        parts = []
+        parts: list[dict[str, Any]] = []
+        left_out = 0
         for part in table.parts:
-            if room > 0:
-                parts.append(
-                    {
-                        "title": part.title,
-                        "setting": self._place(part.setting),
-                        "notes": part.notes,
-                        "lines": [self._line(table, part, line, rooms) for line in part.lines[:room]],
-                    }
-                )
+            shown = part.lines[: max(room, 0)]
+            if shown:
+                lines = [self._line(table, part, line, rooms) for line in shown]
+                place = self._place(part.setting)
+                parts.append({"title": part.title, "setting": place, "notes": part.notes, "lines": lines})
             room -= len(part.lines)
-        return {
-            "parts": parts,
-            "left_out": total - sum(len(part["lines"]) for part in parts),
-            "short": f"{table.apart}: a table of {total} lines",
-        }
+            left_out += len(part.lines) - len(shown)
+        total = sum(len(part.lines) for part in table.parts)
+        return {"parts": parts, "left_out": left_out, "short": f"{table.apart}: a table of {total} lines"}
 
     def _line(self, table: Table, part: Part, line: Line, rooms: Sequence[int]) -> dict[str, Any]:
         cell = None

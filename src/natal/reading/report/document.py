@@ -77,11 +77,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and, for files, its name; ``left``: words, which start at the left."""
+    """A column's title and, for files, its name.
+
+    ``left``: words, which start at the left; ``wide``: a text has no room for it.
+    """
 
     title: str
     name: str
     left: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def _part(table: Table, part: Part) -> Iterator[str]:
     if part.lines:
         titled = [Line(tuple(column.title for column in table.columns)), *part.lines]
         columns = zip(*(line.entries for line in titled), strict=True)
-        aligned = [_aligned(those, column.left) for those, column in zip(columns, table.columns, strict=True)]
+        both = zip(columns, table.columns, strict=True)
+        aligned = [_aligned(those, column.left) for those, column in both if not column.wide]
         yield from ("    " + " ".join(entries) for entries in zip(*aligned, strict=True))
     for note in part.notes:
         yield from bullet(note)

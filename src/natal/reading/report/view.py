@@ -118,7 +118,7 @@ class View:
 
     @cached_property
     def priority(self) -> list[str]:
-        """The strategies in the order in which a chart of a few takes them: random masks, the better ranked, controls."""
+        """The strategies in the order in which a chart takes them: random masks, the better ranked, controls last."""
         ranks: dict[str, list[int]] = {name: [] for name in self.strategies}
         for ranked in self.rankings.values():
             for r in ranked:
