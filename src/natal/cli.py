@@ -208,6 +208,11 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
             f"the strategy): {plural(planned.trainings, 'training')}"
         ),
     )
+    for line in planned.chains:
+        yield "chain", line
+    if any(planned.state_bytes):
+        kept, passing = (f"{size / 1e6:.1f} MB" for size in planned.state_bytes)
+        yield "states", f"{kept} to keep, at most {passing} in passing"
     yield "done", f"{len(planned.done)} of {plural(total, 'run')} stored in {planned.directory}"
     if planned.outdated:
         yield "not used", outdated(planned)
