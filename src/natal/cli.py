@@ -144,7 +144,7 @@ def run(
                 f"{f', {diverged} of them diverged' if diverged else ''} "
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
-            print(f"Report: {Path(out) / 'report.txt'}", flush=True)
+            print(f"Report: {Path(out) / 'report.html'}, as text {Path(out) / 'report.txt'}", flush=True)
     except BaseException as error:
         stop = _stop_behind(error)
         if stop is None:
@@ -208,6 +208,11 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
             f"the strategy): {plural(planned.trainings, 'training')}"
         ),
     )
+    for line in planned.chains:
+        yield "chain", line
+    if any(planned.state_bytes):
+        kept, passing = (f"{size / 1e6:.1f} MB" for size in planned.state_bytes)
+        yield "states", f"{kept} to keep, at most {passing} in passing"
     yield "done", f"{len(planned.done)} of {plural(total, 'run')} stored in {planned.directory}"
     if planned.outdated:
         yield "not used", outdated(planned)
@@ -275,17 +280,37 @@ def compare(
     from natal.reading.results import compare as compare_runs
     from natal.reading.results import load, published_objects, read_published
 
+    comparison = compare_runs(published_objects(load(directory)), read_published(reference), _renamed(rename))
+    print("\n".join(comparison.lines()))
+    raise typer.Exit(0 if comparison.identical else 1)
+
+
+def _renamed(pairs: list[str] | None) -> dict[str, str]:
+    """Return what ``--as`` says: our name for each of theirs."""
     names = {}
-    for pair in rename or ():
+    for pair in pairs or ():
         theirs, equals, ours = pair.partition("=")
         if not equals:
             raise NatalError(
                 f"--as {pair!r}: write it as THEIRS=OURS, such as random=random-from-init-stream"
             )
         names[theirs] = ours
-    comparison = compare_runs(published_objects(load(directory)), read_published(reference), names)
-    print("\n".join(comparison.lines()))
-    raise typer.Exit(0 if comparison.identical else 1)
+    return names
+
+
+@app.command()
+def audit(
+    file: Annotated[
+        str, typer.Argument(help="A paper's claims: a shipped audit's name (see `natal list`) or a TOML file.")
+    ],
+    directory: _Directory = Path("results"),
+    rename: Annotated[list[str] | None, typer.Option("--as", metavar="THEIRS=OURS", help="A task, network or strategy "
+                      "of DIR goes by another name in FILE. May be given again.")] = None,
+) -> None:  # fmt: skip
+    """Hold a paper's claims against any results: each is supported, contradicted or something between, and why."""
+    from natal.reading.audit import lines
+
+    print("\n".join(lines(file, directory, _renamed(rename))))
 
 
 @app.command(name="list")

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from natal.errors import NatalError
 from natal.registry import Registry, did_you_mean
 from natal.study import CONTROLS, SCOPES, STRATEGIES, load_study, presets
+from natal.study.audit import audits, load_audit
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ def kinds() -> list[Kind]:
     """Return the kinds that are installed, in the order of the list."""
     found = [
         Kind("study", "studies", presets(), lambda name: load_study(name).description, _study),
+        Kind("audit", "audits (a paper's claims)", audits(), lambda name: load_audit(name).title, _audit),
         Kind("strategy", "strategies", STRATEGIES, _recipe, _strategy),
         Kind("scope", "scopes (how dense each layer becomes)", SCOPES, SCOPES.__getitem__, _scope),
         Kind("control", "controls", CONTROLS, CONTROLS.__getitem__, _control),
     ]
     if not lab_missing():
-        found[1:1] = list(_of_the_lab())
+        found[2:2] = list(_of_the_lab())
     return found
 
 
@@ -83,6 +85,10 @@ def explain(name: str, kind: str | None = None) -> tuple[str, list[str]]:
 
 def _study(name: str) -> str:
     return presets()[name].read_text("utf-8").rstrip("\n")
+
+
+def _audit(name: str) -> str:
+    return audits()[name].read_text("utf-8").rstrip("\n")
 
 
 def _recipe(name: str) -> str:

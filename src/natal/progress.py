@@ -26,6 +26,8 @@ def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> s
 
 
 def _result(outcome: Outcome, field: str) -> str:
+    if "never_begun" in outcome.proofs:
+        return "not trained, what it starts from diverged"
     if outcome.test_metric is None:
         return f"diverged at epoch {round(outcome.epochs_trained, 2)}"
     return f"test_{field}={outcome.test_metric:.4f}"

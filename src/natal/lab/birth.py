@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from natal.pruning.cuts import Cuts, cut
 from natal.pruning.doctor import diagnose
 from natal.pruning.mask import Mask, dense, prunable
 from natal.store import Place
-from natal.study import Maker, Network, Recipe, Run, Stage, Study, Training, untimely
+from natal.study import Maker, Network, Recipe, Run, Stage, Study, Training, targets_of, untimely
 from natal.study import keys as chains
 
 DIAGNOSED_ROWS = 256
@@ -162,11 +162,12 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
         problem = _problem(study, run, split, seen)
         cuts = _cuts(stage, len(split.fit))
         if cuts is not None:
-            chosen = _before_cuts(recipe, problem, run.sparsity)
+            chosen = cuts.opening(problem)
         else:
-            chosen = _cut_in_turn(
-                recipe, problem, stage.targets, None if parent is None else parent.mask(net), rounds
-            )
+            before = None if parent is None else parent.mask(net)
+            since = 0.0 if stage.parent is None else stage.parent.run.sparsity
+            for chosen in _in_turn(recipe, problem, stage.targets, before, since):
+                rounds.append(chosen.sparsity)
         if recipe.control == "reinit":
             # redrawn are weights at birth, whatever the cut has seen
             chosen = replace(chosen, redrawn=redraw(prunable(net), problem.stream("reinit")))
@@ -216,16 +217,15 @@ def _in_rounds(stage: Stage) -> bool:
     return stage.recipe.spread is not None or len(stage.targets) > 1 or bool(stage.recipe.rates)
 
 
-def _cut_in_turn(
-    recipe: Recipe, problem: Problem, targets: Sequence[float], before: Mask | None, rounds: list[float]
-) -> Mask:
-    """Return the mask of several cuts at one state, the control's only in the last; note down what each reached."""
-    for number, target in enumerate(targets, start=1):
-        how = recipe if number == len(targets) else recipe.plain
-        before = cut(how, problem, target, before, recipe.rates)
-        rounds.append(before.sparsity)
-    assert before is not None
-    return before
+def _in_turn(
+    recipe: Recipe, problem: Problem, targets: Sequence[float], before: Mask | None, since: float
+) -> Iterator[Mask]:
+    """Yield the masks of several cuts at one state, the control's only as the last."""
+    for target in targets:
+        how = recipe if target == targets[-1] else recipe.plain
+        before = cut(how, problem, target, before, recipe.rates, since=None if before is None else since)
+        since = target
+        yield before
 
 
 def _cuts(stage: Stage, rows: int) -> Cuts | None:
@@ -237,13 +237,6 @@ def _cuts(stage: Stage, rows: int) -> Cuts | None:
     clock = stage.training.timeline(rows)
     first, last, every = (clock.steps(recipe.spread[name]) for name in ("from", "to", "every"))
     return Cuts(recipe, stage.targets[-1], first, last, every, recipe.regrow, recipe.fraction)
-
-
-def _before_cuts(recipe: Recipe, problem: Problem, sparsity: float) -> Mask:
-    """Return the mask that many cuts begin with: dense, or, to regrow, a random one of the scope's densities."""
-    if recipe.regrow is None:
-        return dense(problem.weights)
-    return mask(recipe.model_copy(update={"criterion": "random", "control": None}), problem, sparsity)
 
 
 def _start(stage: Stage, parent: State, trunk: State | None, chosen: Mask) -> State | None:
@@ -306,12 +299,15 @@ def _narrow(study: Study, run: Run, split: Split, net: nn.Module, chosen: Mask) 
 
 
 def try_out(study: Study, run: Run, rows: int) -> None:
-    """Make a run's mask from few rows, to see whether its recipe works on its network and data."""
+    """Make a run's masks from few rows at birth, to see whether its recipe works on its network and data."""
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     with one_thread(), deterministic():
         net, recipe = newborn(study, run, split), study.recipe(run.strategy)
         problem = _problem(study, run, split, net, rows)
-        if recipe.control != "small-dense":
+        if recipe.spread is None and run.sparsity and (recipe.rounds != 1 or recipe.rates):
+            for _ in _in_turn(recipe, problem, targets_of(study, recipe, run.sparsity), None, 0.0):
+                pass
+        elif recipe.control != "small-dense":
             mask(recipe, problem, run.sparsity)
         elif run.sparsity:
             plain = recipe.model_copy(update={"control": None})

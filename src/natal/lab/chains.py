@@ -20,7 +20,7 @@ class Growth:
 
     A row's own training is to do unless it is stored; whatever it starts from then has to be there as a state, or the
     stage before is trained, once more if need be. ``statuses``: of stored trainings by key; ``kept`` and ``passing``:
-    the states that are stored.
+    the states that lie there, which count if their training is stored too: a kill may have come between the two.
     """
 
     def __init__(
@@ -33,7 +33,8 @@ class Growth:
         passing: set[Place],
     ) -> None:
         self.study, self.device, self.settings, self.statuses = study, device, settings, statuses
-        self._kept_there, self._there = kept, kept | passing
+        self._kept_there = {place for place in kept if place.key in statuses}
+        self._there = {place for place in kept | passing if place.key in statuses}
         self._wanted: dict[str, tuple[Stage, set[str]]] = {}
         self.kept: set[Place] = set()
         self.asked: dict[str, Stage] = {}

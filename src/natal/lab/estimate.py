@@ -41,13 +41,17 @@ def measure(plan: Plan) -> Estimate:
         trial = birth.trial(plan.study, dense, first.learning_rate)
         each = _training(own, trial, plan.device)
         cost = own.engine.cost(first, own.setting)
-        seconds += each * sum(own.engine.cost(training, own.setting) for training in pending) / cost
+        whole = own.setting.steps
+        seconds += each * sum(own.engine.cost(t, own.setting) * t.stage.share(whole) for t in pending) / cost
         seconds += sum(_making(plan, [t for t in pending if t.recipe == r]) for r in plan.study.strategies)
     return Estimate(seconds / plan.workers, _peak())
 
 
 def _making(plan: Plan, pending: Sequence[Pending]) -> float:
-    """Return the seconds of making all masks of one recipe and setting, from making the last one."""
+    """Return the seconds of making all masks of one recipe and setting, from making the last one.
+
+    One that is cut later is made of the network at birth, as its state is not there yet.
+    """
     if not pending:
         return 0.0
     started = time.perf_counter()

@@ -145,8 +145,7 @@ def plan(
             statuses = store.statuses()
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
-    there = (set(), set()) if fresh else States(directory).there()
-    growth = Growth(study, device, settings, statuses, *there)
+    growth = Growth(study, device, settings, statuses, *States(directory).there())
     for position, run in enumerate(study.runs()):
         own = settings[run.setting]
         rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)

@@ -29,7 +29,9 @@ class Queue:
         for training in self._pending.values():
             for place in training.needs:
                 self._users.setdefault(place, []).append(training.key)
-        self._states.sweep(self._users, store.finished())
+        statuses = store.statuses()
+        self._diverged = {key for key, status in statuses.items() if status == "diverged"}
+        self._states.sweep({place for place in self._users if place.key in statuses}, statuses)
         kept, passing = self._states.there()
         self._there = kept | passing
 
@@ -56,6 +58,7 @@ class Queue:
                 place = Place(one.outcome.key, clock)
                 self._states.write(place, content, keep=clock == MASK or place in self._plan.kept)
                 self._there.add(place)
+        self._diverged |= {one.outcome.key for one in made if one.outcome.status == "diverged"}
         done = {one.outcome.key: self._pending.pop(one.outcome.key) for one in made}
         outcomes = [one.outcome for one in made]
         for training, place in self._lost():
@@ -81,6 +84,8 @@ class Queue:
             if not lost:
                 return
             for key, place in lost.items():
+                assert place.key in self._diverged, place
+                self._diverged.add(key)
                 yield self._pending.pop(key), place
             self._jobs = [job for job in map(_without(lost), self._jobs) if job.trainings]
 

@@ -68,32 +68,33 @@ def pack(kept: Kept) -> bytes:
     tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in parts[part].items()}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items() if name.startswith(_BITS)}
     told = {
-        "step": str(state.step),
-        "shapes": json.dumps(shapes),
-        "rounds": json.dumps(list(kept.rounds)),
-        "digest": kept.digest,
+        "step": state.step,
+        "shapes": shapes,
+        "rounds": list(kept.rounds),
+        "digest": digest(tensors),
     }
-    return save({n: _bits(t) if n in shapes else t.contiguous() for n, t in tensors.items()}, told)
+    # one entry: the library writes several in any order, and equal states should be equal files
+    note = {"natal": json.dumps(told, sort_keys=True)}
+    return save({n: _bits(t) if n in shapes else t.contiguous() for n, t in tensors.items()}, note)
 
 
 def unpack(content: bytes, where: str) -> Kept:
     """Return the state that was packed; raise NatalError saying ``where`` it is damaged."""
     try:
-        told = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        tensors = load(content)
-        shapes = json.loads(told["shapes"])
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        told = json.loads(header["__metadata__"]["natal"])
+        tensors, shapes = load(content), told["shapes"]
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
         for full, tensor in tensors.items():
             part, _, name = full.partition("/")
             parts[part][name] = _unbits(tensor, shapes[full]) if full in shapes else tensor
-        state = State(
-            int(told["step"]), parts["tensors"], parts["optimiser"], parts["mask"], parts["streams"]
-        )
-        kept = Kept(state, parts["units"], tuple(json.loads(told["rounds"])))
-        whole = kept.digest == told["digest"]
+        state = State(told["step"], parts["tensors"], parts["optimiser"], parts["mask"], parts["streams"])
+        kept = Kept(state, parts["units"], tuple(told["rounds"]))
+        whole = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in parts[part].items()}
+        intact = digest(whole) == told["digest"]
     except Exception as error:  # whatever a broken file makes a reader say
         raise NatalError(f"{where} is damaged ({error}); remove it, and `natal run` makes it again") from None
-    if not whole:
+    if not intact:
         raise NatalError(f"{where} is damaged: its digest differs; remove it, and `natal run` makes it again")
     return kept
 

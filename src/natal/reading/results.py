@@ -28,6 +28,8 @@ from natal.wording import describe, plural
 if TYPE_CHECKING:
     import pandas as pd
 
+    from natal.lab.restore import Mask, Module, State
+
 PublishedRun = dict[str, Any]
 """A run as an object of the published program's ``results.json``."""
 IDENTITY = ("task", "strategy", "sparsity", "seed")
@@ -74,6 +76,39 @@ class Results:
         if any(run.key not in stored for run in self.runs):
             raise NatalError(f"{self.directory} was written to since it was read; read it again")
         return [curve(run, stored[run.key]) for run in self.runs]
+
+    def state(self, run: Run | Row, clock: str = "end") -> State:
+        """Return the state of a run's training at a clock that the study keeps; see `natal.lab.state.State`.
+
+        Raises NatalError if it was not kept, or if the lab is not installed.
+        """
+        from natal.lab import restore
+
+        row = self._row(run)
+        return restore.state(self.study, self.directory, row.run, row.key, clock)
+
+    def mask(self, run: Run | Row) -> Mask:
+        """Return the mask that a run's training ended with; see `natal.Mask`. Raises NatalError like `state`."""
+        from natal.lab import restore
+
+        row = self._row(run)
+        return restore.mask(self.study, self.directory, row.run, row.key)
+
+    def network(self, run: Run | Row, clock: str = "end") -> Module:
+        """Return a run's network at a clock that the study keeps, a plain module; raises NatalError like `state`."""
+        from natal.lab import restore
+
+        row = self._row(run)
+        return restore.network(self.study, self.directory, row.run, row.key, clock)
+
+    def _row(self, run: Run | Row) -> Row:
+        wanted = run.run if isinstance(run, Row) else run
+        found = next((row for row in self.runs if row.run == wanted), None)
+        if found is None:
+            raise NatalError(
+                f"{describe(wanted)} is no trained run of {str(self.directory)!r}; results.runs lists them"
+            )
+        return found
 
     @property
     def digest(self) -> str:

@@ -26,7 +26,8 @@ class Row(Record):
     (``acc``); a metric that is not a finite number is None. ``epochs_trained`` and ``best_epoch`` are steps by the
     epoch; ``steps_planned``: of the whole training; ``evaluations``: how many were made, ``waited``: how many of them
     after the best. ``diagnosis``: all that the mask doctor said before training (see `natal.store.Outcome`), empty for
-    a dense run; ``severity`` is its gravest finding's: fatal, warning, note or None.
+    a dense run; ``severity`` is its gravest finding's: fatal, warning, note or None. ``proofs``: what was checked while
+    it trained, see `natal.store.Outcome`; of a training that could not begin, ``never_begun`` says why.
     """
 
     task: str
@@ -65,6 +66,7 @@ class Row(Record):
     seconds: float
     made_by: str
     key: str
+    proofs: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def run(self) -> Run:
@@ -77,13 +79,18 @@ class Row(Record):
         return Setting(self.task, self.network)
 
     @property
+    def begun(self) -> bool:
+        """Whether there was anything to train: what it was to start from may have diverged."""
+        return "never_begun" not in self.proofs
+
+    @property
     def ended_early(self) -> bool:
         """Whether training ended before its planned length."""
         return self.steps_trained < self.steps_planned
 
     def flat(self) -> dict[str, Any]:
         """Return the row as plain columns: without the diagnosis, each layer's density as ``density_LAYER``."""
-        apart = ("densities", "diagnosis")
+        apart = ("densities", "diagnosis", "proofs")
         names = (field.name for field in dataclasses.fields(self))
         columns = {name: self[name] for name in names if name not in apart}
         return columns | {f"density_{layer}": density for layer, density in self.densities.items()}
@@ -128,6 +135,7 @@ def row(run: Run, outcome: Outcome, task: TaskFacts, network: NetworkFacts, trai
     planned = outcome.steps_planned or network.steps
     every = steps(training.evaluate, outcome.steps_per_epoch, planned)
     evaluations, at_best = (math.ceil(n / every) for n in (outcome.steps_trained, outcome.best_step))
+    first = outcome.proofs.get("restarted", {}).get("step", 0)
     diagnosis = outcome.diagnosis
     return Row(
         *run,
@@ -151,7 +159,7 @@ def row(run: Run, outcome: Outcome, task: TaskFacts, network: NetworkFacts, trai
         best_step=outcome.best_step,
         steps_planned=planned,
         steps_per_epoch=outcome.steps_per_epoch,
-        evaluations=evaluations,
+        evaluations=evaluations - first // every,
         waited=evaluations - at_best,
         constant=outcome.constant,
         effective_sparsity=diagnosis.get("effective_sparsity"),
@@ -162,6 +170,7 @@ def row(run: Run, outcome: Outcome, task: TaskFacts, network: NetworkFacts, trai
         seconds=outcome.seconds,
         made_by=str(outcome.made_by),
         key=outcome.key,
+        proofs=dict(outcome.proofs),
     )
 
 

@@ -24,7 +24,7 @@ from natal.reading import figures, report, stats
 from natal.reading.results import Results, load
 from natal.reading.rows import Curve, Row
 from natal.store import NetworkFacts, Store
-from natal.study import Recipe
+from natal.study import Recipe, Stage, stage_of
 from natal.wording import describe, percent, plural
 
 PASSED = "Validation PASSED. All checks OK."
@@ -192,18 +192,22 @@ def _numbers(results: Results) -> Iterator[str]:
         for row in whole
         if not 1 <= row.best_step <= row.steps_trained <= row.steps_planned
     )
-    planned = {setting: facts.steps for setting, facts in results.networks.items()}
     yield from _few(
-        f"{_name(row)}: its whole training has {row.steps_planned} steps, the study's {planned[row.setting]}"
+        f"{_name(row)}: its whole training has {row.steps_planned} steps, the study's {planned}"
         for row in results.runs
-        if row.steps_planned != planned[row.setting]
+        if row.steps_planned != (planned := _stage(results, row).steps)
     )
+
+
+def _stage(results: Results, row: Row) -> Stage:
+    """Return the stage that a run's training should be."""
+    return stage_of(results.study, row.run, row.learning_rate or 0.0, results.tasks[row.task].fit_rows)
 
 
 def _curves(results: Results) -> Iterator[str]:
     training = results.study.training
     measured = ["train_loss", "val_loss", "val_metric", *["test_metric"] * training.test_curve]
-    pairs = list(zip(results.runs, results.curves, strict=True))
+    pairs = [(row, curve) for row, curve in zip(results.runs, results.curves, strict=True) if row.begun]
     yield from _few(
         f"{_name(row)}: its curves end at step {int(curve.step[-1]) if len(curve.step) else 0} with "
         f"{', '.join(f'{len(curve[name])} of {name}' for name in measured if len(curve[name]))}; "
@@ -257,6 +261,7 @@ def _masks(results: Results) -> Iterator[str]:
     yield from _few(
         f"{_name(row)}: {wrong}"
         for row in results.runs
+        if row.begun
         for wrong in _mask(row, study.recipe(row.strategy), results.networks[row.setting])
     )
 
@@ -301,7 +306,11 @@ def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
     elif s > 0 and recipe.granularity != "weight":
         yield from _unlike_in_groups(s, recipe, network, by_layer)
     elif recipe.scope == "layerwise":
-        yield from _unlike({layer: n - int(s * n) for layer, n in sizes.items()}, by_layer)
+        # layers that go at their own rate are told by the realised sparsity alone
+        first, *_, last = [next(iter(sizes)), *sizes]
+        paced = {{"first": first, "last": last}.get(layer, layer) for layer in recipe.rates if s > 0}
+        wanted_layers = {layer: n - int(s * n) for layer, n in sizes.items() if layer not in paced}
+        yield from _unlike(wanted_layers, {layer: by_layer[layer] for layer in wanted_layers})
     elif kept != total - int(s * total):
         # every other scope only shares the same total out
         yield f"keeps {kept} of {total} weights, the study asks for {total - int(s * total)}"
@@ -358,9 +367,55 @@ def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str
         yield f"its layers keep {dict(found)} weights, the study asks for {dict(wanted)}"
 
 
+def _proofs(results: Results) -> Iterator[str]:
+    """Yield what the lab found broken while it trained, and what a protocol's run should prove and does not."""
+    yield from _few(
+        f"{_name(row)}: {wrong}" for row in results.runs if row.begun for wrong in _proof(results, row)
+    )
+    batches: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row in results.runs:
+        begun = row.proofs.get("restarted")
+        if begun is not None:
+            batches.setdefault((row.setting, row.seed, begun["step"]), {}).setdefault(
+                str(begun["batch"]), row
+            )
+    yield from _few(
+        f"{_name(second)}: its first batch is not that of {_name(first)}, which begins at the same step of the clock"
+        for first, second, *_ in (list(rows.values()) for rows in batches.values() if len(rows) > 1)
+    )
+
+
+def _proof(results: Results, row: Row) -> Iterator[str]:
+    recipe, proofs, stage = results.study.recipe(row.strategy), row.proofs, _stage(results, row)
+    if not proofs:
+        if stage.beyond_birth:
+            yield "nothing proves that its mask held and its weights were wound back; `natal run --fresh` does so"
+        return
+    if proofs["held"] is not True:
+        yield "removed weights were not 0 at every evaluation and after the last step"
+    if proofs["rewound"] is not True:
+        yield f"it did not begin with the weights it was given, rewind = {recipe.rewind!r}"
+    small = recipe.control == SMALL_DENSE and row.sparsity > 0  # a dense network: nothing of it is removed
+    if row.status == "finished" and proofs["sparsity"] != (0 if small else row.realised_sparsity):
+        yield f"its network ended at sparsity {proofs['sparsity']:.6f}, its mask has {row.realised_sparsity:.6f}"
+    if row.status == "finished" and proofs.get("rounds", [proofs["sparsity"]])[-1] != proofs["sparsity"]:
+        yield f"its last cut reached sparsity {proofs['rounds'][-1]:.6f}, its network has {proofs['sparsity']:.6f}"
+    begun = proofs["restarted"]
+    goes_on = stage.first > 0 and stage.start == "none"
+    if begun["step"] != stage.first:
+        yield f"it began at step {begun['step']} of its clock, the study says {stage.first}"
+    elif begun["optimiser"] != ("kept" if goes_on else "fresh"):
+        yield f"its optimiser began {begun['optimiser']}, which is not what rewind = {recipe.rewind!r} means"
+    elif row.learning_rate is not None:
+        factor = stage.training.factors(results.tasks[row.task].fit_rows)[stage.first]
+        if not math.isclose(begun["learning_rate"], row.learning_rate * factor, rel_tol=1e-12):
+            yield f"its first learning rate was {begun['learning_rate']}, the study says {row.learning_rate * factor}"
+
+
 def _diagnosed(results: Results) -> Iterator[str]:
     small = {r.name for r in results.study.strategies if r.control == SMALL_DENSE}
-    pruned = [row for row in results.runs if row.sparsity > 0 and row.strategy not in small]
+    small |= {r.name for r in results.study.strategies if r.spread is not None and r.regrow is None}
+    pruned = [row for row in results.runs if row.sparsity > 0 and row.strategy not in small and row.begun]
     yield from _few(
         f"{_name(row)}: its mask was never diagnosed; `natal run --fresh` does so"
         for row in pruned
@@ -434,7 +489,7 @@ def _first_difference(content: bytes, wanted: bytes) -> int:
     return next(same, min(len(ours), len(theirs)))
 
 
-_CHECKS = (_complete, _dense, _provenance, _numbers, _curves, _search, _masks, _diagnosed, _outputs)
+_CHECKS = (_complete, _dense, _provenance, _numbers, _curves, _search, _masks, _proofs, _diagnosed, _outputs)
 
 
 def _few(errors: Iterable[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,8 @@ class States:
     def drop(self, place: Place) -> None:
         """Remove a state that nothing needs any more, unless it is kept."""
         _path(self.passing, place).unlink(missing_ok=True)
+        with suppress(OSError):  # the last one takes the folder with it
+            self.passing.rmdir()
 
 
 def _path(folder: Path, place: Place) -> Path:

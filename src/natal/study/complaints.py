@@ -48,20 +48,23 @@ _ELSEWHERE = {
 """What other programs call a key, and where it stands here."""
 
 
-def one_line(error: ValidationError) -> str:
-    """Turn pydantic's first complaint into ``key: what is wrong, got value; cure``, counting the others."""
+def one_line(error: ValidationError, file: type[Model] = Study) -> str:
+    """Turn pydantic's first complaint into ``key: what is wrong, got value; cure``, counting the others.
+
+    ``file``: the model of the whole file.
+    """
     first, *others = error.errors()
     parts = [str(part) for part in first["loc"] if not _is_branch(str(part))]
     where = ".".join(parts)
     if first["type"] == "extra_forbidden":
         *table, key = parts
-        message = f"unknown key {where!r}{_instead(key, _keys(table))}"
+        message = f"unknown key {where!r}{_instead(key, _keys(table, file))}"
     elif first["type"] == "missing":
         message = f"key {where!r} is missing"
     else:
         what = _SAID.get((first["type"], where.split(".")[0]), first["msg"].removeprefix("Value error, "))
         word, _, rest = what.partition(" ")
-        if word in _keys(parts):
+        if word in _keys(parts, file):
             # said by a whole table of one of its keys
             where, what = f"{where}.{word}".lstrip("."), rest
         what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
@@ -71,9 +74,10 @@ def one_line(error: ValidationError) -> str:
     return message + (f" (and {len(others)} more)" if others else "")
 
 
-def _keys(table: list[str]) -> set[str]:
+def _keys(table: list[str], file: type[Model] = Study) -> set[str]:
     """Return the keys that a table knows, given where it stands."""
-    model = _TABLES.get(".".join(part for part in table if not part.isdigit()))
+    where = ".".join(part for part in table if not part.isdigit())
+    model = _TABLES.get(where) if where else file
     return {*model.model_fields, *model.ALSO} - {"folder", "entry", "options"} if model else set()
 
 

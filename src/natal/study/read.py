@@ -43,15 +43,49 @@ def load_study(source: str | Path | Mapping[str, Any] | Study, overrides: Sequen
     else:
         path = _find(source)
         folder, where = str(path.parent.resolve()), path.name
-        table = _parse(path.read_bytes(), where)
+        table = parsed(path.read_bytes(), where)
     for override in overrides:
         _set(table, override)
     if "folder" in table:
         raise NatalError(f"{where}: unknown key 'folder'; plugins are looked for beside the study file")
     try:
-        return Study.model_validate({**table, "folder": folder})
+        study = Study.model_validate({**table, "folder": folder})
     except ValidationError as error:
         raise NatalError(f"{where}: {one_line(error)}") from None
+    if not isinstance(source, Study):
+        _check_claims(study, _before(source) if overrides else study, where)
+    return study
+
+
+def _before(source: str | Path | Mapping[str, Any]) -> Study | None:
+    """Return the study before it was changed, if it was one."""
+    try:
+        return load_study(source)
+    except NatalError:
+        return None
+
+
+def _check_claims(study: Study, before: Study | None, where: str) -> None:
+    """Raise NatalError if a claim is about a task or network that is in no such study.
+
+    Leaving out a task that a claim is about is no mistake: the claim is then not tested.
+    """
+    known = [study, *([before] if before else [])]
+    tasks, networks = ({name for s in known for name in names(s)} for names in (_task_names, _network_names))
+    for i, claim in enumerate(study.claims):
+        for key, name, there in (("task", claim.task, tasks), ("network", claim.network, networks)):
+            if name is not None and name not in there:
+                raise NatalError(
+                    f"{where}: claims.{i}.{key}: the study has no {key} {name!r}{did_you_mean(name, there)}"
+                )
+
+
+def _task_names(study: Study) -> tuple[str, ...]:
+    return study.task_names
+
+
+def _network_names(study: Study) -> tuple[str, ...]:
+    return study.network_names
 
 
 def _plain(value: Any) -> Any:
@@ -75,7 +109,8 @@ def _find(source: str | Path) -> Path:
     return known[str(source)]
 
 
-def _parse(content: bytes, where: str) -> dict[str, Any]:
+def parsed(content: bytes, where: str) -> dict[str, Any]:
+    """Return the table that a TOML file's content is; raise NatalError, with the line, if it is none."""
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:

@@ -202,42 +202,42 @@ MOVES: tuple[Control, ...] = ("shuffle", "quota-random", "random-neurons", "high
 
 
 def _senseless(recipe: Recipe) -> str:
-    """Return why a recipe's moment does not go with the rest of it, or ``""``."""
+    """Return why a recipe's moment does not go with the rest of it, beginning with the key to change, or ``""``."""
     at, rewind, control = recipe.at, recipe.rewind, recipe.control
     if recipe.regrow is None and recipe.fraction != 0.3:
-        return 'fraction belongs to regrow, such as regrow = "gradient"'
+        return f'fraction belongs to regrow = "random" or "gradient", got {recipe.fraction} without'
     if not 0 < recipe.fraction < 1:
         return f"fraction must lie strictly between 0 and 1, got {recipe.fraction}"
     if recipe.rates and recipe.scope != "layerwise":
         return f'rates let layers go at their own pace, which only scope = "layerwise" does, got scope {recipe.scope!r}'
     if recipe.rates and recipe.granularity != "weight":
-        return f'rates count single weights; leave them out, or set granularity = "weight", got {recipe.removed!r}'
+        return f'rates count single weights; set granularity = "weight", got {recipe.removed!r}'
     if recipe.spread is not None:
         return _senseless_spread(recipe)
     if recipe.regrow is not None:
         return (
-            'regrow needs cuts inside a training to grow back between, at = { from = "init", to = "75%", '
-            f'every = "100it" }}, got at = {at!r}'
+            'regrow needs cuts inside a training, at = { from = "init", to = "75%", every = "100it" }, '
+            f"got at = {at!r}"
         )
     if at == "init" and rewind != "none":
-        return f'rewind = {rewind!r} has nothing to wind back: the cut comes before training; set at = "end" or a step'
+        return f'rewind has nothing to wind back, got {rewind!r} with at = "init"; set at = "end" or a step'
     if rewind == "end":
-        return 'rewind = "end" is no position to go back to; leave it out, or name an earlier one, such as "500it"'
+        return 'rewind goes back to "init" or to a step such as "500it", got "end"'
     if control == "small-dense" and at != "init":
-        return 'control small-dense trains a smaller network from birth, where nothing is cut later; set at = "init"'
+        return f'control small-dense trains a smaller network from birth, got at = {at!r}; set at = "init"'
     if control in NEW_WEIGHTS and at != "init" and rewind != "init":
         return (
-            f'control {control} redraws initial weights, which go into training only with rewind = "init" or '
-            f'at = "init", got at = {at!r}, rewind = {rewind!r}'
+            f'control {control} redraws initial weights, so it goes with rewind = "init" or at = "init", '
+            f"got at = {at!r}, rewind = {rewind!r}"
         )
     trained_between = rewind == "clock" or (rewind == "none" and at == "end")
     if control in MOVES and recipe.rounds != 1 and at != "init" and trained_between:
         return (
-            f"control {control} keeps weights that earlier rounds have set to zero, which have no value left; set "
-            f'rewind = "init", a step, or rounds = 1'
+            f"control {control} keeps weights that earlier rounds have set to zero for good, got rounds = "
+            f'{recipe.rounds!r}, rewind = {rewind!r}; set rewind = "init", a step, or rounds = 1'
         )
     if recipe.granularity == "2:4" and recipe.rounds not in (1, "levels"):
-        return "rounds pass through other sparsities than the half that granularity '2:4' removes; set rounds = 1"
+        return f"rounds pass through other sparsities than the half of granularity '2:4', got {recipe.rounds}; set 1"
     return ""
 
 
@@ -245,21 +245,19 @@ def _senseless_spread(recipe: Recipe) -> str:
     """Return why many cuts inside one training do not go with the rest of a recipe, or ``""``."""
     written = "at = { from, to, every }"
     if recipe.rounds != 1:
-        return f"rounds = {recipe.rounds!r} does not go with {written}, which cuts inside one training; set rounds = 1"
+        return f"rounds do not go with {written}, whose cuts are inside one training, got {recipe.rounds!r}; set 1"
     if recipe.rewind != "none":
-        return f"rewind = {recipe.rewind!r} does not go with {written}, after which training goes on; leave it out"
+        return f"rewind does not go with {written}, after which training goes on, got {recipe.rewind!r}; leave it out"
     if recipe.rates:
-        return f"rates are for cuts in rounds and do not go with {written}; leave them out, or give densities by layer"
+        return f"rates do not go with {written}, got {dict(recipe.rates)}; leave them out, or give densities by layer"
     if recipe.control not in (None, "invert"):
         return (
-            f"control {recipe.control} does not go with {written}, whose mask is made while it trains; "
+            f"control does not go with {written}, whose mask is made while it trains, got {recipe.control!r}; "
             'set at = "init", "end" or a step'
         )
     if recipe.granularity == "2:4" or (recipe.regrow is not None and recipe.granularity != "weight"):
-        return (
-            f"granularity {recipe.removed!r} does not go with {written}{' and regrow' * (recipe.regrow is not None)}; "
-            'set granularity = "weight"'
-        )
+        growing = " and regrow" if recipe.regrow is not None else ""
+        return f'granularity does not go with {written}{growing}, got {recipe.removed!r}; set "weight"'
     return ""
 
 

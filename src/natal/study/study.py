@@ -213,13 +213,16 @@ class Study(Model):
         for i, recipe in enumerate(self.strategies):
             complaint = self._untimely(recipe)
             if complaint:
-                raise ValueError(f"strategies.{i}: {complaint}")
+                raise ValueError(f"strategies.{i}.{complaint}")
         if self.training.retrain is not None and not any(map(retrains, self.strategies)):
             raise ValueError(
-                'training.retrain is for a cut at = "end" that is not rewound, which no strategy makes; leave it out'
+                'training.retrain: is for a cut at = "end" that is not rewound, which no strategy makes, got '
+                f"{self.training.retrain!r}; leave it out"
             )
         if within(self.keep) and self._stops_early:
-            raise ValueError(f"keep lists {within(self.keep)[0]!r}, and {_EARLY}")
+            raise ValueError(
+                f"keep lists a moment inside training, got {within(self.keep)[0]!r}, and {_EARLY}"
+            )
         return self
 
     def _untimely(self, recipe: Recipe) -> str:
@@ -228,13 +231,16 @@ class Study(Model):
             return f'rounds = "levels" goes through the sparsities in order, got {list(self.sparsities)}; sort them'
         if retrains(recipe) and self.training.retrain is None:
             return (
-                'at = "end" needs something after the cut: set training.retrain, such as "20ep", or rewind = "init", '
-                '"clock" or a step'
+                'at: needs something after the cut, got "end" and no rewind; set training.retrain, such as "20ep", or '
+                'rewind = "init", "clock" or a step'
             )
         if recipe.spread is not None and self._stops_early:
-            return f"at names cuts up to {recipe.spread['to']!r}, and {_EARLY}"
+            return f"at: goes on to a moment inside training, got {recipe.spread['to']!r}, and {_EARLY}"
         clocks = within((str(recipe.at), recipe.rewind)) if recipe.spread is None else ()
-        return f"{clocks[0]!r} is inside training, and {_EARLY}" if clocks and self._stops_early else ""
+        if not clocks or not self._stops_early:
+            return ""
+        key = "at" if recipe.at == clocks[0] else "rewind"
+        return f"{key}: is a moment inside training, got {clocks[0]!r}, and {_EARLY}"
 
     @property
     def _stops_early(self) -> bool:

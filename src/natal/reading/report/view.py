@@ -95,10 +95,7 @@ class View:
     @cached_property
     def checked(self) -> list[claims.Checked]:
         """The study's claims, held against its runs."""
-        results = self.results
-        return [
-            claims.check_claim(results.runs, claim, self.study, results.tasks) for claim in self.study.claims
-        ]
+        return claims.check(self.results)
 
     @cached_property
     def dense(self) -> Mapping[Setting, stats.Cell | None]:
@@ -118,6 +115,21 @@ class View:
             setting: bool(runs) and stats.dense_at_chance(runs, setting, found[setting.task])
             for setting, runs in self.runs_of.items()
         }
+
+    @cached_property
+    def priority(self) -> list[str]:
+        """The strategies in the order in which a chart takes them: random masks, the better ranked, controls last."""
+        ranks: dict[str, list[int]] = {name: [] for name in self.strategies}
+        for ranked in self.rankings.values():
+            for r in ranked:
+                ranks[r.strategy].append(r.rank)
+        control = {recipe.name for recipe in self.study.strategies if recipe.control is not None}
+
+        def place(name: str) -> tuple[bool, bool, float]:
+            mean = sum(ranks[name]) / len(ranks[name]) if ranks[name] else math.inf
+            return name != self.random, name in control, mean
+
+        return sorted(self.strategies, key=place)
 
     def critical(self, where: Where) -> float | None:
         """Return a strategy's critical sparsity on a setting."""

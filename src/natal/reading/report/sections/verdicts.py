@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from natal.reading import claims, stats
 from natal.reading.report.document import (
@@ -25,13 +25,6 @@ from natal.reading.wording import interval, number, show_level
 from natal.study import Setting
 from natal.wording import percent, plural
 
-VERDICTS: dict[claims.Verdict, str] = {
-    "agrees": "agree",
-    "not excluded": "differ within our uncertainty",
-    "disagrees": "DISAGREE",
-    "cannot be judged": "cannot be judged",
-}
-
 
 def head(view: View) -> Iterator[Block]:
     """Yield what stands before everything: what the study is, and what no reader may overlook."""
@@ -52,10 +45,9 @@ def findings(view: View) -> Section:
 
 
 def _findings(view: View) -> Iterator[Block]:
-    told = [c.verdict for c in view.checked if c.verdict]
+    told = ", ".join(f"{count} {verdict}" for verdict, count in claims.told(view.checked))
     if told:
-        count = ", ".join(f"{told.count(v)} {w}" for v, w in VERDICTS.items() if v in told)
-        yield Prose(f"Published claims held against these runs: {count}.")
+        yield Prose(f"Published claims held against these runs: {told}.")
     for setting in view.settings:
         yield Points(view.words(setting), tuple(_about(view, setting)), setting)
     clear = [p for p in view.overall if p.p_holm <= 0.05]
@@ -168,15 +160,18 @@ def _beside(view: View) -> Iterator[Block]:
         return
     yield Table(
         "published",
-        "Agrees: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
+        "Supported: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
         "above zero. Not excluded: ours differs, but our 95% CI, or the range of levels our intervals allow, "
-        "holds it; wide intervals exclude little. Disagrees: not even that.",
+        "holds it; wide intervals exclude little. Contradicted: not even that. Cannot be judged: there is no interval, "
+        "or the test set is too small to show such an effect.",
         (
             Column("verdict", "verdict", left=True),
             Column("published", "published"),
             Column("ours", "ours"),
             Column("95% CI or range", "range"),
             Column(" the claim", "claim", left=True),
+            Column("n", "n", wide=True),
+            Column("because", "cause", left=True, wide=True),
         ),
         tuple(
             Part(view.words(setting), tuple(_claim(c) for c in checked[setting]), setting)
@@ -186,25 +181,10 @@ def _beside(view: View) -> Iterator[Block]:
 
 
 def _claim(c: claims.Checked) -> Line:
-    show = _SHOWN.get(c.claim.quantity, number)
-    said: Entry = (
-        "positive" if c.claim.published is None else Value(show(c.claim.published), c.claim.published)
-    )
-    verdict: str = {None: "not tested here", "disagrees": "DISAGREES"}.get(c.verdict) or str(c.verdict)
+    show = claims.shown(c.claim)
+    published = c.claim.published
+    said: Entry = claims.stated(c.claim) if published is None else Value(show(published), published)
+    verdict = c.verdict.upper() if c.verdict == "contradicted" else c.verdict
     span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
     ours = Value(show(c.ours), math.nan if c.ours is None else c.ours)
-    return Line((verdict, said, ours, span, " " + c.claim.text))
-
-
-def _level(x: float | None) -> str:
-    return "n/a" if x is None else show_level(x)
-
-
-_SHOWN: dict[str, Callable[[float | None], str]] = {
-    "critical-sparsity": _level,
-    "kept-through": _level,
-    "peak-sparsity": _level,
-    "chance-from": _level,
-    "early-failures": lambda x: "n/a" if x is None else f"{x:.0%}",
-}
-"""How the quantity of a claim is written, if not as a plain number."""
+    return Line((verdict, said, ours, span, " " + c.claim.text, Value(str(c.n), c.n), c.cause))

@@ -1,0 +1,72 @@
+"""Networks given back: the states, masks and modules behind a study's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from natal.errors import NatalError
+from natal.lab import birth, states, worker
+from natal.lab.engines import Pending
+from natal.lab.state import State
+from natal.lab.tasks import load
+from natal.pruning.mask import Mask, dense, prunable
+from natal.store import MASK, Place, States
+from natal.study import Run, Stage, Study, Timeline, stage_of
+from natal.wording import describe
+
+Module = nn.Module
+
+__all__ = ["Mask", "Module", "State", "mask", "network", "state"]
+
+
+def state(study: Study, directory: Path, run: Run, key: str, clock: str) -> State:
+    """Return the state of a row's training at a clock; raise NatalError if it is not stored, with the cure."""
+    _, timeline = _stage(study, run)
+    if timeline.steps(clock) > timeline.total:
+        raise NatalError(f"clock {clock!r} is beyond the {timeline.total} steps of {describe(run)}; lower it")
+    return _kept(
+        directory, Place(key, timeline.name(clock)), f"the state at {clock!r} of {describe(run)}", clock
+    ).state
+
+
+def mask(study: Study, directory: Path, run: Run, key: str) -> Mask:
+    """Return the mask that a row's training ended with: made again where it was cut at birth, else as stored."""
+    stage, _ = _stage(study, run)
+    worker.load_plugins(study)
+    if stage.beyond_birth:
+        kept = _kept(directory, Place(key, MASK), f"the mask of {describe(run)}", None)
+        split = load(study.task(run.task), run.seed, study.training.validation_fraction)
+        net = birth.newborn(study, run, split)
+        return kept.mask(net) or dense(prunable(net))
+    pending = Pending(run, key, study.recipe(run.strategy), stage.learning_rate, stage)
+    return birth.staged(study, pending, {}).trial.mask
+
+
+def network(study: Study, directory: Path, run: Run, key: str, clock: str) -> Module:
+    """Return a row's network at a clock as a plain module in evaluation mode, removed weights 0."""
+    found = state(study, directory, run, key, clock)
+    worker.load_plugins(study)
+    if study.recipe(run.strategy).control == "small-dense" and run.sparsity:
+        net = birth.trial(study, run, 0.0).network
+    else:
+        split = load(study.task(run.task), run.seed, study.training.validation_fraction)
+        net = birth.newborn(study, run, split)
+    net.load_state_dict(dict(found.tensors))
+    return net.eval()
+
+
+def _stage(study: Study, run: Run) -> tuple[Stage, Timeline]:
+    worker.load_plugins(study)
+    split = load(study.task(run.task), run.seed, study.training.validation_fraction)
+    stage = stage_of(study, run, 1.0, len(split.fit))
+    return stage, Timeline(study.training.steps_per_epoch(len(split.fit)), stage.steps)
+
+
+def _kept(directory: Path, place: Place, what: str, clock: str | None) -> states.Kept:
+    found = States(directory)
+    if place not in set().union(*found.there()):
+        ask = "" if clock is None else f' with keep = ["{clock}"] in the study'
+        raise NatalError(f"{what} is not stored; run the study again{ask}")
+    return states.unpack(found.read(place), f"state {place}")

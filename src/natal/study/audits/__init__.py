@@ -1,0 +1,1 @@
+"""Audits that come with natal: papers' claims, one TOML file each."""
