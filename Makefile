@@ -10,12 +10,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 OUT ?= results
 
-.PHONY: study test test-all site clean
+.PHONY: study test test-all site vega clean
 
 study: .venv/installed
 	$(BIN)/natal run paper --out $(OUT)
 	$(BIN)/natal validate $(OUT)
-	@echo "Open $(OUT)/report.txt and $(OUT)/accuracy_vs_sparsity.png"
+	@echo "Open $(OUT)/report.html in a browser, or read $(OUT)/report.txt"
 
 test: .venv/installed-dev
 	$(BIN)/ruff check
@@ -46,6 +46,10 @@ site: .venv/installed-site
 .venv/installed-site: .venv/installed-dev
 	$(PIP) --editable '.[site]'
 	@touch $@
+
+# the script that pages draw their charts with: when vl-convert-python is pinned to another version
+vega: .venv/installed-dev
+	$(BIN)/python tools/bundle_vega.py
 
 clean:
 	rm -rf .venv

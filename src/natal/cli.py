@@ -144,7 +144,7 @@ def run(
                 f"{f', {diverged} of them diverged' if diverged else ''} "
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
-            print(f"Report: {Path(out) / 'report.txt'}", flush=True)
+            print(f"Report: {Path(out) / 'report.html'}, as text {Path(out) / 'report.txt'}", flush=True)
     except BaseException as error:
         stop = _stop_behind(error)
         if stop is None:
@@ -217,11 +217,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     if planned.outdated:
         yield "not used", outdated(planned)
     if planned.pending:
+        again = f"; {len(planned.again)} of them stored, trained again for a state" if planned.again else ""
         yield (
             "to do",
             (
                 f"{plural(len(planned.pending), 'training')} in {plural(len(planned.jobs), 'job')} on "
-                f"{planned.device}, {plural(planned.workers, 'worker')}"
+                f"{planned.device}, {plural(planned.workers, 'worker')}{again}"
             ),
         )
         estimate = measure(planned)
