@@ -173,7 +173,7 @@ def test_a_control_has_the_tickets_mask(tmp_path: Path) -> None:
     assert by_name["ticket", 0.8].test_metric != by_name["reinit", 0.8].test_metric
 
 
-@pytest.mark.parametrize("engine", ["torch", "compiled"])
+@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.slow), "compiled"])
 def test_every_protocol_runs_and_proves_itself(tmp_path: Path, engine: str) -> None:
     asked = chains(*({**recipe, "name": name} for name, recipe in PROTOCOLS.items()))
     results = natal.run(asked, tmp_path, engine=engine)
