@@ -90,7 +90,7 @@ L2: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.filterwarnings("ignore:units of these layers are kept whole")
 def test_l2_channels_go_not_positions(kind: str) -> None:
     net = Of(
-        lambda m, x: m.c(L2[kind](m, x).unflatten(1, (8, -1)).sum(2)),
+        lambda m, x: m.c(L2[kind](m, x).reshape(len(x), 8, -1).sum(2)),
         a=nn.Conv2d(1, 8, 1), over=nn.Linear(16, 3), wide=nn.Linear(4, 3), c=nn.Linear(8, 2),
     ).double().eval()  # fmt: skip
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
@@ -268,11 +268,11 @@ def test_l12_checkpointed_layers_are_scored_or_named(reentrant: bool) -> None:
     for criterion in ("snip", "grasp"):
         if not reentrant:
             plain = copy.deepcopy(net)
-            plain.way = lambda m, x: m.c(m.b(F.relu(m.a(x))))  # type: ignore[method-assign]
+            plain.way = lambda m, x: m.c(m.b(F.relu(m.a(x))))
             a, b = (natal.prune(model, 0.5, criterion, batch=batch) for model in (net, plain))
             assert all(torch.equal(a.weights[n], kept) for n, kept in b.weights.items())
         else:
-            with pytest.raises(NatalError, match="use_reentrant=False|Checkpointing|derivative") as error:
+            with pytest.raises(NatalError, match="use_reentrant=False") as error:
                 natal.prune(net, 0.5, criterion, batch=batch)
             assert "\n" not in str(error.value)
 
@@ -325,7 +325,7 @@ def test_l15_an_excluded_layer_may_be_computed(norm: Any) -> None:
 def test_l16_a_script_of_a_masked_network_is_refused_by_name(layer: nn.Module) -> None:
     net = nn.Sequential(layer, nn.ReLU())
     with pytest.raises(NatalError, match=r"torch.jit.script cannot compile the masked"):
-        torch.jit.script(natal.apply(net, natal.prune(net, 0.5, "magnitude")))  # type: ignore[no-untyped-call]
+        torch.jit.script(natal.apply(net, natal.prune(net, 0.5, "magnitude")))
 
 
 NET = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -363,9 +363,9 @@ L17: dict[str, tuple[Callable[[], Any], str]] = {
     "compact, no mask": (lambda: natal.compact(NET, 3), "mask must be a natal.Mask, got int"),  # type: ignore[arg-type]
     "compact, no model": (lambda: natal.compact(3, MASK), "model must be a torch.nn.Module, got 3"),  # type: ignore[type-var]
     "compact_training": (
-        lambda: natal.compact_training(NET, MASK, None, "x"),
+        lambda: natal.compact_training(NET, MASK, None, ("x",)),
         "cannot be run on the example",
-    ),  # type: ignore[arg-type]
+    ),
     "savings, example=3": (lambda: natal.savings(NET, NET, 3), "cannot be run on the example"),  # type: ignore[arg-type]
     "savings, no model": (lambda: natal.savings(NET, 3, X), "model must be a torch.nn.Module, got 3"),  # type: ignore[arg-type]
     "savings, repeats": (lambda: natal.savings(NET, NET, X, repeats="a"), "repeats must be at least 1"),  # type: ignore[arg-type]

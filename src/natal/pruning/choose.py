@@ -125,7 +125,8 @@ def mask(
 def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -> Mask:
     """Return the mask of whole neurons with the smallest sparsity that meets a target; its ``reached`` says what
     is left."""
-    if problem.inputs is None:
+    example = problem.inputs
+    if example is None:
         example = made_example(problem.model, f"target {target.of!r}", counts=True)
         problem = replace(problem, inputs=example)
     with private(problem) as own, warnings.catch_warnings():
@@ -151,7 +152,6 @@ def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -
     if target.of != "latency":
         best = search(target, candidate, lambda chosen: shares(chosen)[target.of], units)
         return replace(best, reached=shares(best))
-    example = problem.inputs
     dense_time = measured(duplicate(problem.model).eval(), example)
     best = search(target, candidate, seconds, units)
     return replace(best, reached={**shares(best), "latency": seconds(best)})

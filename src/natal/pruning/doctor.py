@@ -157,12 +157,12 @@ def diagnose(
     """Examine ``model``, as initialised, under ``mask``; a control's redrawn weights replace its own.
 
     ``batch``: inputs (a tensor, or a mapping of named ones), or (inputs, targets), of which the inputs are run
-    through the dense and the pruned network in evaluation mode; two rows at least. ``requested``: the sparsity that
-    was asked for, of neurons if the mask removes whole ones. ``random``: the mask claims to know nothing of the
-    weights, so that a correlation is a warning rather than a note. ``scores``: what the mask was selected by, globally, from
-    `natal.pruning.criteria.score`; they tell when a layer collapses. Paths are followed as in `effective`; where they
-    cannot be, those fields are None and a note says so. Raises NatalError if mask or batch do not fit the
-    model.
+    through the dense and the pruned network in evaluation mode; two rows at least. ``requested``: the sparsity
+    that was asked for, of neurons if the mask removes whole ones. ``random``: the mask claims to know nothing of
+    the weights, so that a correlation is a warning rather than a note. ``scores``: what the mask was selected by,
+    globally, from `natal.pruning.criteria.score`; they tell when a layer collapses. Paths are followed as in
+    `effective`; where they cannot be, those fields are None and a note says so. Raises NatalError if mask or batch
+    do not fit the model.
     """
     model = unmasked(model, mask)
     if not mask.weights:
