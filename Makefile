@@ -9,12 +9,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 OUT ?= results
 
-.PHONY: study test test-all clean
+.PHONY: study test test-all vega clean
 
 study: .venv/installed
 	$(BIN)/natal run paper --out $(OUT)
 	$(BIN)/natal validate $(OUT)
-	@echo "Open $(OUT)/report.txt and $(OUT)/accuracy_vs_sparsity.png"
+	@echo "Open $(OUT)/report.html in a browser, or read $(OUT)/report.txt"
 
 test: .venv/installed-dev
 	$(BIN)/ruff check
@@ -37,6 +37,10 @@ test-all: test
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
 	@touch $@
+
+# the script that pages draw their charts with: when vl-convert-python is pinned to another version
+vega: .venv/installed-dev
+	$(BIN)/python tools/bundle_vega.py
 
 clean:
 	rm -rf .venv

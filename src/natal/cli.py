@@ -144,7 +144,7 @@ def run(
                 f"{f', {diverged} of them diverged' if diverged else ''} "
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
-            print(f"Report: {Path(out) / 'report.txt'}", flush=True)
+            print(f"Report: {Path(out) / 'report.html'}, as text {Path(out) / 'report.txt'}", flush=True)
     except BaseException as error:
         stop = _stop_behind(error)
         if stop is None:

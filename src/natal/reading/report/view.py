@@ -116,6 +116,21 @@ class View:
             for setting, runs in self.runs_of.items()
         }
 
+    @cached_property
+    def priority(self) -> list[str]:
+        """The strategies in the order in which a chart takes them: random masks, the better ranked, controls last."""
+        ranks: dict[str, list[int]] = {name: [] for name in self.strategies}
+        for ranked in self.rankings.values():
+            for r in ranked:
+                ranks[r.strategy].append(r.rank)
+        control = {recipe.name for recipe in self.study.strategies if recipe.control is not None}
+
+        def place(name: str) -> tuple[bool, bool, float]:
+            mean = sum(ranks[name]) / len(ranks[name]) if ranks[name] else math.inf
+            return name != self.random, name in control, mean
+
+        return sorted(self.strategies, key=place)
+
     def critical(self, where: Where) -> float | None:
         """Return a strategy's critical sparsity on a setting."""
         setting, strategy = where
