@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "study": {"study", "ground"},
     "store": {"store", "study", "ground"},
     "pruning": {"pruning", "study", "ground"},
+    "lightning": {"pruning", "study", "ground"},
     "lab": {"lab", "pruning", "store", "study", "ground"},
     "reading": {"reading", "store", "study", "ground"},
     "top": {"top", "lab", "reading", "pruning", "store", "study", "ground"},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,3 +320,36 @@ def test_masks_are_the_callers_to_keep() -> None:
     _, _, schedule = simple()
     assert isinstance(schedule.mask, Mask)
     assert schedule.mask.kept == schedule.mask.total - int(0.5 * schedule.mask.total)
+
+
+# -- the document ---------------------------------------------------------------------------------------------
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "loops.md").read_text("utf-8")
+
+
+def test_the_documented_loop_runs() -> None:
+    net, (x, y) = network("deep")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    known: dict[str, Any] = {
+        "natal": natal,
+        "model": net,
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 40),
+        "loader": lambda: itertools.repeat((x, y)),
+        "loss": F.cross_entropy,
+    }
+    (loop_of_document, _) = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.S | re.M)
+    exec(loop_of_document, known)
+    assert known["schedule"].taken == 400
+    assert known["schedule"].mask.sparsity == pytest.approx(0.9, abs=0.01)
+
+
+def test_every_documented_strategy_can_be_scheduled() -> None:
+    tables = [json.loads(table) for table in re.findall(r"`(\{.*?\})`", DOCUMENT)]
+    assert len(tables) == 5
+    for table in tables:
+        net, batch = network("deep")
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        retrain = 10 if (table["at"], table.get("rewind")) == ("end", None) else None
+        schedule = PruningSchedule(net, optimizer, table, 0.5, steps=100, batch=batch, retrain=retrain)
+        assert schedule.total >= 100

@@ -123,7 +123,6 @@ class PruningSchedule:
             self._settle(self.mask)
             self._remember()
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
             *(
                 parameter.register_post_accumulate_grad_hook(self._mute)  # type: ignore[no-untyped-call]
@@ -288,7 +287,7 @@ class PruningSchedule:
             for name, kept in mask.items().items()
             if not kept.all()
         }
-        self._after()
+        self._zero()
 
     def _look(self) -> None:
         removed = [parameter.detach()[gone].any() for parameter, gone in self._removed.values()]
@@ -304,7 +303,9 @@ class PruningSchedule:
         if id(parameter) in self._removed and parameter.grad is not None and not self._dense_is_due():
             parameter.grad.masked_fill_(self._removed[id(parameter)][1], 0)
 
-    def _before(self, *_: Any) -> None:
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        """Follow a step of the optimiser, which may itself have called what computes the gradients."""
         if self._dense_is_due():
             weights = {name: p for name, p in self.model.named_parameters() if name in self.mask.weights}
             self._gradient = {
@@ -312,8 +313,10 @@ class PruningSchedule:
                 for name, p in weights.items()
             }
 
+        self._zero()
+
     @torch.no_grad()
-    def _after(self, *_: Any) -> None:
+    def _zero(self) -> None:
         for parameter, gone in self._removed.values():
             parameter.masked_fill_(gone, 0)
 
