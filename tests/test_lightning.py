@@ -47,7 +47,7 @@ def optimiser_of(net: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_
 
 def fit(callback: Any, steps: int, interval: str = "step", **keys: Any) -> tuple[nn.Module, list[float]]:
     """Train with Lightning on one batch of all rows; return the network and the learning rate of every step."""
-    import lightning.pytorch as lightning
+    import pytorch_lightning as lightning
 
     rates: list[float] = []
 
@@ -60,7 +60,8 @@ def fit(callback: Any, steps: int, interval: str = "step", **keys: Any) -> tuple
             return self.net(x)
 
         def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
-            rates.append(self.optimizers().param_groups[0]["lr"])
+            optimizer: Any = self.optimizers()
+            rates.append(optimizer.param_groups[0]["lr"])
             return F.cross_entropy(self(batch[0]), batch[1])
 
         def configure_optimizers(self) -> Any:

@@ -9,14 +9,14 @@ from natal.errors import NatalError, require
 from natal.pruning.schedule import PruningSchedule
 from natal.study import Recipe
 
-require("lightning", extra="lightning")
+require("pytorch_lightning", extra="lightning")
 
-from lightning.pytorch.callbacks import Callback  # noqa: E402
+from pytorch_lightning import Callback  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 
 class PruningCallback(Callback):  # type: ignore[misc]
-    """`natal.PruningSchedule` inside ``lightning.pytorch.Trainer.fit``, one step of it after each of the optimiser's.
+    """`natal.PruningSchedule` inside ``pytorch_lightning.Trainer.fit``, one step of it after each of the optimiser's.
 
     ``strategy``, ``sparsity``, ``steps`` and the rest: as there; the scheduler is the trainer's own. ``schedule``: the
     schedule once training has begun, with its mask and proofs. The data go on in the trainer's order after a rewind.
