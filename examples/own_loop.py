@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor
 
 import natal
@@ -14,7 +14,8 @@ torch.set_num_threads(1)
 digits = load_digits()
 x = torch.tensor(digits.data / 16, dtype=torch.float32)
 y = torch.tensor(digits.target)
-train, test = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(1200)
+order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+train, test = order[:1200], order[1200:]
 
 STEPS = 150
 STRATEGIES: dict[str, Any] = {
