@@ -2,14 +2,15 @@
 #   make study   the paper's study, its tables, figures and report, validated
 #   make test    lint, types and tests
 # and for those who change natal:
-#   make test-all    what takes longer, too: full products of contract tests
+#   make test-all    what takes longer, too: full products of contract tests, the packages, the site with its notebooks
+#   make site        the documentation with its executed notebooks, in docs/_build/index.html
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 OUT ?= results
 
-.PHONY: study test test-all vega clean
+.PHONY: study test test-all site vega clean
 
 study: .venv/installed
 	$(BIN)/natal run paper --out $(OUT)
@@ -24,8 +25,12 @@ test: .venv/installed-dev
 	MYPYPATH=tests $(BIN)/mypy tests
 	$(BIN)/pytest -n 2
 
-test-all: test
+test-all: test .venv/installed-site
 	$(BIN)/pytest -n 2 -m slow --timeout 1200
+
+site: .venv/installed-site
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+	@echo "Open docs/_build/index.html"
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "natal needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -36,6 +41,10 @@ test-all: test
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/installed-site: .venv/installed-dev
+	$(PIP) --editable '.[site]'
 	@touch $@
 
 # the script that pages draw their charts with: when vl-convert-python is pinned to another version

@@ -217,11 +217,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     if planned.outdated:
         yield "not used", outdated(planned)
     if planned.pending:
+        again = f"; {len(planned.again)} of them stored, trained again for a state" if planned.again else ""
         yield (
             "to do",
             (
                 f"{plural(len(planned.pending), 'training')} in {plural(len(planned.jobs), 'job')} on "
-                f"{planned.device}, {plural(planned.workers, 'worker')}"
+                f"{planned.device}, {plural(planned.workers, 'worker')}{again}"
             ),
         )
         estimate = measure(planned)

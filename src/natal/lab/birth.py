@@ -366,9 +366,9 @@ def key_of(study: Study, run: Run, engine: Engine, device: str, learning_rate: f
     return chains.key(study, run, made_by(engine, device), learning_rate, _fingerprints(study, run))
 
 
-def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str) -> str:
-    """Return the key of a stage of a chain, likewise."""
-    return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run))
+def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str, parent: str | None = None) -> str:
+    """Return the key of a stage of a chain, likewise; ``parent``: of the stage before it, if known."""
+    return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run), parent)
 
 
 def key_0_2(study: Study, run: Run, maker: Maker, learning_rate: float) -> str | None:

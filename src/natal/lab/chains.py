@@ -36,6 +36,7 @@ class Growth:
         self._kept_there = {place for place in kept if place.key in statuses}
         self._there = {place for place in kept | passing if place.key in statuses}
         self._wanted: dict[str, tuple[Stage, set[str]]] = {}
+        self._keys: dict[int, tuple[Stage, str]] = {}
         self.kept: set[Place] = set()
         self.asked: dict[str, Stage] = {}
 
@@ -124,7 +125,12 @@ class Growth:
         return tuple(Place(self._key(need.stage), need.clock) for need in stage.needs)
 
     def _key(self, stage: Stage) -> str:
-        return birth.key_of_stage(self.study, stage, self.settings[stage.run.setting].engine, self.device)
+        """Return a stage's key; stages of one chain are the same objects, see `stage_of`."""
+        if id(stage) not in self._keys:
+            engine = self.settings[stage.run.setting].engine
+            parent = None if stage.parent is None else self._key(stage.parent)
+            self._keys[id(stage)] = stage, birth.key_of_stage(self.study, stage, engine, self.device, parent)
+        return self._keys[id(stage)][1]
 
     def _clocks(self, stage: Stage) -> set[str]:
         """Return the clocks of a stage's training at which the study keeps its states."""

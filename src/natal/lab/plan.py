@@ -14,6 +14,7 @@ from natal.lab import DATA
 from natal.machine import cores
 from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Study, load_study, stage_of
+from natal.study.stages import Known
 
 if TYPE_CHECKING:
     from natal.lab import engines
@@ -146,12 +147,13 @@ def plan(
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
+    known: Known = {}
     for position, run in enumerate(study.runs()):
         own = settings[run.setting]
         rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
         keys = {}
         for rate in rates:
-            stage = stage_of(study, run, rate, len(own.setting.split.fit))
+            stage = stage_of(study, run, rate, len(own.setting.split.fit), known)
             old = _stored_by_0_2(study, run, own.engine, device, rate, makers, statuses)
             keys[rate] = old or growth.ask(stage)
         grid.append((run, keys[rates[0]]))

@@ -77,10 +77,21 @@ class Need(NamedTuple):
     clock: str
 
 
-def stage_of(study: Study, run: Run, learning_rate: float, rows: int) -> Stage:
-    """Return the last stage of a row's chain, the row's own training; ``rows`` are trained on."""
+Known = dict[tuple[object, ...], Stage]
+"""Stages by what they are, see `stage_of`."""
+
+
+def stage_of(study: Study, run: Run, learning_rate: float, rows: int, known: Known | None = None) -> Stage:
+    """Return the last stage of a row's chain, the row's own training; ``rows`` are trained on.
+
+    ``known``: the stages before the last, of other rows too, which are then the same objects where they are the same.
+    """
+    known = {} if known is None else known
     training, timeline = study.training.alone, study.training.timeline(rows)
-    trunk = Stage(run._replace(sparsity=0.0), training, learning_rate, timeline.total)
+    dense = run._replace(sparsity=0.0)
+    # in a study that does not share, every strategy has a trunk of its own
+    whose = dense if not study.share else dense._replace(strategy="")
+    trunk = known.setdefault((whose, learning_rate), Stage(dense, training, learning_rate, timeline.total))
     recipe = study.recipe(run.strategy)
     if run.sparsity == 0:
         return trunk
@@ -106,9 +117,10 @@ def stage_of(study: Study, run: Run, learning_rate: float, rows: int) -> Stage:
     if at != "end" and first >= timeline.steps(at):
         # nothing is trained between such cuts: all are made of the one state
         return after(trunk, recipe, *targets)
-    parent = trunk
+    parent, plain = trunk, recipe.plain
+    of = plain.model_dump_json(exclude={"name"}) if targets[1:] else ""
     for target in targets[:-1]:
-        parent = after(parent, recipe.plain, target)
+        parent = known.setdefault((id(parent), of, target), after(parent, plain, target))
     return after(parent, recipe, targets[-1])
 
 
