@@ -334,12 +334,14 @@ def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     from natal.pruning.criteria import criteria
     from natal.study import CONTROLS, SCOPES, STRATEGIES, presets
     from natal.study.audit import audits
+    from natal.study.protocols import PROTOCOLS
 
     code, out, _ = inside("list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
     assert {name for name, _ in lines} == {
-        *presets(), *tasks, *networks, *STRATEGIES, *criteria, *SCOPES, *CONTROLS, *audits()
+        *presets(), *tasks, *networks, *STRATEGIES, *criteria, *SCOPES, *CONTROLS, *audits(),
+        *PROTOCOLS,
     }  # fmt: skip
     assert all(len(line) == 2 for line in lines)
 

@@ -75,7 +75,9 @@ def test_documented_names_exist() -> None:
         for name in [*re.findall(r"\bnatal\.(\w+)", line), *imported.replace(",", " ").split()]
     }
     assert {"run", "load", "criterion", "Problem"} <= names
-    assert [name for name in sorted(names) if not hasattr(natal, name)] == []
+    # a module such as natal.lightning is there once it is imported
+    unknown = [name for name in sorted(names) if not hasattr(natal, name) and not find_spec(f"natal.{name}")]
+    assert unknown == []
 
 
 def test_documented_modules_exist() -> None:

@@ -76,6 +76,7 @@ class Plan:
     again: frozenset[str] = frozenset()
     kept: frozenset[Place] = field(default=frozenset(), repr=False)
     chains: Sequence[str] = field(default=(), repr=False)
+    lines: Mapping[str, list[tuple[str, int, str]]] = field(default_factory=dict, repr=False)
     state_bytes: tuple[int, int] = (0, 0)
 
     @property
@@ -179,6 +180,7 @@ def plan(
         again=frozenset(growth.again),
         kept=frozenset(growth.kept),
         chains=drawn(study, growth.asked),
+        lines=growth.lines,
         state_bytes=(kept, passing),
     )
 

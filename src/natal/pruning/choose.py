@@ -75,7 +75,7 @@ def mask(
     what is gone stays gone, and ``sparsity`` counts it. ``going``: how many go of layers that have a pace of their own.
     ``last``: False while more cuts follow, when a budget may still be on its way.
     """
-    how = _check(recipe, problem, sparsity)
+    how = check(recipe, problem, sparsity)
     if sparsity == 0:
         return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
     left = problem.kept if before is None else before.weights
@@ -303,7 +303,7 @@ _CONTROLS: dict[str, Callable[[Mask, Problem, Neurons], Mask]] = {
 }
 
 
-def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
+def check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     """Raise NatalError for a recipe that contradicts itself or a problem it cannot solve."""
     name, control = recipe.criterion, recipe.control
     criteria[name]

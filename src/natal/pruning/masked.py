@@ -87,6 +87,11 @@ def check(model: nn.Module, mask: Mask) -> None:
             )
 
 
+def is_masked(model: nn.Module) -> bool:
+    """Whether `natal.apply` has masked a parameter of this model."""
+    return any(_leaves(module) for module in model.modules())
+
+
 def unmasked(model: M, mask: Mask) -> M:
     """Return a copy of ``model`` as it was before it was pruned, made of plain modules, nothing removed.
 

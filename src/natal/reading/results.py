@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from natal.errors import NatalError
+from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, Row, curve, row
 from natal.store import FILE, NetworkFacts, Store, TaskFacts, chosen, deciding
 from natal.study import PAPERS, Run, Setting, Study
@@ -76,6 +77,20 @@ class Results:
         if any(run.key not in stored for run in self.runs):
             raise NatalError(f"{self.directory} was written to since it was read; read it again")
         return [curve(run, stored[run.key]) for run in self.runs]
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The lines between trainings that share a beginning, where the study measures connectivity."""
+        return list(lines(self.runs, self.manifest))
+
+    def connectivity(self) -> pd.DataFrame:
+        """Return ``lines`` as a pandas DataFrame: a row per run, clock and order, with the error barrier."""
+        import pandas
+
+        return pandas.DataFrame(
+            {**line.row.run._asdict(), "clock": line.clock, "order": line.order, "barrier": line.barrier}
+            for line in self.lines
+        )
 
     def state(self, run: Run | Row, clock: str = "end") -> State:
         """Return the state of a run's training at a clock that the study keeps; see `natal.lab.state.State`.

@@ -103,6 +103,8 @@ def key_of_stage(
     else:
         parent = parent or key_of_stage(study, stage.parent, maker, fingerprints)
         before = {"parent": parent, "at": stage.at, "start": stage.start}
+        if stage.order:
+            before["order"] = f"{stage.order}, {study.measure.connectivity}"
     return _link(study, stage.run.strategy, before, mask, stage.training, stage.learning_rate, maker)
 
 

@@ -18,6 +18,7 @@ from natal.study.choice import Network, Task
 from natal.study.claim import Claim
 from natal.study.clock import Moment
 from natal.study.keys import digest
+from natal.study.measure import Measure
 from natal.study.recipe import Recipe, recipe_of
 from natal.study.training import Search, Training
 from natal.wording import perhaps_percent
@@ -111,6 +112,7 @@ class Study(Model):
     training: Training = Training()
     share: Flag = True
     keep: tuple[Moment, ...] = ()
+    measure: Measure = Measure()
     claims: tuple[Claim, ...] = ()
     folder: str = Field(default="", exclude=True)
     """Where the study file lies, so that its plugins are found beside it; not part of the study."""
@@ -218,6 +220,16 @@ class Study(Model):
             raise ValueError(
                 'training.retrain: is for a cut at = "end" that is not rewound, which no strategy makes, got '
                 f"{self.training.retrain!r}; leave it out"
+            )
+        line = self.measure.connectivity
+        if line is not None and within(line["from"]) and self._stops_early:
+            raise ValueError(
+                f"measure.connectivity: is from inside training, got {line['from']}, and {_EARLY}"
+            )
+        if line is not None and isinstance(self.training.learning_rate, Search):
+            raise ValueError(
+                "measure.connectivity: needs one learning rate a row, got several to search among; name one in "
+                "training.learning_rate"
             )
         if within(self.keep) and self._stops_early:
             raise ValueError(
