@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         save_ticket,
         to_torch_prune,
     )
-    from natal.pruning.mask import Mask
+    from natal.pruning.mask import Mask, layer
     from natal.pruning.savings import Savings, savings
     from natal.pruning.schedule import PruningSchedule
     from natal.pruning.select import select
@@ -54,7 +54,7 @@ _HOMES = {
         "save_ticket",
         "to_torch_prune",
     ),
-    "natal.pruning.mask": ("Mask",),
+    "natal.pruning.mask": ("Mask", "layer"),
     "natal.pruning.select": ("select",),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
@@ -81,7 +81,7 @@ __all__ = [
     "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem",
     "PruningSchedule", "Recipe", "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task",
     "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose",
-    "from_torch_prune", "load", "load_compact", "load_mask", "load_study", "load_ticket", "network", "plan",
+    "from_torch_prune", "layer", "load", "load_compact", "load_mask", "load_study", "load_ticket", "network", "plan",
     "prune", "run", "save_compact", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from natal.pruning.choose import mask as choose
 from natal.pruning.choose import mask_for, problem_of
 from natal.pruning.criteria.problem import duplicate
 from natal.pruning.grid import Granularity
-from natal.pruning.mask import Mask
+from natal.pruning.mask import Mask, check_model
 from natal.pruning.masked import mask_
 from natal.pruning.scopes import Scope
 from natal.pruning.targets import Floors, Target
@@ -60,7 +60,7 @@ def prune(
     or either by group. Raises NatalError, one sentence naming the argument or the layer, for what cannot
     be done.
     """
-    _check_model(model)
+    check_model(model)
     if isinstance(exclude, str):
         raise NatalError(f"exclude takes a sequence of names; write exclude=({exclude!r},)")
     if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
@@ -95,7 +95,8 @@ def prune(
     except ValidationError as error:
         raise NatalError(one_line(error)) from None
     inputs, targets = batch if batch is not None else (None, None)
-    problem = problem_of(model, seed, exclude=exclude, inputs=inputs, targets=targets, loss=loss)
+    whole = recipe.granularity == "neuron"
+    problem = problem_of(model, seed, exclude=exclude, whole=whole, inputs=inputs, targets=targets, loss=loss)
     if target is not None:
         return mask_for(recipe, problem, target, floors)
     return choose(
@@ -122,7 +123,7 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
 
     Raises NatalError naming a parameter that does not fit.
     """
-    _check_model(model)
+    check_model(model)
     if not isinstance(mask, Mask):
         raise NatalError(f"mask must be a natal.Mask, as natal.prune returns, got {type(mask).__name__}")
     net = duplicate(model)
@@ -136,8 +137,3 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
             parameters[name].copy_(values)
     mask_(net, mask.items())
     return net
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise NatalError(f"model must be a torch.nn.Module, got {model!r}")

@@ -113,6 +113,8 @@ def shrink(
     needed = trials.best(graph.needed())
     small = trials.build(needed)
     _complain(graph, trials)
+    if renormalise:
+        _confess(graph, needed, whole)
     return small
 
 
@@ -210,8 +212,9 @@ def _named(key: Sequence[tuple[str, int]]) -> str:
 def _complain(graph: Graph, trials: _Trials) -> None:
     """Name in one warning what stays although the mask leaves nothing of it."""
     told = {f"{name!r}": why for name, why in trials.refused.items()}
+    masks = {graph.alias[name]: kept for name, kept in trials.mask.items().items()}
     for name, axis in graph.found.rows.items():
-        kept = trials.mask.items().get(name)
+        kept = masks.get(name)
         if kept is None or axis >= kept.ndim or kept.movedim(axis, 0).flatten(1).any(1).all():
             continue
         gone = ~kept.movedim(axis, 0).flatten(1).any(1).cpu()
@@ -228,6 +231,17 @@ def _complain(graph: Graph, trials: _Trials) -> None:
         warnings.warn(
             f"constant units of this {type(trials.whole).__name__} stay in place, because of "
             + "; ".join(f"{name}: {why}" for name, why in told.items()),
+            stacklevel=4,
+        )
+
+
+def _confess(graph: Graph, needed: Tensor, whole: nn.Module) -> None:
+    """Say which norms compute something else, having been told to."""
+    changed = [name for name, (_, atoms) in graph.found.norms.items() if not needed[graph.root[atoms]].all()]
+    if changed:
+        warnings.warn(
+            f"renormalise=True: the smaller {type(whole).__name__} computes another function than the masked one, "
+            f"because {len(changed)} of its norms divide by fewer units now, such as {changed[0]!r}",
             stacklevel=4,
         )
 
@@ -447,6 +461,9 @@ def _cut(small: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> None:
             setattr(small.get_submodule(owner), entry, smaller)
 
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
 def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]]) -> None:
     """Make the sizes that modules state agree with their parameters."""
     module: Any
@@ -480,8 +497,12 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
             if module.weight is not None:
                 module.num_channels = len(module.weight)
         elif isinstance(module, nn.RNNBase):
-            module.input_size = small.get_parameter(f"{prefix}weight_ih_l0").shape[1]
+            gates, module.input_size = module.get_parameter("weight_ih_l0").shape
+            module.hidden_size = gates // _GATES[module.mode]
+            module.proj_size = len(module.get_parameter("weight_hr_l0")) if module.proj_size else 0
             module.flatten_parameters()
+        elif isinstance(module, nn.RNNCellBase):
+            module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
 def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
@@ -489,8 +510,8 @@ def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
     modules = dict(small.named_modules())
     for name, layers in graph.found.passing.items():
         module = modules.get(name)
-        if module is None or type(module).__module__.startswith("torch.nn."):
-            continue
+        if module is None or type(module).__module__.startswith(("torch.nn.", "natal.pruning.")):
+            continue  # those know their sizes already
         sizes: dict[int, int] = {}
         for layer in layers:
             stays = needed[graph.root[layer]]

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from natal.errors import NatalError
-from natal.pruning.mask import Mask
+from natal.pruning.mask import Mask, check_model
 from natal.registry import did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,6 +99,7 @@ def unmasked(model: M, mask: Mask) -> M:
     is zero. Otherwise the model has yet to start, so a control's redrawn weights replace its own. Raises
     NatalError as `check` does.
     """
+    check_model(model)
     twin = copy.deepcopy(model, recomputed(model))
     started = False
     for module in twin.modules():

@@ -6,7 +6,6 @@ a model computes without a module is counted too; what has no rule here is named
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 from natal.errors import NatalError
 from natal.notebook import Rows, Shown
 from natal.pruning.graph.capture import Example, Operation, Ref, Tape, arguments, capture, private_copy
+from natal.pruning.mask import check_model
 
 T = TypeVar("T")
 
@@ -95,8 +95,10 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
     transposed ones included. Latency is the median of ``repeats`` runs each, taken in turn so that a busy machine
     slows both alike. Raises NatalError if ``repeats`` is below 1 or a network cannot be run on the example.
     """
-    if repeats < 1:
-        raise NatalError(f"repeats must be at least 1, got {repeats}")
+    for net in (before, after):
+        check_model(net)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise NatalError(f"repeats must be at least 1, got {repeats!r}")
     nets = [private_copy(net).eval() for net in (before, after)]
     args, kwargs = arguments(example)
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -219,4 +221,3 @@ def _pair(pair: tuple[int, int]) -> tuple[str, str]:
 
 
 __all__ = ["Count", "Savings", "count", "savings"]
-_ = copy

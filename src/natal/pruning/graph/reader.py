@@ -145,7 +145,7 @@ class Reader:
         self,
         model: nn.Module,
         tape: Tape,
-        rules: Mapping[str, Callable[..., Any]],
+        rules: Mapping[str | type, Callable[..., Any]],
         masks: Mapping[str, Tensor] | None = None,
         training: bool = False,
         found: Reading | None = None,
@@ -154,7 +154,7 @@ class Reader:
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters()) | dict(model.named_buffers())
         self.trained = {name for name, _ in model.named_parameters()}
-        self.masks = masks
+        self.masks = None if masks is None else tape.by_first(masks)
         self.found = found or Reading()
         self.signals: dict[int, Signal] = {}
         self.operation: Operation
@@ -207,10 +207,16 @@ class Reader:
         if operation.op == WRITTEN:
             signal, _ = (self.signal(ref.slot) for ref in operation.args)
             return [replace(signal, value=VARIES, kept=None, name="")]
-        name = operation.op.overloadpacket.__name__
-        rule = self.rules.get(str(operation.op)) or self.rules.get(name) or self.rules.get(name.rstrip("_"))
-        if rule is None and torch.Tag.pointwise in operation.op.tags:
-            rule = self.rules["pointwise"]
+        rule: Callable[..., Any] | None
+        if isinstance(operation.op, type):
+            name, rule = operation.op.__name__, self.rules[operation.op]
+        else:
+            name = operation.op.overloadpacket.__name__
+            rule = (
+                self.rules.get(str(operation.op)) or self.rules.get(name) or self.rules.get(name.rstrip("_"))
+            )
+            if rule is None and torch.Tag.pointwise in operation.op.tags:
+                rule = self.rules["pointwise"]
         result = (
             None
             if rule is None
@@ -223,6 +229,12 @@ class Reader:
     def given(self, values: Any) -> Any:
         """Return arguments with signals in place of tensors."""
         return pytree.tree_map_only(Ref, lambda ref: self.signal(ref.slot), values)
+
+    def own(self, leaf: str) -> Signal | None:
+        """Return the signal of a parameter or buffer of the running module, None if it has none of that name."""
+        name = f"{self.operation.module}.{leaf}" if self.operation.module else leaf
+        first = next((first for first, names in self.tape.aliases.items() if name in names), None)
+        return None if first is None else self.signal(self.tape.registered[first])
 
     def signal(self, slot: int) -> Signal:
         """Return the signal of a slot; what nobody made, as the model's input, carries no units."""

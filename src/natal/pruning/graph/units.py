@@ -244,13 +244,14 @@ def read(
     if key is not None and key in _KNOWN:
         return _KNOWN[key]
     private = copy.deepcopy(model)
-    tapes = [capture(private, example)]
+    closed = {kind for kind in RULES if isinstance(kind, type)}
+    tapes = [capture(private, example, closed)]
     if _idle(private, tapes[0]):
         private.train(not model.training)
         with contextlib.suppress(
             NatalError
         ):  # parts for another mode may need larger inputs; then nobody can know
-            tapes.append(capture(private, example))
+            tapes.append(capture(private, example, closed))
     found: Reading | None = None
     for tape in tapes:
         found = _read_tape(model, tape, masks, training, found)
