@@ -11,7 +11,7 @@ from pathlib import Path
 import natal
 
 HOUSE = Path(natal.__file__).parent
-GROUND = {"errors", "registry", "wording", "streams", "determinism", "machine"}
+GROUND = {"errors", "registry", "wording", "streams", "determinism", "machine", "notebook"}
 TOP = {"front", "cli", "progress", "explain", "__main__"}
 MAY_IMPORT = {
     "ground": {"ground"},

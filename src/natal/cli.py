@@ -256,6 +256,31 @@ def report(directory: _Directory = Path("results")) -> None:
         print(path)
 
 
+@app.command(name="figures")
+def figures_(
+    directory: _Directory = Path("results"),
+    form: Annotated[str, typer.Option("--format", metavar="pdf", help="`pdf`, `svg` or `png`.")] = "pdf",
+    width: Annotated[str, typer.Option("--width", metavar="3.25in", help="Such as 3.25in or 17cm.")] = "7in",
+    axis: Annotated[
+        str | None, typer.Option("--axis", help="`sparsity`, or `density` on a logarithmic scale.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="By default DIR/figures.")] = None,
+) -> None:
+    """Write a study's figures for a paper: PDF, SVG or PNG of a column's width, with their fonts."""
+    from typing import cast, get_args
+
+    from natal.reading import figures
+    from natal.reading.results import load
+    from natal.registry import did_you_mean
+
+    if axis is not None and axis not in get_args(figures.Axis):
+        raise NatalError(f"--axis {axis!r}{did_you_mean(axis, get_args(figures.Axis))}")
+    results = load(directory)
+    shape = figures.inches(width), cast("figures.Axis | None", axis)
+    for path in figures.write(results, out or directory / "figures", form, *shape):
+        print(path)
+
+
 @app.command()
 def diagnose(
     directory: _Directory = Path("results"),

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from natal.errors import NatalError
 from natal.lab import DATA
 from natal.machine import cores
+from natal.notebook import Rows, Shown
 from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Study, load_study, stage_of
 from natal.study.stages import Known
+from natal.wording import plural
 
 if TYPE_CHECKING:
     from natal.lab import engines
@@ -48,8 +50,8 @@ class Chosen:
     refused: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """What a command would do: the grid with each row's key, the trainings behind it, and which are still to do.
 
     ``engine``: the name asked for, perhaps ``auto``; ``settings`` hold each setting's own. ``grid``: every row with
@@ -78,6 +80,17 @@ class Plan:
     chains: Sequence[str] = field(default=(), repr=False)
     lines: Mapping[str, list[tuple[str, int, str]]] = field(default_factory=dict, repr=False)
     state_bytes: tuple[int, int] = (0, 0)
+
+    def _line(self) -> str:
+        todo = f"{plural(len(self.pending), 'training')} to do in {plural(len(self.jobs), 'job')}"
+        return f"study {self.study.name!r} in {str(self.directory)!r}, {len(self.grid)} runs, {todo}"
+
+    def _table(self) -> Rows:
+        yield "runs", len(self.grid)
+        yield "trainings", self.trainings
+        yield "done", f"{plural(len(self.done), 'run')}"
+        yield "to do", f"{len(self.pending)} in {plural(len(self.jobs), 'job')}"
+        yield "where", f"{self.device}, {plural(self.workers, 'worker')}"
 
     @property
     def pending(self) -> list[Pending]:

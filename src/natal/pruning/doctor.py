@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
+from natal.notebook import Rows, Shown
 from natal.pruning.graph.capture import Example, arguments, capture, first_line, made_example, tensors_in
 from natal.pruning.graph.paths import paths as walk
 from natal.pruning.graph.units import read
@@ -98,8 +99,8 @@ class Finding:
         return f"{self.severity}: {self.text}"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """What `diagnose` found; ``str()`` prints findings and an aligned table.
 
     ``layers``: one entry per masked layer. ``sparsity``: realised, of weights. ``unit_sparsity``: realised, of
@@ -116,6 +117,18 @@ class Diagnosis:
     requested: float | None
     collapses_at: float | None
     findings: tuple[Finding, ...]
+
+    def _line(self) -> str:
+        counts = [sum(f.severity == severity for f in self.findings) for severity in get_args(Severity)]
+        told = [f"{n} {severity}" for n, severity in zip(counts, get_args(Severity), strict=True) if n]
+        effective = "unknown" if self.effective_sparsity is None else f"{self.effective_sparsity:.4g}"
+        return f"sparsity {self.sparsity:.4g}, effective {effective}; {', '.join(told) or 'nothing found'}"
+
+    def _table(self) -> Rows:
+        yield from ((finding.severity, finding) for finding in self.findings)
+        for layer in self.layers:
+            path = "" if layer.effective is None else f", {layer.effective:,} on a path"
+            yield layer.name, f"{layer.kept:,} of {layer.weights:,} weights kept{path}"
 
     @property
     def collapsed(self) -> tuple[str, ...]:

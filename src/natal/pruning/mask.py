@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
+from natal.notebook import Rows, Shown
 from natal.registry import did_you_mean
+from natal.wording import plural
 
 
-@dataclass(frozen=True)
-class Mask:
+@dataclass(frozen=True, repr=False)
+class Mask(Shown):
     """Which weights are kept, by parameter name; True = kept.
 
     ``weights``: the prunable weights, whose share of removals is the sparsity. ``biases``: what is set to
@@ -33,6 +35,17 @@ class Mask:
     redrawn: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     reached: Mapping[str, float] = field(default_factory=dict)
+
+    def _line(self) -> str:
+        layers = plural(len(self.weights), "layer")
+        return f"{self.kept:,} of {self.total:,} weights kept in {layers}, sparsity {self.sparsity:.4g}"
+
+    def _table(self) -> Rows:
+        yield "layer", "shape", "kept", "density"
+        for name, kept in self.weights.items():
+            count = int(kept.sum())
+            shape = " x ".join(map(str, kept.shape))
+            yield name, shape, f"{count:,} of {kept.numel():,}", f"{count / kept.numel():.2%}"
 
     @property
     def total(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
+from natal.notebook import Rows, Shown
 from natal.pruning.graph.capture import Example, Operation, Ref, Tape, arguments, capture, private_copy
 from natal.pruning.mask import check_model
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Savings:
+@dataclass(frozen=True, repr=False)
+class Savings(Shown):
     """What a smaller network saves; every pair is (before, after), and ``str()`` prints the table.
 
     ``parameters``: their number. ``multiply_adds``: of matrix products and convolutions, for one row of input.
@@ -42,6 +43,23 @@ class Savings:
     rows: int
     activations: tuple[int, int] = (0, 0)
     uncounted: tuple[str, ...] = ()
+
+    def _line(self) -> str:
+        return ", ".join(f"{name} {before} -> {after}" for name, before, after in self._pairs())
+
+    def _table(self) -> Rows:
+        yield "", "before", "after"
+        yield from self._pairs()
+
+    def _pairs(self) -> Iterator[tuple[str, str, str]]:
+        for name, (before, after) in (
+            ("parameters", self.parameters),
+            ("multiply-adds", self.multiply_adds),
+            ("bytes of activations", self.activations),
+        ):
+            yield name, f"{before:,}", f"{after:,}"
+        slow, quick = self.seconds
+        yield "milliseconds", f"{1e3 * slow:.3f}", f"{1e3 * quick:.3f}"
 
     def __str__(self) -> str:
         lines = [("", "parameters", "", "multiply-adds", "")]

@@ -7,11 +7,13 @@ the dense baseline is shared by all strategies, and how a stored run is found ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
+from natal.notebook import Rows, Shown
 from natal.registry import did_you_mean
 from natal.study.base import MAX_SEED, Flag, Integer, Model, Number, Words
 from natal.study.choice import Network, Task
@@ -21,7 +23,7 @@ from natal.study.keys import digest
 from natal.study.measure import Measure
 from natal.study.recipe import Recipe, recipe_of
 from natal.study.training import Search, Training
-from natal.wording import perhaps_percent
+from natal.wording import percent, perhaps_percent, plural
 
 PAPERS = "mlp"
 """The name of the paper's network, which the published files leave unsaid."""
@@ -89,7 +91,7 @@ _EVER = ("name", "description", "plugins", "tasks", "strategies", "sparsities", 
 """Keys of a study that are written out even at their default."""
 
 
-class Study(Model):
+class Study(Shown, Model):
     """A grid of runs: tasks x networks x strategies x sparsities x seeds, trained in one way.
 
     A *setting* is a task with a network. ``hidden = 64`` is short for the paper's network of that width, an ``mlp``
@@ -116,6 +118,25 @@ class Study(Model):
     claims: tuple[Claim, ...] = ()
     folder: str = Field(default="", exclude=True)
     """Where the study file lies, so that its plugins are found beside it; not part of the study."""
+
+    def _line(self) -> str:
+        size: list[tuple[Sequence[object], str]] = [
+            (self.tasks, "task"),
+            (self.networks, "network"),
+            (self.strategies, "strategy"),
+        ]
+        size += [(self.sparsities, "sparsity"), (self.seeds, "seed")]
+        grid = " x ".join(plural(len(things), noun) for things, noun in size)
+        return f"{self.name!r}, {plural(math.prod(len(things) for things, _ in size), 'run')} = {grid}"
+
+    def _table(self) -> Rows:
+        if self.description:
+            yield "description", self.description
+        yield "tasks", ", ".join(self.task_names)
+        yield "networks", ", ".join(self.network_names)
+        yield "strategies", ", ".join(recipe.name for recipe in self.strategies)
+        yield "sparsities", ", ".join(map(percent, self.sparsities))
+        yield "seeds", ", ".join(map(str, self.seeds))
 
     @model_validator(mode="before")
     @classmethod

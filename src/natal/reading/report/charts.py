@@ -58,7 +58,7 @@ def metric(view: View, setting: Setting) -> Chart:
     """Return the test metric against sparsity: every seed, means, t intervals, dense and chance, critical sparsity."""
     metric = view.results.tasks[setting.task].metric
     runs = view.runs_of[setting]
-    low, high = window(runs, view.results.tasks[setting.task].chance)
+    low, high = window(runs, view.results.tasks[setting.task].chance, metric)
     below = sum(r.test_metric is not None and r.test_metric < low for r in runs)
     y: Spec = {
         "type": "quantitative",
@@ -332,7 +332,7 @@ _CLEAR = "p <= 0.05 after Holm"
 def costs(view: View, setting: Setting, cost: Literal["work", "seconds"]) -> Chart:
     """Return the test metric against multiply-adds, or against seconds of training, a point per cell."""
     metric = view.results.tasks[setting.task].metric
-    low, high = window(view.runs_of[setting], view.results.tasks[setting.task].chance)
+    low, high = window(view.runs_of[setting], view.results.tasks[setting.task].chance, metric)
     words = view.work_is(setting) if cost == "work" else "seconds of training"
     y: Spec = {
         "type": "quantitative",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from natal.reading import claims, stats
+from natal.reading import claims, figures, stats
 from natal.reading.results import Results
 from natal.reading.rows import Row
 from natal.study import Setting
@@ -116,20 +115,19 @@ class View:
             for setting, runs in self.runs_of.items()
         }
 
+    def possible(self, setting: Setting, low: float, high: float) -> tuple[float, float]:
+        """Return an interval of the test metric without what cannot be."""
+        return figures.possible(self.results.tasks[setting.task].metric, low, high)
+
+    @property
+    def random(self) -> str | None:
+        """The strategy that others are measured against."""
+        return figures.random_masks(self.study)
+
     @cached_property
     def priority(self) -> list[str]:
-        """The strategies in the order in which a chart takes them: random masks, the better ranked, controls last."""
-        ranks: dict[str, list[int]] = {name: [] for name in self.strategies}
-        for ranked in self.rankings.values():
-            for r in ranked:
-                ranks[r.strategy].append(r.rank)
-        control = {recipe.name for recipe in self.study.strategies if recipe.control is not None}
-
-        def place(name: str) -> tuple[bool, bool, float]:
-            mean = sum(ranks[name]) / len(ranks[name]) if ranks[name] else math.inf
-            return name != self.random, name in control, mean
-
-        return sorted(self.strategies, key=place)
+        """The strategies in the order in which charts colour them."""
+        return figures.priority(self.results)
 
     def critical(self, where: Where) -> float | None:
         """Return a strategy's critical sparsity on a setting."""
@@ -157,20 +155,6 @@ class View:
         """Return what a network's kept weights stand for: multiply-adds, where a row of input meets each once."""
         facts = self.results.networks[setting]
         return "multiply-adds a row" if facts.macs == facts.prunable else "weights kept"
-
-    def possible(self, setting: Setting, low: float, high: float) -> tuple[float, float]:
-        """Return an interval without what no metric can be: above 1, or an accuracy below 0."""
-        floor = 0.0 if self.results.tasks[setting.task].metric == "accuracy" else -math.inf
-        return max(low, floor), min(high, 1.0)
-
-    @cached_property
-    def random(self) -> str | None:
-        """The strategy that others are measured against: the first that removes weights at random."""
-        for recipe in self.study.strategies:
-            drawn = recipe.criterion in ("random", "init-stream") and recipe.control is None
-            if drawn and recipe.granularity == "weight":
-                return recipe.name
-        return None
 
     def words(self, setting: Setting) -> str:
         """Return a setting's name."""
