@@ -352,6 +352,82 @@ def test_grouped_queries_go_with_the_keys_they_share() -> None:
     assert mask.units["q.weight"].sum() == 2
 
 
+class Attention(nn.Module):
+    """Attention of four heads, which may share keys, with the scale of its width at birth."""
+
+    def __init__(self, keys: int, width: int = 6, scale: float | None = 6**-0.5) -> None:
+        super().__init__()
+        self.keys, self.scale = keys, scale
+        self.q, self.o = nn.Linear(5, 4 * width), nn.Linear(4 * width, 2)
+        self.k, self.v = nn.Linear(5, keys * width), nn.Linear(5, keys * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(len(x), x.shape[1], heads, -1).transpose(1, 2)
+            for layer, heads in ((self.q, 4), (self.k, self.keys), (self.v, self.keys))
+        )
+        k, v = (t.repeat_interleave(4 // self.keys, 1) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+@pytest.mark.parametrize("keys", [4, 2, 1])
+def test_attention_loses_heads_or_width_as_told(keys: int) -> None:
+    x = randn(3, 7, 5)
+    narrow, small, mask = pruned(Attention(keys).eval(), x, attention="width")
+    # places that queries and keys meet in, and places that values carry, six of either in every head
+    assert {name: len(kept) for name, kept in mask.units.items()} == {"q.weight": 6, "v.weight": 6}
+    assert [layer_of(small, n, nn.Linear).out_features for n in "qkv"] == [12, 3 * keys, 3 * keys]
+    torch.testing.assert_close(small(x), narrow(x))
+    if keys > 1:
+        fewer = natal.prune(
+            Attention(keys).double(), 0.5, "magnitude", "layerwise", "neuron", batch=(x, None)
+        )
+        assert {name: len(kept) for name, kept in fewer.units.items()} == {"q.weight": keys}
+
+
+def test_narrower_heads_of_torchs_attention_keep_their_scale(tmp_path: Path) -> None:
+    def made() -> nn.Module:
+        return Of(
+            lambda m, x: m.c(m.att(h := m.a(x), h, h)[0]),
+            a=nn.Linear(3, 12), att=nn.MultiheadAttention(12, 2, batch_first=True), c=nn.Linear(12, 2),
+        ).eval()  # fmt: skip
+
+    x = randn(2, 4, 3)
+    ticket, small, mask = pruned(made(), x, attention="width")
+    assert len(mask.units["att.in_proj_weight"]) == 6
+    attention = layer_of(small, "att", nn.MultiheadAttention)
+    assert (attention.num_heads, attention.head_dim) == (2, 6)  # the scale is that of six still
+    assert attention.out_proj.weight.shape == (6, 6)
+    torch.testing.assert_close(small(x), ticket(x))
+    natal.save_compact(tmp_path / "small", small)
+    assert torch.equal(natal.load_compact(tmp_path / "small", made().double())(x), small(x))
+
+
+def test_a_scale_that_the_code_takes_from_the_width_keeps_it() -> None:
+    x = randn(3, 7, 5)
+    with pytest.warns(UserWarning, match="'q.weight': the smaller network computes something else"):
+        ticket, small, _ = pruned(Attention(4, scale=None).eval(), x, attention="width")
+    assert [layer_of(small, n, nn.Linear).out_features for n in "qkv"] == [24, 24, 12]
+    torch.testing.assert_close(small(x), ticket(x))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"attention": "depth", "granularity": "neuron"},
+            "attention must be 'heads' or 'width', got 'depth'",
+        ),
+        ({"attention": "width"}, "attention='width' is for whole neurons; use granularity 'neuron'"),
+    ],
+)
+def test_a_choice_that_attention_does_not_have_is_refused(how: Any, message: str) -> None:
+    with pytest.raises(NatalError, match=re.escape(message)):
+        natal.prune(Attention(4), 0.5, "magnitude", **how)
+
+
 def test_a_number_of_heads_follows_the_cut() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -41,6 +41,7 @@ def prune(
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     seed: int = 0,
     exclude: Sequence[str] = (),
+    attention: str = "heads",
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
@@ -54,7 +55,8 @@ def prune(
     `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
-    ``"first"``, ``"last"``. ``macs``, ``params``, ``latency``: a target instead of a sparsity, the share of the dense
+    ``"first"``, ``"last"``. ``attention``: among whole neurons, whether it loses ``"heads"`` or ``"width"``, the same
+    places in all its heads. ``macs``, ``params``, ``latency``: a target instead of a sparsity, the share of the dense
     network's multiply-adds, parameters or measured time that is left when whole neurons go; the mask's ``reached``
     says what came out. ``multiple_of``, ``at_least``: what each group of neurons keeps, the latter a number, a share,
     or either by group. Raises NatalError, one sentence naming the argument or the layer, for what cannot
@@ -94,9 +96,22 @@ def prune(
         )
     except ValidationError as error:
         raise NatalError(one_line(error)) from None
+    if attention not in ("heads", "width"):
+        raise NatalError(f"attention must be 'heads' or 'width', got {attention!r}")
+    if attention != "heads" and granularity != "neuron":
+        raise NatalError("attention='width' is for whole neurons; use granularity 'neuron'")
     inputs, targets = batch if batch is not None else (None, None)
     whole = recipe.granularity == "neuron"
-    problem = problem_of(model, seed, exclude=exclude, whole=whole, inputs=inputs, targets=targets, loss=loss)
+    problem = problem_of(
+        model,
+        seed,
+        exclude=exclude,
+        whole=whole,
+        attention=attention,
+        inputs=inputs,
+        targets=targets,
+        loss=loss,
+    )
     if target is not None:
         return mask_for(recipe, problem, target, floors)
     return choose(

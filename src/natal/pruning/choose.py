@@ -29,7 +29,7 @@ from natal.study import Recipe
 def problem_of(
     model: nn.Module, seed: int, *, exclude: Sequence[str] = (), whole: bool = False, **data: object
 ) -> Problem:
-    """Return the problem of pruning ``model``; see `Problem` for ``inputs``, ``targets`` and ``loss``.
+    """Return the problem of pruning ``model``; see `Problem` for ``inputs``, ``targets``, ``loss``, ``attention``.
 
     ``exclude``: layers to leave alone; ``whole``: take in those that only lose whole units; see
     `natal.pruning.mask.prunable`.

@@ -109,6 +109,11 @@ def shrink(
     whole = masked(model, mask)
     example = example_for(whole, mask, example, "compact")
     graph = read(whole, example, mask.items(), training)
+    if graph.found.heads and mask.units:
+        # a mask may have made heads narrower instead of fewer: what loses more is what was meant
+        other = read(whole, example, mask.items(), training, inward=True)
+        names = [graph.alias[name] for name, _ in whole.named_parameters()]
+        graph = min((graph, other), key=lambda g: g.size(g.needed(), names))
     trials = _Trials(whole, mask, graph, example, training, renormalise)
     needed = trials.best(graph.needed())
     small = trials.build(needed)
@@ -198,7 +203,7 @@ class _Trials:
             _norms(small, self.graph, needed, kept, self.renormalise)
             _cut(small, kept)
         _declare(small, self.graph, kept)
-        _attention(small)
+        _attention(small, self.graph.inward)
         if self.renamed:
             _rename(small, self.graph, needed)
         aliases = {alias: first for first, names in _names(self.whole).items() for alias in names}
@@ -425,7 +430,7 @@ def _norms(
         setattr(small.get_submodule(owner), leaf, Widened(module, stays.to(device), axis))
 
 
-def _attention(small: nn.Module) -> None:
+def _attention(small: nn.Module, inward: bool) -> None:
     """Let attention whose parts are no longer of one width know what is left of it."""
     module: Any
     for module in small.modules():
@@ -435,10 +440,12 @@ def _attention(small: nn.Module) -> None:
             if (module.embed_dim, module.embed_dim) == tuple(out.weight.shape):
                 continue
             extra = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn
-            if extra or out.weight.shape[1] % head:
+            if extra or out.weight.shape[1] % (module.num_heads if inward else head):
                 continue  # its own forward will refuse, and what cannot be cut stays
             module.__class__ = MultiheadAttention
-            module.embed_dim, module.num_heads = out.weight.shape[0], out.weight.shape[1] // head
+            module.embed_dim = out.weight.shape[0]
+            if not inward:
+                module.num_heads = out.weight.shape[1] // head
     for module in small.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             exact = (module.self_attn, module.norm1, module.norm2)

@@ -28,7 +28,7 @@ class Neurons:
         example = problem.inputs
         if example is None:
             example = made_example(model, "granularity 'neuron'")
-        self.graph: Graph = read(model, example)
+        self.graph: Graph = read(model, example, inward=problem.attention == "width")
         aliases = weight_names(model, whole=problem.whole)
         # the graph knows a shared weight by the first of all its names, a mask by the first of a layer's
         self.names = {self.graph.alias[n]: n for n in weights}

@@ -35,7 +35,8 @@ class Problem:
     ``inputs``, ``targets``, ``loss``: the training rows and the loss, absent for a data-free use. ``seed``:
     the run's; draw from ``problem.stream("mask")``, never from the global generator.
 
-    ``whole``: the weights are also those of layers that only lose whole units.
+    ``whole``: the weights are also those of layers that only lose whole units. ``attention``: whether it loses
+    whole ``heads`` then, or ``width``, a place in all of its heads.
 
     The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
     ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
@@ -53,6 +54,7 @@ class Problem:
     round: int = 1
     sparsity: float = 0.0
     whole: bool = False
+    attention: str = "heads"
 
     def __post_init__(self) -> None:
         if not self.initial:

@@ -628,8 +628,13 @@ def _contract(
     reader: Reader, shape: tuple[int, ...], a: Signal, b: Signal, _: Tensor, c: Signal | None
 ) -> Signal:
     over_a, over_b = a.ndim - 1, max(b.ndim - 2, 0)
-    ins_a, out_a = reader.split(a, {over_a})
-    ins_b, out_b = reader.split(b, {over_b})
+    # what attends is met place by place in every head, so that one choice is to give up a place in all of them
+    between = not a.name and not b.name
+    inward = reader.inward and between
+    if between and any(over_a in axes_of(m) and len(axes_of(m)) > 1 for m in a.layers):
+        reader.found.heads = True
+    ins_a, out_a = reader.split(a, {over_a}, inward)
+    ins_b, out_b = reader.split(b, {over_b}, inward)
     for m in ins_a:
         meets = list(ins_b)
         for n in meets:
@@ -644,6 +649,10 @@ def _contract(
     ndim = len(shape)
     layers: list[Tensor] = []
     batch = set(range(ndim - 2)) if a.ndim > 2 else set()
+    if inward:
+        out_a, out_b = (
+            [reader.collapse(m, batch) if axes_of(m) - batch else m for m in part] for part in (out_a, out_b)
+        )
     for own, other, theirs in ((out_a, b, out_b), (out_b, a, out_a)):
         for layer in own:
             layer = _placed(layer, own is out_b, a, b, ndim)
