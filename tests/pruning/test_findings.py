@@ -190,7 +190,7 @@ def test_l5_an_optimiser_that_cannot_be_carried_is_refused_by_name(kind: str) ->
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("criterion", ["random", "ntk-sap", "magnitude"])
+@pytest.mark.parametrize("criterion", ["random", "magnitude"])
 @pytest.mark.parametrize("control", [None, "shuffle", "reinit"])
 def test_l6_a_mask_does_not_depend_on_the_callers_defaults(criterion: str, control: str | None) -> None:
     model, batch = network("mlp")

@@ -387,9 +387,10 @@ def _fold(
 ) -> None:
     """Add to the bias what the inputs about to go contribute: gain @ value, zero for those nobody reads."""
     going = ~needed[graph.root[step.reads]] & step.foldable() & (step.value != 0)
-    constant = torch.where(step.kept[:, going], step.gain[:, going], 0) @ step.value[going].to(
-        step.gain.dtype
-    )
+    # a large weight is known in its own precision, which sums of products must not have
+    gain, value = _wide(step.gain[:, going]), _wide(step.value[going])
+    wide = torch.promote_types(gain.dtype, value.dtype)
+    constant = torch.where(step.kept[:, going], gain, 0).to(wide) @ value.to(wide)
     stays = needed[graph.root[step.writes]]
     if not constant[stays].any():
         return

@@ -31,9 +31,9 @@ class Savings(Shown):
 
     ``parameters``: their number. ``multiply_adds``: of matrix products and convolutions, for one row of input.
     ``activations``: bytes of all results of one row's operations that hold numbers of their own, views not
-    counted. ``seconds``: median time of one forward pass of the example. ``layers``: by name, ((parameters before,
-    after), (multiply-adds before, after)). ``rows``: in the example. ``uncounted``: operations with work of their own
-    that natal does not count, by name.
+    counted. ``seconds``: median time of one forward pass of the example. ``layers``: of every module with parameters or
+    work of its own, by name, ((parameters before, after), (multiply-adds before, after)). ``rows``: in the example.
+    ``uncounted``: operations with parameters or much work whose multiply-adds are not counted, by name.
     """
 
     parameters: tuple[int, int]
@@ -67,7 +67,7 @@ class Savings(Shown):
             *self.layers.items(),
             ("total", (self.parameters, self.multiply_adds)),
         ]:
-            lines.append((name, *_pair(parameters), *_pair(work)))
+            lines.append((name or "the model itself", *_pair(parameters), *_pair(work)))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         table = [
             "  ".join(
@@ -105,8 +105,11 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
     rows = len(given[0]) if given and given[0].ndim else 1
     counts = [count(net, example) for net in nets]
     sizes = [
-        {name: sum(p.numel() for p in net.get_submodule(name).parameters(recurse=False)) for name in c.work}
-        for net, c in zip(nets, counts, strict=True)
+        {
+            name: sum(p.numel() for p in module.parameters(recurse=False))
+            for name, module in net.named_modules()
+        }
+        for net in nets
     ]
     times: list[list[float]] = [[], []]
     with torch.inference_mode(), torch.random.fork_rng():
@@ -126,7 +129,8 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
                 _both(size.get(name, 0) for size in sizes),
                 _both(round(c.work.get(name, 0)) for c in counts),
             )
-            for name in {**counts[0].work, **counts[1].work}
+            for name in dict.fromkeys([*sizes[0], *sizes[1]])
+            if any(size.get(name) for size in sizes) or any(c.work.get(name) for c in counts)
         },
         rows=rows,
         activations=_both(round(c.activations) for c in counts),
@@ -160,13 +164,21 @@ def count(model: nn.Module, example: Example) -> Count:
         if formula is not None:
             amount = formula(tape, operation) / rows
             total += amount
-            if operation.module:
-                work[operation.module] = work.get(operation.module, 0) + amount
-        elif name in _HEAVY:
+            work[operation.module] = work.get(operation.module, 0) + amount
+        elif name in _UNCOUNTED:
             uncounted.setdefault(name)
         if not any(r.alias_info is not None for r in operation.op._schema.returns):
-            activations += sum(math.prod(tape.shapes[slot]) for slot in operation.outputs[:1]) * 4 / rows
+            activations += (
+                sum(math.prod(tape.shapes[slot]) * tape.widths[slot] for slot in operation.outputs) / rows
+            )
     return Count(total, work, activations, tuple(uncounted))
+
+
+def _trilinear(tape: Tape, operation: Operation) -> float:
+    """A bilinear layer: every number of the result meets a matrix."""
+    return float(
+        math.prod(tape.shapes[operation.outputs[0]]) * math.prod(_shape(tape, operation.args[1])[1:])
+    )
 
 
 def _shape(tape: Tape, value: Any) -> tuple[int, ...]:
@@ -198,11 +210,16 @@ _WORK: dict[str, Callable[[Tape, Operation], float]] = {
     "addmv": _product(1),
     "baddbmm": _product(1),
     "convolution": _convolution,
+    "_trilinear": _trilinear,
 }
-_HEAVY = {"_trilinear", "_fft_c2c", "_fft_r2c", "_fft_c2r", "linalg_inv_ex", "grid_sampler_2d", "_cdist_forward",
-          "_embedding_bag", "mkldnn_rnn_layer", "_weight_norm_interface"}  # fmt: skip
-"""Operations that multiply and add and are not counted; elementwise work, norms and poolings are left out as is
-usual."""
+_UNCOUNTED = {
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_prelu_kernel", "_embedding_bag", "_fft_c2c",
+    "_fft_r2c", "_fft_c2r", "linalg_inv_ex", "grid_sampler_2d", "_cdist_forward", "mkldnn_rnn_layer",
+    "_weight_norm_interface",
+}  # fmt: skip
+"""Operations with parameters, or with much work, that are not counted, as is usual: multiply-adds are those of products
+and convolutions. They are named instead; what has neither, elementwise work and poolings, is not."""
 
 
 def _synchronize(given: Iterable[Tensor]) -> None:

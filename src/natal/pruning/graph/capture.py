@@ -57,14 +57,15 @@ WRITTEN = "written"
 class Tape:
     """A forward pass in order.
 
-    ``shapes``: of every tensor, by slot. ``registered``: the slots of parameters and buffers, by the first of
-    their names. ``aliases``: all names of shared ones. ``inputs``, ``outputs``: slots of the model's own.
-    ``calls``: how often each module ran. ``received``, ``returned``: slots of the tensors that each module got
-    and gave back in its last call.
+    ``shapes``, ``widths``: of every tensor, by slot, and the bytes of each of its numbers. ``registered``: the
+    slots of parameters and buffers, by the first of their names. ``aliases``: all names of shared ones.
+    ``inputs``, ``outputs``: slots of the model's own. ``calls``: how often each module ran. ``received``,
+    ``returned``: slots of the tensors that each module got and gave back in its last call.
     """
 
     operations: list[Operation] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
     registered: dict[str, int] = field(default_factory=dict)
     aliases: dict[str, list[str]] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
@@ -335,6 +336,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def new(self, tensor: Tensor) -> int:
         self.tape.shapes.append(tuple(tensor.shape))
+        self.tape.widths.append(tensor.element_size())
         number = len(self.tape.shapes) - 1
         if tensor not in self.slots:
             self.memory.setdefault(_memory(tensor), []).append(TensorWeakRef(tensor))
