@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,14 +187,17 @@ def shown_digest(path: Path) -> str:
         raise OSError(f"{path.name}: {error}") from None
 
 
-def priority(results: Results) -> list[str]:
-    """Return a study's strategies in the order in which figures colour them: random masks, the best ranks, controls."""
+def priority(results: Results, rankings: Iterable[Sequence[stats.Ranked]] | None = None) -> list[str]:
+    """Return a study's strategies in the order in which figures colour them: random masks, the best ranks, controls.
+
+    ``rankings``: of each setting, where they are known already.
+    """
     study = results.study
     random = random_masks(study)
     controls = {recipe.name for recipe in study.strategies if recipe.control is not None}
     ranks: dict[str, list[int]] = {recipe.name: [] for recipe in study.strategies}
-    for setting in study.settings():
-        for r in stats.ranking(results.runs, setting):
+    for ranked in rankings or (stats.ranking(results.runs, setting) for setting in study.settings()):
+        for r in ranked:
             ranks[r.strategy].append(r.rank)
 
     def place(name: str) -> tuple[bool, bool, float]:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from natal.reading.figures import COLOURS
+from natal.reading.figures import COLOURS, axis_of
 from natal.reading.report import charts
 from natal.reading.report.data import data
 from natal.reading.report.document import (
@@ -73,6 +73,7 @@ def page(document: Document, view: View) -> str:
         closer=closer,
         tasks=view.study.task_names,
         networks=view.study.network_names,
+        axis=axis_of(view.study),
         levels=[(f"{s:g}", percent(s)) for s in sorted(view.study.sparsities)],
         strategies=view.strategies,
         foot=f"Made by natal from the run store alone; results {view.results.digest}. Open it anywhere: it asks no "

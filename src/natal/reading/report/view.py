@@ -28,6 +28,7 @@ class View:
         self.settings = results.study.settings()
         self.strategies = [recipe.name for recipe in results.study.strategies]
         self.few = len(self.strategies) <= FEW
+        self._known: dict[tuple[Where, stats.Bound], float | None] = {}
 
     @property
     def noun(self) -> str:
@@ -127,17 +128,22 @@ class View:
     @cached_property
     def priority(self) -> list[str]:
         """The strategies in the order in which charts colour them."""
-        return figures.priority(self.results)
+        return figures.priority(self.results, self.rankings.values())
 
     def critical(self, where: Where) -> float | None:
         """Return a strategy's critical sparsity on a setting."""
-        setting, strategy = where
-        return stats.critical_sparsity(self.runs_of[setting], setting, strategy)
+        return self._critical(where, "mean")
 
     def critical_range(self, where: Where) -> tuple[float | None, float | None]:
         """Return the critical sparsities that the cells' intervals allow."""
-        setting, strategy = where
-        return stats.critical_range(self.runs_of[setting], setting, strategy)
+        return self._critical(where, "low"), self._critical(where, "high")
+
+    def _critical(self, where: Where, bound: stats.Bound) -> float | None:
+        if (where, bound) not in self._known:
+            setting, strategy = where
+            found = stats.critical_sparsity(self.runs_of[setting], setting, strategy, bound)
+            self._known[where, bound] = found
+        return self._known[where, bound]
 
     @cached_property
     def effort(self) -> Mapping[tuple[Setting, str, float], tuple[float, float]]:
