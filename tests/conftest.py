@@ -46,6 +46,14 @@ def tiny(**changes: Any) -> dict[str, Any]:
     return {**TINY, **changes, "training": training}
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Let layers and rows that a test draws without a seed of its own be the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, for tests that look at the run store alone."""

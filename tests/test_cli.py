@@ -242,7 +242,7 @@ def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Natal, tmp_path: Pat
     assert [line for line in lines if not LINE.match(line)] == []
     assert [int(line[1:].partition("/")[0]) for line in lines] == list(range(1, 10))
     assert re.fullmatch(r"9 runs of study 'tiny' in some results \(\d+ s of training\)\.", summary)
-    assert report == "Report: some results/report.txt"
+    assert report == "Report: some results/report.html, as text some results/report.txt"
     again = cli("run", "tiny.toml", "--workers", 1, "--out", "some results", "--seeds", "1,2")
     assert again.stdout.splitlines()[0] == "9 of 18 runs stored already; training the rest."
     assert again.stdout.splitlines()[1].startswith("[10/18] ")
@@ -334,12 +334,14 @@ def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     from natal.pruning.criteria import criteria
     from natal.study import CONTROLS, SCOPES, STRATEGIES, presets
     from natal.study.audit import audits
+    from natal.study.protocols import PROTOCOLS
 
     code, out, _ = inside("list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
     assert {name for name, _ in lines} == {
-        *presets(), *tasks, *networks, *STRATEGIES, *criteria, *SCOPES, *CONTROLS, *audits()
+        *presets(), *tasks, *networks, *STRATEGIES, *criteria, *SCOPES, *CONTROLS, *audits(),
+        *PROTOCOLS,
     }  # fmt: skip
     assert all(len(line) == 2 for line in lines)
 

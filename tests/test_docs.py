@@ -75,7 +75,9 @@ def test_documented_names_exist() -> None:
         for name in [*re.findall(r"\bnatal\.(\w+)", line), *imported.replace(",", " ").split()]
     }
     assert {"run", "load", "criterion", "Problem"} <= names
-    assert [name for name in sorted(names) if not hasattr(natal, name)] == []
+    # a module such as natal.lightning is there once it is imported
+    unknown = [name for name in sorted(names) if not hasattr(natal, name) and not find_spec(f"natal.{name}")]
+    assert unknown == []
 
 
 def test_documented_modules_exist() -> None:
@@ -104,10 +106,10 @@ def test_every_public_name_resolves() -> None:
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_the_readmes_study_and_criterion_work(tmp_path: Path) -> None:
-    readme = ROOT / "README.md"
-    (study,) = blocks(readme, "toml")
-    (criterion,) = (text for text in blocks(readme, "python") if "@criterion" in text)
+def test_the_documented_study_and_criterion_work(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "own_study.md"
+    (study,) = blocks(page, "toml")
+    (criterion,) = (text for text in blocks(page, "python") if "@criterion" in text)
     (plugin,) = tomllib.loads(study)["plugins"]
     (tmp_path / "mine.toml").write_text(study, "utf-8")
     (tmp_path / f"{plugin}.py").write_text(criterion, "utf-8")

@@ -14,6 +14,7 @@ from torch import Tensor
 from natal.lab.engines import ENGINES, Setting
 from natal.lab.networks import born
 from natal.lab.shapes import Tokens
+from natal.lab.state import State
 from natal.lab.tasks import Data, Split, tasks
 from natal.lab.tasks.data import Augment
 from natal.lab.trial import Trained, Trial
@@ -23,6 +24,15 @@ from natal.study import Network, Training
 
 FIT, VAL, TEST = 90, 30, 20
 CLASSES, TOKENS = 4, Tokens(3, 7)
+
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "sgd": {"name": "sgd"},
+    "momentum": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
+    "nesterov": {"name": "sgd", "momentum": 0.8, "nesterov": True},
+    "adam": {"name": "adam", "betas": [0.8, 0.99], "weight_decay": 0.1},
+    "adamw": {"name": "adamw", "weight_decay": 0.1},
+}
+"""Every rule that moves weights, with what it remembers."""
 
 
 @cache
@@ -109,3 +119,17 @@ def bits(trained: Trained) -> tuple[bytes, ...]:
 def removed(trained: Trained, mask: Mask) -> Tensor:
     """All values of a trained network that its mask removes."""
     return torch.cat([trained.state[name][~kept] for name, kept in mask.items().items()])
+
+
+def same(a: State, b: State) -> bool:
+    """Whether two states agree in every bit."""
+    pairs = ((a.tensors, b.tensors), (a.optimiser, b.optimiser), (a.mask, b.mask), (a.streams, b.streams))
+    return a.step == b.step and all(
+        x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x) for x, y in pairs
+    )
+
+
+def after(engine: str, made: Trial, *clocks: str, **training: Any) -> Trained:
+    """Train one trial and keep its states at some clocks."""
+    (trained,) = train(engine, replace(made, keep=frozenset(clocks)), **training)
+    return trained

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         save_ticket,
         to_torch_prune,
     )
-    from natal.pruning.mask import Mask
+    from natal.pruning.mask import Mask, layer
     from natal.pruning.savings import Savings, savings
+    from natal.pruning.schedule import PruningSchedule
     from natal.pruning.select import select
     from natal.pruning.training import Compacted, compact_training
     from natal.reading.results import Results, load
@@ -39,6 +40,7 @@ _HOMES = {
     "natal.pruning.compact_files": ("load_compact", "save_compact"),
     "natal.pruning.compaction": ("compact",),
     "natal.pruning.savings": ("Savings", "savings"),
+    "natal.pruning.schedule": ("PruningSchedule",),
     "natal.pruning.training": ("Compacted", "compact_training"),
     "natal.pruning.criteria": ("Problem", "Scores", "criterion"),
     "natal.pruning.doctor": ("Diagnosis", "collapse_sparsity", "diagnose"),
@@ -52,7 +54,7 @@ _HOMES = {
         "save_ticket",
         "to_torch_prune",
     ),
-    "natal.pruning.mask": ("Mask",),
+    "natal.pruning.mask": ("Mask", "layer"),
     "natal.pruning.select": ("select",),
     "natal.pruning.apply": ("apply", "prune"),
     "natal.reading.results": ("Results", "load"),
@@ -76,11 +78,11 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem", "Recipe",
-    "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task", "Ticket", "Training", "apply",
-    "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose", "from_torch_prune", "load",
-    "load_compact", "load_mask", "load_study", "load_ticket", "network", "plan", "prune", "run", "save_compact",
-    "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
+    "Compacted", "Curve", "Data", "Diagnosis", "Mask", "NatalError", "Network", "Optimiser", "Problem",
+    "PruningSchedule", "Recipe", "Results", "Row", "Run", "Savings", "Schedule", "Scores", "Study", "Task",
+    "Ticket", "Training", "apply", "collapse_sparsity", "compact", "compact_training", "criterion", "diagnose",
+    "from_torch_prune", "layer", "load", "load_compact", "load_mask", "load_study", "load_ticket", "network", "plan",
+    "prune", "run", "save_compact", "save_mask", "save_ticket", "savings", "select", "task", "to_torch_prune",
 ]  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def run(
                 f"{f', {diverged} of them diverged' if diverged else ''} "
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
-            print(f"Report: {Path(out) / 'report.txt'}", flush=True)
+            print(f"Report: {Path(out) / 'report.html'}, as text {Path(out) / 'report.txt'}", flush=True)
     except BaseException as error:
         stop = _stop_behind(error)
         if stop is None:
@@ -217,11 +217,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     if planned.outdated:
         yield "not used", outdated(planned)
     if planned.pending:
+        again = f"; {len(planned.again)} of them stored, trained again for a state" if planned.again else ""
         yield (
             "to do",
             (
                 f"{plural(len(planned.pending), 'training')} in {plural(len(planned.jobs), 'job')} on "
-                f"{planned.device}, {plural(planned.workers, 'worker')}"
+                f"{planned.device}, {plural(planned.workers, 'worker')}{again}"
             ),
         )
         estimate = measure(planned)
@@ -252,6 +253,31 @@ def report(directory: _Directory = Path("results")) -> None:
     from natal.reading.report import write
 
     for path in write(directory):
+        print(path)
+
+
+@app.command(name="figures")
+def figures_(
+    directory: _Directory = Path("results"),
+    form: Annotated[str, typer.Option("--format", metavar="pdf", help="`pdf`, `svg` or `png`.")] = "pdf",
+    width: Annotated[str, typer.Option("--width", metavar="3.25in", help="Such as 3.25in or 17cm.")] = "7in",
+    axis: Annotated[
+        str | None, typer.Option("--axis", help="`sparsity`, or `density` on a logarithmic scale.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="By default DIR/figures.")] = None,
+) -> None:
+    """Write a study's figures for a paper: PDF, SVG or PNG of a column's width, with their fonts."""
+    from typing import cast, get_args
+
+    from natal.reading import figures
+    from natal.reading.results import load
+    from natal.registry import did_you_mean
+
+    if axis is not None and axis not in get_args(figures.Axis):
+        raise NatalError(f"--axis {axis!r}{did_you_mean(axis, get_args(figures.Axis))}")
+    results = load(directory)
+    shape = figures.inches(width), cast("figures.Axis | None", axis)
+    for path in figures.write(results, out or directory / "figures", form, *shape):
         print(path)
 
 

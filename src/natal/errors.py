@@ -13,12 +13,15 @@ class NatalError(ValueError):
     """
 
 
-def require(*modules: str) -> None:
-    """Raise NatalError if one of these is not installed: reading results needs none of them, and brings none."""
+def require(*modules: str, extra: str = "lab") -> None:
+    """Raise NatalError if one of these is not installed, naming the ``extra`` that brings it.
+
+    Reading results needs none of them, and brings none.
+    """
     missing = [name for name in modules if not _installed(name)]
     if missing:
         raise NatalError(
-            f"pruning and training need {', '.join(missing)}, which is not installed: pip install 'natal[lab]'"
+            f"pruning and training need {', '.join(missing)}, which is not installed: pip install 'natal[{extra}]'"
         )
 
 

@@ -13,6 +13,7 @@ from natal.errors import NatalError
 from natal.registry import Registry, did_you_mean
 from natal.study import CONTROLS, SCOPES, STRATEGIES, load_study, presets
 from natal.study.audit import audits, load_audit
+from natal.study.protocols import PROTOCOLS
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ def kinds() -> list[Kind]:
         Kind("strategy", "strategies", STRATEGIES, _recipe, _strategy),
         Kind("scope", "scopes (how dense each layer becomes)", SCOPES, SCOPES.__getitem__, _scope),
         Kind("control", "controls", CONTROLS, CONTROLS.__getitem__, _control),
+        Kind(
+            "protocol",
+            "protocols (recipes to copy)",
+            PROTOCOLS,
+            lambda name: PROTOCOLS[name].words,
+            _protocol,
+        ),
     ]
     if not lab_missing():
         found[2:2] = list(_of_the_lab())
@@ -98,7 +106,7 @@ def _recipe(name: str) -> str:
 
 def _strategy(name: str) -> str:
     recipe = STRATEGIES[name].model_dump(exclude={"name"})
-    keys = ", ".join(f"{key} = {_literal(value)}" for key, value in recipe.items())
+    keys = ", ".join(f"{key} = {toml(value)}" for key, value in recipe.items())
     return _page("strategy", name, "", f'strategies = ["{name}"] is short for\n    {{ {keys} }}')
 
 
@@ -110,6 +118,13 @@ def _scope(name: str) -> str:
 def _control(name: str) -> str:
     about = f"The comparison that {CONTROLS[name]}."
     return _page("control", name, about, f'{{ criterion = "snip", control = "{name}" }}')
+
+
+def _protocol(name: str) -> str:
+    words, recipe, study = PROTOCOLS[name]
+    keys = [study, *(['training.patience = "none"', 'training.target = "none"'] if "at" in recipe else [])]
+    beside = "\n".join(["", "", "and in the study:", *filter(None, keys)]) if any(keys) else ""
+    return _page("protocol", name, words, f"strategies = [{toml(recipe)}]{beside}")
 
 
 # -- what the lab knows ----------------------------------------------------------------------------------
@@ -155,15 +170,18 @@ def _options(key: str, word: str, name: str, function: Callable[..., Any], conte
         if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             continue
         choices = get_args(hints.get(p.name)) if get_origin(hints.get(p.name)) is Literal else ()
-        default = "needed" if p.default is p.empty else "unset" if p.default is None else _literal(p.default)
-        among = f"   one of {', '.join(map(_literal, choices))}" if choices else ""
+        default = "needed" if p.default is p.empty else "unset" if p.default is None else toml(p.default)
+        among = f"   one of {', '.join(map(toml, choices))}" if choices else ""
         written.append(f"    {p.name} = {default}{among}")
     if not written:
         return f'{key} = ["{name}"]; it has no options'
     return "\n".join([f'{key} = ["{name}"], or {{ {word} = "{name}", ... }} with options:', *written])
 
 
-def _literal(value: Any) -> str:
+def toml(value: Any) -> str:
+    """Return a value as a study file writes it, a table on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 

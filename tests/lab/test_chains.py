@@ -15,7 +15,7 @@ import torch
 
 import natal
 from conftest import tiny, trainings
-from natal import NatalError, Run
+from natal import NatalError, Run, load_study
 from natal.lab import birth, worker
 from natal.lab.engines import ENGINES
 from natal.lab.plan import Job
@@ -173,7 +173,7 @@ def test_a_control_has_the_tickets_mask(tmp_path: Path) -> None:
     assert by_name["ticket", 0.8].test_metric != by_name["reinit", 0.8].test_metric
 
 
-@pytest.mark.parametrize("engine", ["torch", "compiled"])
+@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.slow), "compiled"])
 def test_every_protocol_runs_and_proves_itself(tmp_path: Path, engine: str) -> None:
     asked = chains(*({**recipe, "name": name} for name, recipe in PROTOCOLS.items()))
     results = natal.run(asked, tmp_path, engine=engine)
@@ -256,6 +256,43 @@ def test_states_beyond_the_disk_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(NatalError, match=r"states would take .* GB, and .* has 1e-06 GB left; keep fewer"):
         natal.plan(chains(TICKET, keep=["end"]), tmp_path)
+
+
+# -- linear mode connectivity ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_report")
+def test_two_trainings_from_one_state_and_the_line_between(tmp_path: Path, trained: list[str]) -> None:
+    measured = {"connectivity": {"from": ["init", "20it"], "orders": 2, "points": 5}}
+    asked = chains(TICKET, measure=measured, sparsities=[0.0, 0.5])
+    results = natal.run(asked, tmp_path)
+    frame = results.connectivity()
+    assert list(zip(frame["sparsity"], frame["clock"], frame["order"], strict=True)) == [
+        (0.0, "init", 1), (0.0, "20it", 1), (0.5, "init", 1), (0.5, "20it", 1)
+    ]  # fmt: skip
+    assert len(trained) == 6
+    # the later they part, the nearer they stay
+    early, late = (results.lines[i].error for i in (0, 1))
+    assert len(early) == len(late) == 5
+    assert early[0] == late[0]
+    assert abs(late - late[0]).max() < abs(early - early[0]).max()
+    assert results.lines[0].barrier == early.max() - (early[0] + early[-1]) / 2
+    assert natal.plan(asked, tmp_path).pending == []
+    assert not (tmp_path / "states").joinpath("passing").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({}, 'measure.connectivity: must be a table { from = ["init", "500it"]'),
+        ({"from": []}, "measure.connectivity: from lists the clocks of states"),
+        ({"from": ["init"], "orders": 1}, "orders must be a whole number of at least 2, got 1"),
+    ],
+)
+def test_a_line_that_cannot_be_measured_is_refused(line: dict[str, Any], words: str) -> None:
+    with pytest.raises(NatalError) as refused:
+        load_study(chains(TICKET, measure={"connectivity": line}))
+    assert words in str(refused.value)
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------

@@ -14,17 +14,9 @@ from torch import Tensor, nn
 from natal import NatalError
 from natal.lab.engines import ENGINES
 from natal.lab.state import State
-from natal.lab.trial import Trained, Trial
+from natal.lab.trial import Trial
 from natal.pruning.mask import Mask, prunable
-from trials import how, train, trial
-
-OPTIMISERS: dict[str, dict[str, Any]] = {
-    "sgd": {"name": "sgd"},
-    "momentum": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
-    "nesterov": {"name": "sgd", "momentum": 0.8, "nesterov": True},
-    "adam": {"name": "adam", "betas": [0.8, 0.99], "weight_decay": 0.1},
-    "adamw": {"name": "adamw", "weight_decay": 0.1},
-}
+from trials import OPTIMISERS, after, how, same, train, trial
 
 SCHEDULES: dict[str, Any] = {
     "constant": "constant",
@@ -70,19 +62,6 @@ NETWORKS: dict[str, tuple[str, Callable[[], Trial]]] = {
     "compiled": ("compiled", chain),
     "stacked": ("stacked", lambda: trial({"network": "mlp", "hidden": [9, 7]}, augment=noise)),
 }
-
-
-def same(a: State, b: State) -> bool:
-    """Whether two states agree in every bit."""
-    pairs = ((a.tensors, b.tensors), (a.optimiser, b.optimiser), (a.mask, b.mask), (a.streams, b.streams))
-    return a.step == b.step and all(
-        x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x) for x, y in pairs
-    )
-
-
-def after(engine: str, made: Trial, *clocks: str, **training: Any) -> Trained:
-    (trained,) = train(engine, replace(made, keep=frozenset(clocks)), **training)
-    return trained
 
 
 @pytest.mark.parametrize("engine", NETWORKS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_states import OPTIMISERS, after, everything, same
+from test_states import everything
 from torch import Tensor
 
 import chains
@@ -20,7 +20,7 @@ from natal.lab.trial import Trial
 from natal.pruning.cuts import Cuts, cubic
 from natal.pruning.mask import Mask
 from natal.streams import stream
-from trials import how, setting, trial
+from trials import OPTIMISERS, after, how, same, setting, trial
 
 ENGINES_THAT_CUT = ("torch", "compiled")
 

@@ -257,17 +257,32 @@ def size(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+ANY = {
+    "name": st.sampled_from(sorted(NETS)),
+    "density": st.floats(0, 0.6),
+    "units": st.sampled_from([1.0, 0.6]),
+    "training": st.booleans(),
+    "with_example": st.booleans(),
+    "seed": st.integers(0, 999),
+}
+
+
 @pytest.mark.filterwarnings("ignore:constant units")
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(
-    name=st.sampled_from(sorted(NETS)),
-    density=st.floats(0, 0.6),
-    units=st.sampled_from([1.0, 0.6]),
-    training=st.booleans(),
-    with_example=st.booleans(),
-    seed=st.integers(0, 999),
-)
-def test_it_computes_the_same_function(
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(**ANY)
+def test_it_computes_the_same_function(**drawn: Any) -> None:
+    computes_the_same_function(**drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:constant units")
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(**ANY)
+def test_it_computes_the_same_function_of_many_draws(**drawn: Any) -> None:
+    computes_the_same_function(**drawn)
+
+
+def computes_the_same_function(
     name: str, density: float, units: float, training: bool, with_example: bool, seed: int
 ) -> None:
     net, x = build(name, seed)
@@ -904,3 +919,46 @@ def test_the_benchmark_says_what_it_beat(
     differences = re.findall(r"differ by at most ([\d.e+-]+)", said)
     assert len(differences) == 5
     assert all(float(d) < 1e-5 for d in differences)
+
+
+# (layer, inputs, multiply-adds of one row, what is named as not counted)
+COUNTED: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], int, tuple[str, ...]]] = {
+    "transposed": (lambda: nn.ConvTranspose2d(3, 5, 2, 2), (torch.ones(2, 3, 4, 4),), 16 * 3 * 5 * 4, ()),
+    "grouped": (lambda: nn.Conv2d(4, 8, 3, groups=2), (torch.ones(2, 4, 5, 5),), 9 * 8 * 2 * 9, ()),
+    "bilinear": (lambda: nn.Bilinear(3, 4, 5), (torch.ones(2, 3), torch.ones(2, 4)), 3 * 4 * 5, ()),
+    "recurrent": (lambda: nn.GRU(3, 4, batch_first=True), (torch.ones(2, 6, 3),), 6 * 3 * 4 * (3 + 4), ()),
+    "embedding": (lambda: nn.Embedding(9, 4), (torch.ones(2, 3, dtype=torch.long),), 0, ()),
+    "bags": (lambda: nn.EmbeddingBag(9, 4), (torch.ones(2, 3, dtype=torch.long),), 0, ("_embedding_bag",)),
+    "norm": (lambda: nn.LayerNorm(4), (torch.ones(2, 4),), 0, ("native_layer_norm",)),
+    "slope": (lambda: nn.PReLU(4), (torch.ones(2, 4),), 0, ("_prelu_kernel",)),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_savings_count_every_layer_with_parameters_or_name_it(kind: str) -> None:
+    make, inputs, expected, named = COUNTED[kind]
+    found = natal.savings(make(), make(), inputs, repeats=1)
+    parameters = sum(p.numel() for p in make().parameters())
+    assert found.multiply_adds == (expected, expected)
+    assert found.parameters == (parameters, parameters)
+    assert found.layers[""] == ((parameters, parameters), (expected, expected))
+    assert found.uncounted == named
+    for name in named:
+        assert f"not counted as multiply-adds: {name}" in str(found)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.float64, 8), (torch.bfloat16, 2)])
+def test_activation_memory_goes_by_the_width_of_its_numbers(dtype: torch.dtype, size: int) -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).to(dtype)
+    found = natal.savings(net, net, torch.ones(5, 3, dtype=dtype), repeats=1)
+    assert found.activations == (size * (8 + 8 + 2),) * 2  # a view takes no memory of its own
+
+
+def test_constants_before_a_large_layer_are_folded() -> None:
+    net = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 97)).eval()
+    mask = dense(prunable(net))
+    mask.weights["0.weight"][::2] = False  # constant, and not zero
+    x = torch.randn(5, 8)
+    small = compact(net, mask, x)
+    assert layer_of(small, "0", nn.Linear).out_features == 64
+    torch.testing.assert_close(small(x), masked(net, mask)(x))

@@ -88,12 +88,7 @@ def refusal(case: Case) -> str:
     return ""
 
 
-EVERY = [
-    Case(*choice)
-    for choice in itertools.product(CRITERIA, GRANULARITIES, ALL_SCOPES, CONTROLS, KINDS)
-    # which units of these two can go is the business of tests/pruning/graph
-    if not (choice[1] == "neuron" and choice[4] in ("residual", "transformer"))
-]
+EVERY = [Case(*choice) for choice in itertools.product(CRITERIA, GRANULARITIES, ALL_SCOPES, CONTROLS, KINDS)]
 VALID = [case for case in EVERY if not refusal(case)]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 
 import reference_store
-from natal.reading import figures
+from natal.errors import NatalError
+from natal.reading import figures, stats
 from natal.reading.results import load
 from natal.study import Run, load_study
 
@@ -37,7 +38,8 @@ def shaped(directory: Path, tasks: int = 1, strategies: int = 3, **changes: Any)
     )
     outcomes = {run: REFERENCE[Run(("modular", "regression")[int(run.task[-1]) % 2],
                                    ("magnitude", "random", "structured")[int(run.strategy[9:]) % 3],
-                                   run.sparsity, run.seed)] for run in study.runs()}  # fmt: skip
+                                   run.sparsity if run.sparsity in base["sparsities"] else 0.9, run.seed)]
+                for run in study.runs()}  # fmt: skip
     facts = {
         name: reference_store.TASKS[("modular", "regression")[i % 2]] for i, name in enumerate(task_names)
     }
@@ -99,59 +101,147 @@ def test_any_shape_of_study_can_be_drawn(tmp_path: Path, tasks: int, strategies:
         assert figures.png(results, kind).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("strategies", range(1, figures.FEW + 1))
-def test_strategies_in_one_panel_can_be_told_apart(tmp_path: Path, strategies: int) -> None:
-    lines = figures._lines(shaped(tmp_path, strategies=strategies).study)
-    for looks in (
-        {line.colour for line in lines},
-        {line.marker for line in lines},
-        {line.shift for line in lines},
-    ):
-        assert len(looks) == strategies
-    assert (
-        max(abs(line.shift) for line in lines) < 2.5
-    )  # half the way to the next level: 90 and 95 are closest
+@pytest.mark.parametrize("strategies", [1, 2, 6, 9])
+def test_strategies_in_colour_can_be_told_apart(tmp_path: Path, strategies: int) -> None:
+    lines = figures._lines(shaped(tmp_path, strategies=strategies))
+    coloured = [line for line in lines if line.place is not None]
+    assert len(coloured) == min(strategies, figures.FEW)
+    assert len({line.colour for line in coloured}) == len({line.marker for line in coloured}) == len(coloured)
+    assert {line.colour for line in lines if line.place is None} <= {"0.55"}
 
 
-def test_many_strategies_get_a_small_panel_each(tmp_path: Path) -> None:
-    figure = figures.metric_figure(shaped(tmp_path, tasks=2, strategies=16))
-    assert [sheet.get_suptitle() for sheet in figure.subfigs] == [
-        "task-0: chance 0.01, dense 0.29; mean ± 1 sd, n = 3", "task-1: chance 0, dense 0.98; mean ± 1 sd, n = 3",
-    ]  # fmt: skip
-    for sheet, critical in zip(figure.subfigs, ([0, 0, 80], [30, 50, 90]), strict=True):
-        panels = [axes for axes in sheet.axes if axes.axison]
-        assert [axes.get_title(loc="left") for axes in panels] == [f"strategy-{i}" for i in range(16)]
-        grid = sheet.axes[0].get_gridspec()
-        assert grid is not None
-        assert grid.get_geometry() == (4, 4)
-        for i, axes in enumerate(panels):
-            assert axes.get_ylim() == panels[0].get_ylim()
-            [own] = axes.containers
-            assert isinstance(own, ErrorbarContainer)
-            dashed = [
-                line for line in axes.lines if line.get_color() == figures.COLOURS[0] and len(xs(line)) == 2
-            ]
-            assert xs(dashed[0])[0] == critical[i % 3]
-            assert len(xs(own.lines[0])) == 8
-            assert sum(line.get_color() == "0.8" for line in axes.lines) == 16
-    assert " ".join(tick.get_text() for tick in panels[-1].get_xticklabels()) == "0 30 50 80 95"
+def test_many_strategies_are_a_few_in_colour_and_a_ranking_of_all(tmp_path: Path) -> None:
+    results = shaped(tmp_path, tasks=2, strategies=16)
+    figure = figures.metric_figure(results)
+    curves, forests = figure.axes[::2], figure.axes[1::2]
+    assert [axes.get_title(loc="left") for axes in curves] == ["task-0", "task-1"]
+    for axes, forest, setting in zip(curves, forests, results.study.settings(), strict=True):
+        assert len(axes.containers) == figures.FEW
+        assert sum(line.get_color() == "0.8" for line in axes.lines) == 10
+        ranked = stats.ranking(results.runs, setting)
+        assert [tick.get_text() for tick in forest.get_yticklabels()] == [r.strategy for r in ranked]
+        means = [xs(line)[0] for line in forest.lines if len(xs(line)) == 1]
+        assert means == [r.mean.mean for r in ranked]
+        low, high = forest.get_ylim()
+        assert low > high  # the best on top
+    assert "10 others" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_a_control_has_its_strategy_beside_it(tmp_path: Path) -> None:
-    names = ["magnitude", *({"criterion": "magnitude", "control": c} for c in ("shuffle", "reinit", "invert")),
-             "random", "snip", "grasp"]  # fmt: skip
+def test_random_masks_and_the_best_that_are_no_controls_are_in_colour(tmp_path: Path) -> None:
+    names = [*({"criterion": "magnitude", "control": c} for c in ("shuffle", "reinit", "invert")), "magnitude",
+             "snip", "grasp", "synflow", "random"]  # fmt: skip
     base = reference_store.reference_study().model_dump(mode="json")
     study = load_study({**base, "tasks": ["regression"], "strategies": names, "claims": []})
-    outcomes = {run: REFERENCE[Run("regression", "random", run.sparsity, run.seed)] for run in study.runs()}
-    for seed in study.seeds:
-        run = Run("regression", "magnitude", 0.5, seed)
-        outcomes[run] = replace(outcomes[run], test_metric=0.125)
-    figure = figures.metric_figure(load(reference_store.build(tmp_path, outcomes, study)))
-    beside = [
-        [line for line in axes.lines if line.get_color() == "black"] for axes in figure.subfigs[0].axes[:7]
+    outcomes = {}
+    for run in study.runs():
+        # the later a strategy stands, the worse it is
+        place = [r.name for r in study.strategies].index(run.strategy)
+        outcome = REFERENCE[Run("regression", "random", run.sparsity, run.seed)]
+        outcomes[run] = replace(outcome, test_metric=0.9 - 0.1 * place * (run.sparsity > 0))
+    order = figures.priority(load(reference_store.build(tmp_path, outcomes, study)))
+    assert order == [*("random", "magnitude", "snip", "grasp", "synflow"),
+                     *("magnitude-shuffle", "magnitude-reinit", "magnitude-invert")]  # fmt: skip
+
+
+@pytest.mark.parametrize("levels", [[0.0, 0.97, 0.98, 0.99], [0.9, 0.95, 0.99, 0.999], [0.5]])
+@pytest.mark.parametrize("axis", get_args(figures.Axis))
+def test_every_marker_stands_at_its_level_and_every_level_is_named(
+    tmp_path: Path, levels: list[float], axis: figures.Axis
+) -> None:
+    results = shaped(tmp_path, strategies=4, sparsities=levels)
+    figure = figures.metric_figure(results, axis=axis)
+    where = [100 * s if axis == "sparsity" else 100 * (1 - s) for s in levels]
+    for container in figure.axes[0].containers:
+        assert isinstance(container, ErrorbarContainer)
+        assert xs(container.lines[0]) == pytest.approx(where)
+    ticks = figure.axes[0].get_xticklabels()
+    assert [tick.get_text().strip() for tick in ticks] == [f"{x:.4g}" for x in where]
+    figure.draw_without_rendering()
+    boxes = [tick.get_window_extent() for tick in ticks]
+    assert not [(a, b) for a, b in combinations(boxes, 2) if a.overlaps(b) and a.y0 == b.y0]
+
+
+@pytest.mark.parametrize(("levels", "axis"), [
+    ([0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95], "sparsity"),
+    ([0.0, 0.5, 0.9, 0.99, 0.999], "density"),
+    ([0.0], "sparsity"),
+])  # fmt: skip
+def test_levels_that_crowd_at_the_end_have_a_logarithmic_axis(levels: list[float], axis: str) -> None:
+    study = reference_store.reference_study().model_copy(update={"sparsities": tuple(levels)})
+    assert figures.axis_of(study) == axis
+
+
+def test_bars_are_t_intervals_within_what_can_be(results: Any) -> None:
+    axes = figures.metric_figure(results).axes[1]
+    bars = axes.containers[1]
+    assert isinstance(bars, ErrorbarContainer)
+    (segments,) = bars.lines[2]
+    cells = stats.cells(results.runs, results.study.settings()[1], "random")
+    for (bottom, top), cell in zip(segments.get_segments(), cells, strict=True):
+        assert (bottom[1], top[1]) == pytest.approx((cell.test.low, min(cell.test.high, 1)))
+    assert any(cell.test.high > 1 for cell in cells)
+    epochs = figures.epochs_figure(results).axes[1].containers[0]
+    assert isinstance(epochs, ErrorbarContainer)
+    ends = [y for segment in epochs.lines[2][0].get_segments() for _, y in segment]
+    assert 0 <= min(ends) < max(ends) <= 500
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("pdf", b"%PDF-"),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in (("svg", b"<?xml"), ("png", b"\x89PNG"))),
+    ],
+)
+def test_figures_for_a_paper_are_of_its_width_with_their_fonts(
+    results: Any, tmp_path: Path, form: str, start: bytes
+) -> None:
+    paths = figures.write(results, tmp_path, form, width=3.25)
+    assert [path.name for path in paths] == [f"{name}.{form}" for name in figures.NAMES.values()]
+    made = [path.read_bytes() for path in paths]
+    assert all(content.startswith(start) for content in made)
+    if form == "pdf":
+        assert b"/MediaBox [ 0 0 234 " in made[0]  # 3.25 inches of 72 points
+        assert b"/Subtype /Type3" not in made[0]
+        assert b"/FontFile2" in made[0]
+    if form == "svg":
+        assert b"<text" not in made[0]  # outlines: no font is asked for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", get_args(figures.Format))
+def test_a_figure_is_the_same_file_each_time(results: Any, tmp_path: Path, form: str) -> None:
+    first = [path.read_bytes() for path in figures.write(results, tmp_path, form)]
+    assert [path.read_bytes() for path in figures.write(results, tmp_path, form)] == first
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("3.25in", 3.25), ("8.89 cm", 3.5), ("88.9mm", 3.5)])
+def test_a_width_has_a_unit(given: str, wanted: float) -> None:
+    assert figures.inches(given) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("given", ["3.25", "wide", "-1in", "3pt"])
+def test_a_width_without_one_is_refused(given: str) -> None:
+    with pytest.raises(NatalError, match=r"with its unit, such as 3\.25in"):
+        figures.inches(given)
+
+
+def test_what_is_no_figure_is_refused(results: Any, tmp_path: Path) -> None:
+    with pytest.raises(NatalError, match="unknown format 'jpeg'"):
+        figures.write(results, tmp_path, "jpeg")
+    with pytest.raises(NatalError, match="2 to 20 inches wide, got 200"):
+        figures.write(results, tmp_path, width=200)
+    (tmp_path / "file").touch()
+    with pytest.raises(NatalError, match="name another directory with --out"):
+        figures.write(results, tmp_path / "file")
+
+
+def test_the_ranking_is_a_figure(results: Any) -> None:
+    figure = figures.figure(results, "ranking")
+    assert [[t.get_text() for t in axes.get_yticklabels()] for axes in figure.axes] == [
+        ["structured", "magnitude", "random"],
+        ["structured", "random", "magnitude"],
     ]
-    assert [len(lines) for lines in beside] == [0, 1, 1, 1, 0, 0, 0]
-    assert ys(beside[1][0])[3] == 0.125
 
 
 @pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml")])
@@ -177,14 +267,14 @@ def test_missing_and_diverged_runs_are_counted_in_red(tmp_path: Path) -> None:
         del outcomes[Run("modular", "random", 0.9, seed)]
     figure = figures.metric_figure(load(reference_store.build(tmp_path, outcomes)))
     assert [axes.get_title(loc="right") for axes in figure.axes] == [
-        "mean ± 1 sd, n = 3, 3 missing", "mean ± 1 sd, n = 3, 3 diverged",
+        "mean, 95% CI, n = 3, 3 missing", "mean, 95% CI, n = 3, 3 diverged",
     ]  # fmt: skip
     empty = load(reference_store.build(tmp_path / "empty", {}))
     assert figures.png(empty, "metric").startswith(b"\x89PNG")
 
 
 def test_huge_negative_r2_is_clipped_marked_and_counted(tmp_path: Path) -> None:
-    # the third seed's is in sight, and so is none of the cell's bar of ± 500
+    # the third seed's is in sight, and so is none of the cell's bar
     fallen = [Run("regression", "random", 0.95, seed) for seed in (42, 123)]
     outcomes = {run: replace(o, test_metric=-1000.0) if run in fallen else o for run, o in REFERENCE.items()}
     axes = figures.metric_figure(load(reference_store.build(tmp_path, outcomes))).axes[1]
@@ -237,7 +327,7 @@ def test_a_panel_per_task_and_network(tmp_path: Path) -> None:
     figure = figures.epochs_figure(
         load(reference_store.build(tmp_path / "many", dict.fromkeys(study.runs(), one), study))
     )
-    assert [sheet.get_suptitle().partition(":")[0] for sheet in figure.subfigs] == names
+    assert [axes.get_title(loc="left") for axes in figure.axes] == names
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -302,12 +392,3 @@ def renamed(directory: Path, name: str, strategies: int) -> Any:
     one = REFERENCE[Run("modular", "random", 0.5, 7)]
     facts = {name: {**reference_store.TASKS["modular"], "metric": name}}
     return load(reference_store.build(directory, dict.fromkeys(study.runs(), one), study, tasks=facts))
-
-
-@pytest.mark.parametrize("levels", [[0.0, 0.97, 0.98, 0.99], [0.9, 0.95, 0.99, 0.999], [0.5]])
-def test_no_marker_is_moved_to_where_another_level_might_be(tmp_path: Path, levels: list[float]) -> None:
-    base = reference_store.reference_study().model_dump(mode="json")
-    recipes = [{"name": f"s{i}", "criterion": "magnitude"} for i in range(figures.FEW)]
-    study = load_study({**base, "sparsities": levels, "strategies": recipes, "claims": []})
-    closest = min((b - a for a, b in pairwise(levels)), default=1.0)
-    assert max(abs(line.shift) for line in figures._lines(study)) <= 100 * closest / 4 + 1e-9

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from natal import load_study
+from natal.explain import toml
 from natal.study import Claim, Initialisation, Optimiser, Recipe, Schedule, Study, Training
 from natal.study.base import Model
+from natal.study.protocols import PROTOCOLS
 from natal.study.recipe import SCOPES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "studies.md").read_text("utf-8")
@@ -65,6 +67,14 @@ def test_every_default_is_told_right() -> None:
 
 def test_every_scope_is_named() -> None:
     assert [scope for scope in SCOPES if f"`{scope}`" not in PAGE] == []
+
+
+def test_protocols_by_name_are_the_rows_of_the_table() -> None:
+    rows = re.findall(r"^\| (.*?) \| `(\{.*?\})`(?:, with `(.*?)`)? \|$", PAGE.split("### When")[1], re.M)
+    named = [(words, toml(recipe), study) for words, recipe, study in PROTOCOLS.values()]
+    assert [row for row in rows if "control" not in row[1]] == named
+    for _, recipe, _ in PROTOCOLS.values():
+        Recipe.model_validate({"name": "x", **recipe})
 
 
 def test_the_example_is_a_study() -> None:

@@ -42,6 +42,13 @@ def setting(study: Study, task: str, network: str) -> Setting:
     complaint = complaint or next(
         filter(None, (untimely(recipe, timeline) for recipe in study.strategies)), ""
     )
+    line = study.measure.connectivity or {"from": []}
+    late = [clock for clock in line["from"] if timeline.steps(clock) >= timeline.total]
+    if late:
+        complaint = (
+            complaint
+            or f"measure.connectivity: from {late[0]!r} nothing is left of training; name an earlier"
+        )
     late = [clock for clock in study.keep if timeline.steps(clock) > timeline.total]
     if late:
         complaint = (
@@ -61,6 +68,8 @@ def setting(study: Study, task: str, network: str) -> Setting:
 def _beyond_birth(study: Study) -> frozenset[str]:
     """Return what a study's stages ask of an engine beyond training from birth under a mask, see `Setting`."""
     found = {"keep"} if study.keep else set()
+    if study.measure.connectivity is not None:
+        found |= {"keep", "start", "order"}
     for recipe in study.strategies:
         if recipe.spread is not None:
             found |= {"cuts", "keep"}
@@ -149,10 +158,13 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
     `trial`'s.
     """
     stage, run, recipe = pending.stage, pending.stage.run, pending.stage.recipe
-    if recipe is None or (stage.parent is None and not _in_rounds(stage)):
+    if stage.parent is None and (recipe is None or not _in_rounds(stage)):
         whole = trial(study, run, stage.learning_rate, pending.key)
         whole = replace(whole, training=stage.training, keep=pending.keep - begins(pending))
         return Staged(whole, () if recipe is None else (whole.mask.sparsity,))
+    if stage.order:
+        return _sibling(study, pending, found[pending.needs[0]])
+    assert recipe is not None
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net = newborn(study, run, split)
     parent, trunk = (*(found[place] for place in pending.needs), None, None)[:2]
@@ -204,6 +216,20 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
         rounds,
         {str(place): found[place].digest for place in pending.needs},
     )
+
+
+def _sibling(study: Study, pending: Pending, parent: Kept) -> Staged:
+    """Return the trial of a training that goes on from a state of another in another order of the data."""
+    stage, run = pending.stage, pending.stage.run
+    split = load(study.task(run.task), run.seed, study.training.validation_fraction)
+    net = newborn(study, run, split)
+    of_task = tasks[study.task(run.task).entry]
+    chosen = parent.mask(net) or dense(prunable(net))
+    sibling = Trial(
+        pending.key, of_task, split, net, chosen, stage.training, stage.learning_rate, run.seed,
+        start=parent.state, keep=frozenset({"end"}), order=stage.order,
+    )  # fmt: skip
+    return Staged(sibling, parent.rounds, {str(pending.needs[0]): parent.digest})
 
 
 def begins(pending: Pending) -> frozenset[str]:
@@ -366,9 +392,9 @@ def key_of(study: Study, run: Run, engine: Engine, device: str, learning_rate: f
     return chains.key(study, run, made_by(engine, device), learning_rate, _fingerprints(study, run))
 
 
-def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str) -> str:
-    """Return the key of a stage of a chain, likewise."""
-    return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run))
+def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str, parent: str | None = None) -> str:
+    """Return the key of a stage of a chain, likewise; ``parent``: of the stage before it, if known."""
+    return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run), parent)
 
 
 def key_0_2(study: Study, run: Run, maker: Maker, learning_rate: float) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from natal.lab import birth, states
 from natal.lab.engines import Pending
 from natal.store import Place
-from natal.study import Setting, Stage, Study, Timeline
+from natal.study import Setting, Stage, Study, Timeline, siblings_of
 from natal.wording import percent, plural
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Growth:
     A row's own training is to do unless it is stored; whatever it starts from then has to be there as a state, or the
     stage before is trained, once more if need be. ``statuses``: of stored trainings by key; ``kept`` and ``passing``:
     the states that lie there, which count if their training is stored too: a kill may have come between the two.
+    ``lines``: by the key of a row's training, the clock, order and key of those that are compared with it.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Growth:
         self._kept_there = {place for place in kept if place.key in statuses}
         self._there = {place for place in kept | passing if place.key in statuses}
         self._wanted: dict[str, tuple[Stage, set[str]]] = {}
+        self._keys: dict[int, tuple[Stage, str]] = {}
         self.kept: set[Place] = set()
+        self.lines: dict[str, list[tuple[str, int, str]]] = {}
         self.asked: dict[str, Stage] = {}
 
     def ask(self, stage: Stage) -> str:
@@ -53,6 +56,11 @@ class Growth:
         if self.statuses.get(key) != "diverged":
             for clock in clocks:
                 self._have(Place(key, clock), stage, self._kept_there)
+        for sibling in siblings_of(self.study, stage, self._rows(stage)):
+            other = self._key(sibling)
+            self.lines.setdefault(key, []).append((sibling.at, sibling.order, other))
+            if other not in self.statuses:
+                self._train(other, sibling)
         return key
 
     def pending(self) -> list[Pending]:
@@ -124,15 +132,21 @@ class Growth:
         return tuple(Place(self._key(need.stage), need.clock) for need in stage.needs)
 
     def _key(self, stage: Stage) -> str:
-        return birth.key_of_stage(self.study, stage, self.settings[stage.run.setting].engine, self.device)
+        """Return a stage's key; stages of one chain are the same objects, see `stage_of`."""
+        if id(stage) not in self._keys:
+            engine = self.settings[stage.run.setting].engine
+            parent = None if stage.parent is None else self._key(stage.parent)
+            self._keys[id(stage)] = stage, birth.key_of_stage(self.study, stage, engine, self.device, parent)
+        return self._keys[id(stage)][1]
 
     def _clocks(self, stage: Stage) -> set[str]:
         """Return the clocks of a stage's training at which the study keeps its states."""
-        per_epoch = self.study.training.steps_per_epoch(
-            len(self.settings[stage.run.setting].setting.split.fit)
-        )
+        per_epoch = self.study.training.steps_per_epoch(self._rows(stage))
         clock = Timeline(per_epoch, stage.steps)
         return {clock.name(at) for at in self.study.keep if stage.first <= clock.steps(at) <= stage.steps}
+
+    def _rows(self, stage: Stage) -> int:
+        return len(self.settings[stage.run.setting].setting.split.fit)
 
     def _size(self, training: Pending) -> int:
         optimiser = self.study.training.optimiser

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from natal.errors import NatalError
 from natal.lab import DATA
 from natal.machine import cores
+from natal.notebook import Rows, Shown
 from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Study, load_study, stage_of
+from natal.study.stages import Known
+from natal.wording import plural
 
 if TYPE_CHECKING:
     from natal.lab import engines
@@ -47,8 +50,8 @@ class Chosen:
     refused: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """What a command would do: the grid with each row's key, the trainings behind it, and which are still to do.
 
     ``engine``: the name asked for, perhaps ``auto``; ``settings`` hold each setting's own. ``grid``: every row with
@@ -75,7 +78,19 @@ class Plan:
     again: frozenset[str] = frozenset()
     kept: frozenset[Place] = field(default=frozenset(), repr=False)
     chains: Sequence[str] = field(default=(), repr=False)
+    lines: Mapping[str, list[tuple[str, int, str]]] = field(default_factory=dict, repr=False)
     state_bytes: tuple[int, int] = (0, 0)
+
+    def _line(self) -> str:
+        todo = f"{plural(len(self.pending), 'training')} to do in {plural(len(self.jobs), 'job')}"
+        return f"study {self.study.name!r} in {str(self.directory)!r}, {len(self.grid)} runs, {todo}"
+
+    def _table(self) -> Rows:
+        yield "runs", len(self.grid)
+        yield "trainings", self.trainings
+        yield "done", f"{plural(len(self.done), 'run')}"
+        yield "to do", f"{len(self.pending)} in {plural(len(self.jobs), 'job')}"
+        yield "where", f"{self.device}, {plural(self.workers, 'worker')}"
 
     @property
     def pending(self) -> list[Pending]:
@@ -146,12 +161,13 @@ def plan(
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
+    known: Known = {}
     for position, run in enumerate(study.runs()):
         own = settings[run.setting]
         rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
         keys = {}
         for rate in rates:
-            stage = stage_of(study, run, rate, len(own.setting.split.fit))
+            stage = stage_of(study, run, rate, len(own.setting.split.fit), known)
             old = _stored_by_0_2(study, run, own.engine, device, rate, makers, statuses)
             keys[rate] = old or growth.ask(stage)
         grid.append((run, keys[rates[0]]))
@@ -177,6 +193,7 @@ def plan(
         again=frozenset(growth.again),
         kept=frozenset(growth.kept),
         chains=drawn(study, growth.asked),
+        lines=growth.lines,
         state_bytes=(kept, passing),
     )
 

@@ -64,7 +64,8 @@ class Queue:
         for training, place in self._lost():
             done[training.key] = training
             outcomes.append(self._never_begun(training, place))
-        self._store.add(outcomes, **manifest)
+        lines = {f"connectivity/{one.outcome.key}": one.line for one in made if one.line}
+        self._store.add(outcomes, **manifest, **lines)
         for training in done.values():
             for place in training.needs:
                 self._users[place].remove(training.key)

@@ -152,6 +152,7 @@ def _declare(store: Store, planned: Plan) -> None:
         planned.grid,
         {
             "study_hash": planned.study.digest,
+            "connectivity": planned.lines,
             "tasks": {name: asdict(facts) for name, facts in planned.tasks.items()},
             "networks": [asdict(facts) for facts in planned.networks],
             "natal_version": metadata.version("natal"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from natal.errors import NatalError
 from natal.lab import DATA, birth, states
+from natal.lab.connectivity import along
 from natal.lab.engines import ENGINES, Pending
 from natal.lab.networks import networks
 from natal.lab.state import State
@@ -23,7 +24,7 @@ from natal.lab.tasks import tasks
 from natal.lab.trial import Trained, Trial
 from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
-from natal.store import MASK, Outcome
+from natal.store import MASK, Outcome, Place
 from natal.study import STRATEGIES, Run, Study
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """What comes of a training: its outcome, and the states that were asked for, by clock, as the content of files."""
+    """What comes of a training: its outcome, the states that were asked for, by clock, as the content of files, and of
+    one that is compared with another, what was measured between the two."""
 
     outcome: Outcome
     states: Mapping[str, bytes] = field(default_factory=dict)
+    line: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def train(job: Job) -> list[Made]:
@@ -64,7 +67,13 @@ def each(job: Job) -> Iterator[Made]:
     others = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
     with named(f"training {_words(study, job.trainings[0].run)}{others}"):
         for trained in engine.train([staged.trial for _, staged in stages.values()], job.device):
-            yield _made(*stages[trained.outcome.key], trained)
+            made = _made(*stages[trained.outcome.key], trained)
+            pending, staged = stages[trained.outcome.key]
+            yield (
+                replace(made, line=_line(study, pending, staged, trained, found))
+                if pending.stage.order
+                else made
+            )
 
 
 def _made(pending: Pending, staged: birth.Staged, trained: Trained) -> Made:
@@ -91,6 +100,20 @@ def _made(pending: Pending, staged: birth.Staged, trained: Trained) -> Made:
         packed[MASK] = states.pack(states.Kept(alone, trial.mask.units, rounds))
         outcome = replace(outcome, proofs={**outcome.proofs, "rounds": rounds, "from": dict(staged.digests)})
     return Made(outcome, packed)
+
+
+def _line(
+    study: Study,
+    pending: Pending,
+    staged: birth.Staged,
+    trained: Trained,
+    found: Mapping[Place, states.Kept],
+) -> Mapping[str, list[float]]:
+    """Return what was measured between a training's end and its parent's; nothing if it diverged."""
+    if trained.outcome.status == "diverged" or study.measure.connectivity is None:
+        return {}
+    ends = found[pending.needs[1]].state, trained.states["end"]
+    return along(staged.trial, *ends, study.measure.connectivity["points"])
 
 
 def _begun(trial: Trial, step: int) -> State:

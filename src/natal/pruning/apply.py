@@ -20,7 +20,7 @@ from natal.pruning.choose import mask as choose
 from natal.pruning.choose import mask_for, problem_of
 from natal.pruning.criteria.problem import duplicate
 from natal.pruning.grid import Granularity
-from natal.pruning.mask import Mask
+from natal.pruning.mask import Mask, check_model
 from natal.pruning.masked import mask_
 from natal.pruning.scopes import Scope
 from natal.pruning.targets import Floors, Target
@@ -41,6 +41,7 @@ def prune(
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     seed: int = 0,
     exclude: Sequence[str] = (),
+    attention: str = "heads",
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
@@ -54,13 +55,14 @@ def prune(
     `natal.pruning.choose.mask`.
     ``batch``: (inputs, targets) for criteria that need data, or inputs whose shape counts; ``loss(outputs,
     targets)``: one number. ``seed``: all draws come from it. ``exclude``: layers left alone: names,
-    ``"first"``, ``"last"``. ``macs``, ``params``, ``latency``: a target instead of a sparsity, the share of the dense
+    ``"first"``, ``"last"``. ``attention``: among whole neurons, whether it loses ``"heads"`` or ``"width"``, the same
+    places in all its heads. ``macs``, ``params``, ``latency``: a target instead of a sparsity, the share of the dense
     network's multiply-adds, parameters or measured time that is left when whole neurons go; the mask's ``reached``
     says what came out. ``multiple_of``, ``at_least``: what each group of neurons keeps, the latter a number, a share,
     or either by group. Raises NatalError, one sentence naming the argument or the layer, for what cannot
     be done.
     """
-    _check_model(model)
+    check_model(model)
     if isinstance(exclude, str):
         raise NatalError(f"exclude takes a sequence of names; write exclude=({exclude!r},)")
     if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
@@ -94,8 +96,22 @@ def prune(
         )
     except ValidationError as error:
         raise NatalError(one_line(error)) from None
+    if attention not in ("heads", "width"):
+        raise NatalError(f"attention must be 'heads' or 'width', got {attention!r}")
+    if attention != "heads" and granularity != "neuron":
+        raise NatalError("attention='width' is for whole neurons; use granularity 'neuron'")
     inputs, targets = batch if batch is not None else (None, None)
-    problem = problem_of(model, seed, exclude=exclude, inputs=inputs, targets=targets, loss=loss)
+    whole = recipe.granularity == "neuron"
+    problem = problem_of(
+        model,
+        seed,
+        exclude=exclude,
+        whole=whole,
+        attention=attention,
+        inputs=inputs,
+        targets=targets,
+        loss=loss,
+    )
     if target is not None:
         return mask_for(recipe, problem, target, floors)
     return choose(
@@ -122,7 +138,7 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
 
     Raises NatalError naming a parameter that does not fit.
     """
-    _check_model(model)
+    check_model(model)
     if not isinstance(mask, Mask):
         raise NatalError(f"mask must be a natal.Mask, as natal.prune returns, got {type(mask).__name__}")
     net = duplicate(model)
@@ -136,8 +152,3 @@ def apply(model: nn.Module, mask: Mask) -> nn.Module:
             parameters[name].copy_(values)
     mask_(net, mask.items())
     return net
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise NatalError(f"model must be a torch.nn.Module, got {model!r}")

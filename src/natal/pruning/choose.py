@@ -16,7 +16,7 @@ from natal.pruning.criteria.flow import redraw
 from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, duplicate, private, traits
 from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.grid import grid_of, two_of_four
-from natal.pruning.mask import Mask, dense, first_layer, prunable
+from natal.pruning.mask import Mask, dense, first_layer, prunable, unit_axes
 from natal.pruning.masked import masked
 from natal.pruning.neurons import Neurons
 from natal.pruning.select import check_sparsity, keep_highest, select, select_units
@@ -26,12 +26,16 @@ from natal.streams import uniform
 from natal.study import Recipe
 
 
-def problem_of(model: nn.Module, seed: int, *, exclude: Sequence[str] = (), **data: object) -> Problem:
-    """Return the problem of pruning ``model``; see `Problem` for ``inputs``, ``targets`` and ``loss``.
+def problem_of(
+    model: nn.Module, seed: int, *, exclude: Sequence[str] = (), whole: bool = False, **data: object
+) -> Problem:
+    """Return the problem of pruning ``model``; see `Problem` for ``inputs``, ``targets``, ``loss``, ``attention``.
 
-    ``exclude``: layers to leave alone; see `natal.pruning.mask.prunable`.
+    ``exclude``: layers to leave alone; ``whole``: take in those that only lose whole units; see
+    `natal.pruning.mask.prunable`.
     """
-    return Problem(model=model, weights=prunable(model, exclude), seed=seed, **data)  # type: ignore[arg-type]
+    weights = prunable(model, exclude, whole=whole)
+    return Problem(model=model, weights=weights, seed=seed, whole=whole, **data)  # type: ignore[arg-type]
 
 
 def score(name: str, problem: Problem) -> Scores:
@@ -75,7 +79,7 @@ def mask(
     what is gone stays gone, and ``sparsity`` counts it. ``going``: how many go of layers that have a pace of their own.
     ``last``: False while more cuts follow, when a budget may still be on its way.
     """
-    how = _check(recipe, problem, sparsity)
+    how = check(recipe, problem, sparsity)
     if sparsity == 0:
         return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
     left = problem.kept if before is None else before.weights
@@ -100,7 +104,8 @@ def mask(
             else:
                 own_pace = going(reached) if going is not None else {}
                 stays = gone.weights if gone else {}
-                chosen = Mask(_of_weights(recipe, scores, stays, reached, over and last, own_pace))
+                axes = unit_axes(own.model)
+                chosen = Mask(_of_weights(recipe, scores, stays, reached, over and last, own_pace, axes))
             if before is not None and over:
                 _check_stays_gone(chosen, before, recipe, reached)
             if not over:
@@ -120,6 +125,10 @@ def mask(
 def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -> Mask:
     """Return the mask of whole neurons with the smallest sparsity that meets a target; its ``reached`` says what
     is left."""
+    example = problem.inputs
+    if example is None:
+        example = made_example(problem.model, f"target {target.of!r}", counts=True)
+        problem = replace(problem, inputs=example)
     with private(problem) as own, warnings.catch_warnings():
         found = Neurons(own)
     floors.check(found.groups)
@@ -143,9 +152,6 @@ def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -
     if target.of != "latency":
         best = search(target, candidate, lambda chosen: shares(chosen)[target.of], units)
         return replace(best, reached=shares(best))
-    example = problem.inputs
-    if example is None:
-        example = made_example(problem.model, "target 'latency'")
     dense_time = measured(duplicate(problem.model).eval(), example)
     best = search(target, candidate, seconds, units)
     return replace(best, reached={**shares(best), "latency": seconds(best)})
@@ -187,8 +193,18 @@ def _of_weights(
     sparsity: float,
     last: bool,
     going: Mapping[str, int],
+    axes: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """Return the masks of single weights, or of the groups that a finer granularity makes of them."""
+    """Return the masks of single weights, or of the groups that a finer granularity makes of them.
+
+    ``axes``: along which each weight holds its layer's units; those groups lie in (out, in, ...).
+    """
+    if recipe.granularity != "weight" and any(axes[name] for name in scores):
+        of_weights, before = (
+            {name: t.movedim(axes[name], 0) for name, t in part.items()} for part in (scores, stays)
+        )
+        found = _of_weights(recipe, of_weights, before, sparsity, last, going, dict.fromkeys(axes, 0))
+        return {name: kept.movedim(0, axes[name]).contiguous() for name, kept in found.items()}
     if recipe.granularity == "2:4":
         ranked = ranking(scores, recipe, stays)
         return {name: two_of_four(ranked[name], sparsity) for name in scores}
@@ -285,12 +301,25 @@ def _fresh_narrow(chosen: Mask, problem: Problem, found: Neurons) -> Mask:
     generator = problem.stream("fresh-narrow")
     parameters = dict(problem.model.named_parameters())
     redrawn = {}
+    axes = unit_axes(problem.model)
     for name, kept in chosen.weights.items():
-        fan_in = int(kept.flatten(1).sum(1).max().clamp_min(1))  # the same for every unit that stays
+        axis = (
+            axes[name] if kept.ndim == 2 else 0
+        )  # PyTorch takes a transposed convolution's for one of (out, in)
+        fan_in = int(kept.movedim(axis, 0).flatten(1).sum(1).max().clamp_min(1))  # of every unit that stays
         for parameter in (name, name.removesuffix("weight") + "bias"):
             if parameter in parameters and name.endswith("weight"):
                 like = parameters[parameter]
                 redrawn[parameter] = (2 * uniform(like.shape, generator) - 1).to(like) / fan_in**0.5
+    for path, module in problem.model.named_modules():
+        if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            continue
+        # all its parameters in one range, by the number of hidden units that are left
+        own = {f"{path}.{leaf}" if path else leaf: p for leaf, p in module.named_parameters()}
+        first = next(name for name in own if "weight_hh" in name)
+        hidden = int(chosen.weights[first].any(0).sum()) if first in chosen.weights else module.hidden_size
+        for name, like in own.items():
+            redrawn[name] = (2 * uniform(like.shape, generator) - 1).to(like) / max(hidden, 1) ** 0.5
     return replace(chosen, redrawn=redrawn)
 
 
@@ -303,7 +332,7 @@ _CONTROLS: dict[str, Callable[[Mask, Problem, Neurons], Mask]] = {
 }
 
 
-def _check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
+def check(recipe: Recipe, problem: Problem, sparsity: float) -> Traits:
     """Raise NatalError for a recipe that contradicts itself or a problem it cannot solve."""
     name, control = recipe.criterion, recipe.control
     criteria[name]
@@ -368,7 +397,8 @@ def _check_two_of_four(recipe: Recipe, problem: Problem, sparsity: float) -> Non
             f"granularity '2:4' lets scores compete within each four, so scope {recipe.scope!r} has no say; "
             "leave it out"
         )
-    if all(w.shape[1] < 2 for w in problem.weights.values()):
+    axes = unit_axes(problem.model)
+    if all(w.shape[1 - axes[name]] < 2 for name, w in problem.weights.items()):
         first = next(iter(problem.weights))
         raise NatalError(f"granularity '2:4' finds no four in {first!r}: every layer has one input")
 

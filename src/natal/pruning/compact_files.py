@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from natal.errors import NatalError
 from natal.pruning.files import _read, _write
 from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
+from natal.pruning.mask import check_model
 from natal.registry import did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,8 +31,7 @@ def save_compact(
     Parameters, buffers and the sizes that its modules state; ``provenance``: anything JSON can hold. Raises
     NatalError if a tensor cannot be stored or the file cannot be written.
     """
-    if not isinstance(model, nn.Module):
-        raise NatalError(f"model must be a torch.nn.Module, got {model!r}")
+    check_model(model)
     tensors = {f"tensor/{name}": t.detach() for name, t in _tensors(model).items()}
     modules = {}
     for name, module in model.named_modules(remove_duplicate=False):

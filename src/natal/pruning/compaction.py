@@ -109,10 +109,17 @@ def shrink(
     whole = masked(model, mask)
     example = example_for(whole, mask, example, "compact")
     graph = read(whole, example, mask.items(), training)
+    if graph.found.heads and mask.units:
+        # a mask may have made heads narrower instead of fewer: what loses more is what was meant
+        other = read(whole, example, mask.items(), training, inward=True)
+        names = [graph.alias[name] for name, _ in whole.named_parameters()]
+        graph = min((graph, other), key=lambda g: g.size(g.needed(), names))
     trials = _Trials(whole, mask, graph, example, training, renormalise)
     needed = trials.best(graph.needed())
     small = trials.build(needed)
     _complain(graph, trials)
+    if renormalise:
+        _confess(graph, needed, whole)
     return small
 
 
@@ -196,7 +203,7 @@ class _Trials:
             _norms(small, self.graph, needed, kept, self.renormalise)
             _cut(small, kept)
         _declare(small, self.graph, kept)
-        _attention(small)
+        _attention(small, self.graph.inward)
         if self.renamed:
             _rename(small, self.graph, needed)
         aliases = {alias: first for first, names in _names(self.whole).items() for alias in names}
@@ -210,8 +217,9 @@ def _named(key: Sequence[tuple[str, int]]) -> str:
 def _complain(graph: Graph, trials: _Trials) -> None:
     """Name in one warning what stays although the mask leaves nothing of it."""
     told = {f"{name!r}": why for name, why in trials.refused.items()}
+    masks = {graph.alias[name]: kept for name, kept in trials.mask.items().items()}
     for name, axis in graph.found.rows.items():
-        kept = trials.mask.items().get(name)
+        kept = masks.get(name)
         if kept is None or axis >= kept.ndim or kept.movedim(axis, 0).flatten(1).any(1).all():
             continue
         gone = ~kept.movedim(axis, 0).flatten(1).any(1).cpu()
@@ -228,6 +236,17 @@ def _complain(graph: Graph, trials: _Trials) -> None:
         warnings.warn(
             f"constant units of this {type(trials.whole).__name__} stay in place, because of "
             + "; ".join(f"{name}: {why}" for name, why in told.items()),
+            stacklevel=4,
+        )
+
+
+def _confess(graph: Graph, needed: Tensor, whole: nn.Module) -> None:
+    """Say which norms compute something else, having been told to."""
+    changed = [name for name, (_, atoms) in graph.found.norms.items() if not needed[graph.root[atoms]].all()]
+    if changed:
+        warnings.warn(
+            f"renormalise=True: the smaller {type(whole).__name__} computes another function than the masked one, "
+            f"because {len(changed)} of its norms divide by fewer units now, such as {changed[0]!r}",
             stacklevel=4,
         )
 
@@ -373,9 +392,10 @@ def _fold(
 ) -> None:
     """Add to the bias what the inputs about to go contribute: gain @ value, zero for those nobody reads."""
     going = ~needed[graph.root[step.reads]] & step.foldable() & (step.value != 0)
-    constant = torch.where(step.kept[:, going], step.gain[:, going], 0) @ step.value[going].to(
-        step.gain.dtype
-    )
+    # a large weight is known in its own precision, which sums of products must not have
+    gain, value = _wide(step.gain[:, going]), _wide(step.value[going])
+    wide = torch.promote_types(gain.dtype, value.dtype)
+    constant = torch.where(step.kept[:, going], gain, 0).to(wide) @ value.to(wide)
     stays = needed[graph.root[step.writes]]
     if not constant[stays].any():
         return
@@ -410,7 +430,7 @@ def _norms(
         setattr(small.get_submodule(owner), leaf, Widened(module, stays.to(device), axis))
 
 
-def _attention(small: nn.Module) -> None:
+def _attention(small: nn.Module, inward: bool) -> None:
     """Let attention whose parts are no longer of one width know what is left of it."""
     module: Any
     for module in small.modules():
@@ -420,10 +440,12 @@ def _attention(small: nn.Module) -> None:
             if (module.embed_dim, module.embed_dim) == tuple(out.weight.shape):
                 continue
             extra = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn
-            if extra or out.weight.shape[1] % head:
+            if extra or out.weight.shape[1] % (module.num_heads if inward else head):
                 continue  # its own forward will refuse, and what cannot be cut stays
             module.__class__ = MultiheadAttention
-            module.embed_dim, module.num_heads = out.weight.shape[0], out.weight.shape[1] // head
+            module.embed_dim = out.weight.shape[0]
+            if not inward:
+                module.num_heads = out.weight.shape[1] // head
     for module in small.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             exact = (module.self_attn, module.norm1, module.norm2)
@@ -445,6 +467,9 @@ def _cut(small: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> None:
         for name in names:
             owner, _, entry = name.rpartition(".")
             setattr(small.get_submodule(owner), entry, smaller)
+
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]]) -> None:
@@ -480,8 +505,12 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
             if module.weight is not None:
                 module.num_channels = len(module.weight)
         elif isinstance(module, nn.RNNBase):
-            module.input_size = small.get_parameter(f"{prefix}weight_ih_l0").shape[1]
+            gates, module.input_size = module.get_parameter("weight_ih_l0").shape
+            module.hidden_size = gates // _GATES[module.mode]
+            module.proj_size = len(module.get_parameter("weight_hr_l0")) if module.proj_size else 0
             module.flatten_parameters()
+        elif isinstance(module, nn.RNNCellBase):
+            module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
 def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
@@ -489,8 +518,8 @@ def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
     modules = dict(small.named_modules())
     for name, layers in graph.found.passing.items():
         module = modules.get(name)
-        if module is None or type(module).__module__.startswith("torch.nn."):
-            continue
+        if module is None or type(module).__module__.startswith(("torch.nn.", "natal.pruning.")):
+            continue  # those know their sizes already
         sizes: dict[int, int] = {}
         for layer in layers:
             stays = needed[graph.root[layer]]

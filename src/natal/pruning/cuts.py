@@ -1,7 +1,7 @@
 """Cuts on the training clock: of a network that lost weights before, many small ones, and those that regrow.
 
 Pure functions from a network as it is to a mask. They know nothing of runs or loops: engines cut by them inside a
-training, chains of stages between trainings, and `natal.Schedule` in a loop of the user's own.
+training, chains of stages between trainings, and `natal.PruningSchedule` in a loop of the user's own.
 """
 
 from __future__ import annotations

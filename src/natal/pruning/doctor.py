@@ -20,10 +20,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natal.errors import NatalError
-from natal.pruning.graph.capture import Example, capture, first_line, made_example
+from natal.notebook import Rows, Shown
+from natal.pruning.graph.capture import Example, arguments, capture, first_line, made_example, tensors_in
 from natal.pruning.graph.paths import paths as walk
 from natal.pruning.graph.units import read
-from natal.pruning.mask import Mask
+from natal.pruning.mask import Mask, is_layer, unit_axes
 from natal.pruning.masked import check, masked, remove, unmasked
 
 Severity = Literal["fatal", "warning", "note"]
@@ -98,8 +99,8 @@ class Finding:
         return f"{self.severity}: {self.text}"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """What `diagnose` found; ``str()`` prints findings and an aligned table.
 
     ``layers``: one entry per masked layer. ``sparsity``: realised, of weights. ``unit_sparsity``: realised, of
@@ -116,6 +117,18 @@ class Diagnosis:
     requested: float | None
     collapses_at: float | None
     findings: tuple[Finding, ...]
+
+    def _line(self) -> str:
+        counts = [sum(f.severity == severity for f in self.findings) for severity in get_args(Severity)]
+        told = [f"{n} {severity}" for n, severity in zip(counts, get_args(Severity), strict=True) if n]
+        effective = "unknown" if self.effective_sparsity is None else f"{self.effective_sparsity:.4g}"
+        return f"sparsity {self.sparsity:.4g}, effective {effective}; {', '.join(told) or 'nothing found'}"
+
+    def _table(self) -> Rows:
+        yield from ((finding.severity, finding) for finding in self.findings)
+        for layer in self.layers:
+            path = "" if layer.effective is None else f", {layer.effective:,} on a path"
+            yield layer.name, f"{layer.kept:,} of {layer.weights:,} weights kept{path}"
 
     @property
     def collapsed(self) -> tuple[str, ...]:
@@ -148,7 +161,7 @@ class Diagnosis:
 def diagnose(
     model: nn.Module,
     mask: Mask,
-    batch: Tensor | tuple[Tensor, Tensor] | None = None,
+    batch: Tensor | Mapping[str, Any] | tuple[Any, Any] | None = None,
     *,
     requested: float | None = None,
     random: bool = False,
@@ -156,13 +169,13 @@ def diagnose(
 ) -> Diagnosis:
     """Examine ``model``, as initialised, under ``mask``; a control's redrawn weights replace its own.
 
-    ``batch``: inputs, or (inputs, targets), of which the inputs are run through the dense and the pruned
-    network in evaluation mode; two rows at least. ``requested``: the sparsity that was asked for, of neurons if
-    the mask removes whole ones. ``random``: the mask claims to know nothing of the weights, so that a
-    correlation is a warning rather than a note. ``scores``: what the mask was selected by, globally, from
-    `natal.pruning.criteria.score`; they tell when a layer collapses. Paths are followed as in `effective`; where they
-    cannot be, those fields are None and a note says so. Raises NatalError if mask or batch do not fit the
-    model.
+    ``batch``: inputs (a tensor, or a mapping of named ones), or (inputs, targets), of which the inputs are run
+    through the dense and the pruned network in evaluation mode; two rows at least. ``requested``: the sparsity
+    that was asked for, of neurons if the mask removes whole ones. ``random``: the mask claims to know nothing of
+    the weights, so that a correlation is a warning rather than a note. ``scores``: what the mask was selected by,
+    globally, from `natal.pruning.criteria.score`; they tell when a layer collapses. Paths are followed as in
+    `effective`; where they cannot be, those fields are None and a note says so. Raises NatalError if mask or batch
+    do not fit the model.
     """
     model = unmasked(model, mask)
     if not mask.weights:
@@ -171,7 +184,7 @@ def diagnose(
         raise NatalError(f"requested must lie in [0, 1), got {requested}")
     if scores is not None and set(scores) != set(mask.weights):
         raise NatalError(f"scores must be of {sorted(mask.weights)}, as the mask is, got {sorted(scores)}")
-    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    inputs = _inputs(batch)
     findings: list[Finding] = []
     constant: bool | None = None
     paths: Mapping[str, _Path] = {}
@@ -179,8 +192,10 @@ def diagnose(
         paths = _paths(model, mask, inputs)
     except NatalError as error:
         findings.append(Finding("note", f"dead units and effective sparsity are unknown: {error}"))
+    axes = unit_axes(model)
     layers = tuple(
-        _examine(name, kept, paths.get(name), mask.units.get(name)) for name, kept in mask.weights.items()
+        _examine(name, kept, axes.get(name, 0), paths.get(name), mask.units.get(name))
+        for name, kept in mask.weights.items()
     )
     layers = _correlate(layers, model, mask, random, findings)
     if inputs is not None:
@@ -208,6 +223,25 @@ def diagnose(
         collapses_at,
         tuple(findings),
     )
+
+
+def _inputs(batch: Any) -> Tensor | Mapping[str, Any] | None:
+    """Return the inputs of a batch; raise NatalError unless they are tensors of two rows at least."""
+    inputs = batch
+    if isinstance(batch, tuple | list):
+        if len(batch) != 2:
+            raise NatalError(f"batch must be inputs or a pair (inputs, targets), got {len(batch)} parts")
+        inputs = batch[0]
+    if inputs is None:
+        return None
+    first = next((t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)), None)
+    if first is None or not isinstance(inputs, Tensor | Mapping):
+        raise NatalError(
+            f"batch must be a tensor of inputs, a mapping of named ones, or a pair (inputs, targets), got {batch!r}"
+        )
+    if first.ndim < 2 or len(first) < 2:
+        raise NatalError(f"the batch must hold at least two rows, got shape {tuple(first.shape)}")
+    return inputs
 
 
 def effective(mask: Mask, model: nn.Module | None = None, example: Example | None = None) -> Mask:
@@ -243,6 +277,8 @@ def emptied_at(scores: Mapping[str, Tensor]) -> dict[str, float]:
     the k of n weights removed; ``select`` empties the layer there and beyond. Raises NatalError on a
     score that is NaN, or if there is none.
     """
+    if not isinstance(scores, Mapping):
+        raise NatalError(f"scores must be tensors by name, got {type(scores).__name__}")
     if not sum(score.numel() for score in scores.values()):
         raise NatalError("scores must hold at least one number")
     for name, score in scores.items():
@@ -335,29 +371,36 @@ def _paths(model: nn.Module, mask: Mask, example: Example | None) -> dict[str, _
         example = made_example(silent, "paths through the network")
     tape = capture(silent, example)
     found = walk(silent, tape, mask.items())
-    graph = read(silent, example)
+    graph, axes = read(silent, example), unit_axes(silent)
     paths = {}
     for name in mask.weights:
         first = graph.alias[name]
-        axis = graph.found.rows.get(first, 0)
+        axis = graph.found.rows.get(first, axes.get(name, 0))
         ends = graph.reason(first, axis) == "output"
         on = found.on[first]
         if first in found.into:
             lines = found.into[first], found.reached[first], found.leads[first]
         else:  # used in parts, or as an operand: what its weights say is all there is
             kept = mask.weights[name].cpu() & on
-            lines = on.transpose(0, 1).flatten(1).any(1), kept.flatten(1).any(1), on.flatten(1).any(1)
+            across, along = (1, 0) if axes.get(name, 0) == 0 else (0, 1)
+            lines = (
+                on.movedim(across, 0).flatten(1).any(1),
+                kept.movedim(along, 0).flatten(1).any(1),
+                on.movedim(along, 0).flatten(1).any(1),
+            )
         paths[name] = _Path(*lines, ends, on)
     return paths
 
 
-def _examine(name: str, kept: Tensor, path: _Path | None, stay: Tensor | None) -> LayerDiagnosis:
-    read = kept.transpose(0, 1).flatten(1).any(1)
-    layer = LayerDiagnosis(name, kept.numel(), int(kept.sum()), units=len(kept), unread=int((~read).sum()))
+def _examine(name: str, kept: Tensor, axis: int, path: _Path | None, stay: Tensor | None) -> LayerDiagnosis:
+    read = kept.movedim(1 - axis, 0).flatten(1).any(1)
+    units, unread = kept.shape[axis], int((~read).sum())
+    layer = LayerDiagnosis(name, kept.numel(), int(kept.sum()), units=units, unread=unread)
     if path is None:
         return layer
     reached, leads = path.reached.to(kept.device), path.leads.to(kept.device)
-    removed = ~reached & ~leads if stay is None else ~stay
+    # where several rows make a unit, as the heads of attention, what no path meets is gone
+    removed = ~stay if stay is not None and len(stay) == units else ~reached & ~leads
     return replace(
         layer,
         effective=int(path.through(kept).sum()),
@@ -434,13 +477,12 @@ class _Activity:
 
 
 def _measure(
-    layers: tuple[LayerDiagnosis, ...], model: nn.Module, mask: Mask, inputs: Tensor
+    layers: tuple[LayerDiagnosis, ...], model: nn.Module, mask: Mask, inputs: Tensor | Mapping[str, Any]
 ) -> tuple[tuple[LayerDiagnosis, ...], bool]:
     """Return the layers with what a forward pass shows, and whether it is the mask that made it constant."""
-    if inputs.ndim < 2 or len(inputs) < 2:
-        raise NatalError(f"the batch must hold at least two rows, got shape {tuple(inputs.shape)}")
+    axes = unit_axes(model)
     alive = {
-        name.removesuffix(".weight"): kept.flatten(1).any(1)
+        name.removesuffix(".weight"): kept.movedim(axes.get(name, 0), 0).flatten(1).any(1)
         for name, kept in mask.weights.items()
         if kept.any()  # of a collapsed layer, all units are looked at
     }
@@ -484,13 +526,15 @@ class _Relus(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _observe(net: nn.Module, inputs: Tensor, alive: Mapping[str, Tensor]) -> _Activity:
+def _observe(net: nn.Module, inputs: Tensor | Mapping[str, Any], alive: Mapping[str, Tensor]) -> _Activity:
     """Run a private network once, in evaluation mode, and look at each layer's units that are ``alive``."""
     seen = _Activity({}, {}, {})
     latest: list[tuple[str, int]] = []  # the layer that ran last, and the axis of its units
 
-    def watch(name: str, axis: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+    def watch(name: str, axis: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                return  # a recurrent layer's
             varies = _by_unit(output, axis, alive.get(name)).var(1, correction=0)
             seen.scale.setdefault(name, varies.mean().sqrt().item())
             latest[:] = [(name, axis)]
@@ -498,19 +542,20 @@ def _observe(net: nn.Module, inputs: Tensor, alive: Mapping[str, Tensor]) -> _Ac
         return hook
 
     hooks = [
-        module.register_forward_hook(watch(name, -1 if isinstance(module, nn.Linear) else 1))
+        module.register_forward_hook(watch(name, 1 if isinstance(module, nn.modules.conv._ConvNd) else -1))
         for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if is_layer(module)
     ]
+    args, kwargs = arguments(inputs)
     try:
         with torch.no_grad(), torch.random.fork_rng(), _Relus(seen, latest, alive):
-            outputs = net.eval()(inputs)
+            outputs = net.eval()(*args, **kwargs)
     except Exception as error:
         raise NatalError(f"{type(net).__name__} cannot be run on the batch: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
-    seen.constant = all(map(is_constant, pytree.tree_leaves(outputs)))
+    seen.constant = all(map(is_constant, tensors_in(outputs)))
     return seen
 
 

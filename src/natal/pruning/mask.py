@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from natal.errors import NatalError
+from natal.notebook import Rows, Shown
 from natal.registry import did_you_mean
+from natal.wording import plural
 
 
-@dataclass(frozen=True)
-class Mask:
+@dataclass(frozen=True, repr=False)
+class Mask(Shown):
     """Which weights are kept, by parameter name; True = kept.
 
     ``weights``: the prunable weights, whose share of removals is the sparsity. ``biases``: what is set to
@@ -33,6 +35,17 @@ class Mask:
     redrawn: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     reached: Mapping[str, float] = field(default_factory=dict)
+
+    def _line(self) -> str:
+        layers = plural(len(self.weights), "layer")
+        return f"{self.kept:,} of {self.total:,} weights kept in {layers}, sparsity {self.sparsity:.4g}"
+
+    def _table(self) -> Rows:
+        yield "layer", "shape", "kept", "density"
+        for name, kept in self.weights.items():
+            count = int(kept.sum())
+            shape = " x ".join(map(str, kept.shape))
+            yield name, shape, f"{count:,} of {kept.numel():,}", f"{count / kept.numel():.2%}"
 
     @property
     def total(self) -> int:
@@ -77,21 +90,52 @@ def dense(weights: Mapping[str, Tensor]) -> Mask:
     return Mask({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
 
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The modules whose ``weight`` is prunable. An attention module's input projections count too: they are
-linear."""
+LAYERS: dict[type[nn.Module], dict[str, int]] = {
+    **{kind: {"weight": 0} for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)},
+    # an attention module's input projections are linear layers too
+    nn.MultiheadAttention: dict.fromkeys(
+        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 0
+    ),
+}
+"""By kind of module, the parameters that can be pruned, and the axis along which each holds the layer's units."""
+
+WHOLE = (nn.RNNBase, nn.RNNCellBase, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Modules that can only lose whole units: their single weights are not prunable."""
 
 
-def weight_names(model: nn.Module) -> dict[str, list[str]]:
+def check_model(model: object) -> None:
+    """Raise NatalError unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise NatalError(f"model must be a torch.nn.Module, got {model!r}")
+
+
+def layer(kind: type[nn.Module], **axes: int) -> None:
+    """Make parameters of a user's own module prunable: ``natal.layer(MyDense, weight=1)``.
+
+    ``axes``: by parameter, the axis along which it holds the layer's units (its outputs), 0 for one of (out, in, ...).
+    Raises NatalError if ``kind`` is no class of modules or no parameter is named.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise NatalError(f"layer takes a class of modules, such as nn.Linear, got {kind!r}")
+    if not axes or any(axis not in (0, 1) for axis in axes.values()):
+        raise NatalError(
+            f"layer takes the parameters of {kind.__name__} with the axis of their units, 0 or 1, such as weight=0, "
+            f"got {axes}"
+        )
+    LAYERS[kind] = axes
+
+
+def weight_names(model: nn.Module, *, whole: bool = False) -> dict[str, list[str]]:
     """Return the prunable parameters of a model, each with all the names it goes by, that of its layer first; shared
     weights count once.
 
-    These are the weights of linear and convolution layers and the input projections of
-    ``nn.MultiheadAttention``. Not among them: biases, norms, embeddings (but a layer's weight that one shares is),
-    recurrent and transposed layers, and weights that are computed, as a parametrization does.
+    These are the weights of linear and convolution layers, the input projections of ``nn.MultiheadAttention`` and what
+    `layer` names. Not among them: biases, norms, embeddings (but a layer's weight that one shares is), and weights
+    that are computed, as a parametrization does. ``whole``: also those of recurrent and transposed layers, which can
+    lose whole units only.
     """
     names: dict[int, list[str]] = {}
-    for name, module, leaf in _prunable_entries(model):
+    for name, module, leaf in _prunable_entries(model, whole):
         parameter = module._parameters.get(leaf)
         if parameter is not None:
             names.setdefault(id(parameter), []).append(name)
@@ -101,6 +145,13 @@ def weight_names(model: nn.Module) -> dict[str, list[str]]:
     return {aliases[0]: aliases for aliases in names.values()}
 
 
+def unit_axes(model: nn.Module) -> dict[str, int]:
+    """Return, by name, the axis along which every prunable parameter holds its layer's units, whole ones included."""
+    return {
+        name: _axes(module, whole=True)[leaf] for name, module, leaf in _prunable_entries(model, whole=True)
+    }
+
+
 def first_layer(model: nn.Module) -> tuple[str, Tensor]:
     """Return name and weight of the first prunable layer, whether or not it is excluded from pruning."""
     name, module, leaf = next(iter(_prunable_entries(model)))
@@ -108,40 +159,74 @@ def first_layer(model: nn.Module) -> tuple[str, Tensor]:
     return name, weight
 
 
-def _prunable_entries(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+def first_width(model: nn.Module) -> int:
+    """Return how many inputs a unit of the first prunable layer reads."""
+    name, weight = first_layer(model)
+    return weight.shape[1 - unit_axes(model)[name]]
+
+
+def _prunable_entries(model: nn.Module, whole: bool = False) -> Iterator[tuple[str, nn.Module, str]]:
     """Yield every prunable weight by name, layer and entry of the layer, whether a parameter or computed."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for leaf in _leaves(module):
+        for leaf in _axes(module, whole):
             yield f"{prefix}.{leaf}" if prefix else leaf, module, leaf
 
 
-def _leaves(module: nn.Module) -> list[str]:
-    if isinstance(module, LAYERS):
-        return ["weight"]
-    if isinstance(module, nn.MultiheadAttention):
-        projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-        # one that attention of its kind does not have is a parameter that is None
-        return [n for n in projections if module._parameters.get(n, 0) is not None]
-    return []
+def _axes(module: nn.Module, whole: bool = False) -> dict[str, int]:
+    """Return the prunable entries of one module, with the axis of their units."""
+    # an attribute that a module of its kind does not have is a parameter that is None
+    for kind in type(module).__mro__:
+        if kind in LAYERS:
+            return {
+                leaf: axis
+                for leaf, axis in LAYERS[kind].items()
+                if module._parameters.get(leaf, 0) is not None
+            }
+    if _is_turned(module):
+        return {"weight": 1}
+    if whole and isinstance(module, WHOLE):
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return {"weight": 1}
+        return {name: 0 for name in module._parameters if name.startswith("weight_")}
+    return {}
 
 
-def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module is a layer whose own ``forward`` gives what its prunable weights make: no attention."""
+    return bool(_axes(module)) and not isinstance(module, nn.MultiheadAttention)
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Return whether a module is the linear layer of GPT-2, whose weight is (in, out), whatever library it is of."""
+    weight = module._parameters.get("weight")
+    sizes = (getattr(module, "nx", None), getattr(module, "nf", None))
+    return type(module).__name__ == "Conv1D" and weight is not None and tuple(weight.shape) == sizes
+
+
+def prunable(model: nn.Module, exclude: Sequence[str] = (), *, whole: bool = False) -> dict[str, Tensor]:
     """Return the prunable weights by parameter name, detached: those of linear and convolution layers.
 
-    Biases and normalisation parameters are never pruned. ``exclude``: layers to leave alone, by name
-    (``"fc1"`` or ``"fc1.weight"``), or ``"first"`` and ``"last"`` in the order in which the model registers
-    them. Raises NatalError if nothing is left, a name is unknown, or a weight is not one of dense numbers.
+    Biases and normalisation parameters are never pruned. ``whole``: see `weight_names`. ``exclude``: layers to leave
+    alone, by name (``"fc1"`` or ``"fc1.weight"``), or ``"first"`` and ``"last"`` in the order in which the model
+    registers them. Raises NatalError if nothing is left, a name is unknown, or a weight is not one of dense numbers.
     """
-    entries = {name: module._parameters.get(leaf) for name, module, leaf in _prunable_entries(model)}
+    entries = {name: module._parameters.get(leaf) for name, module, leaf in _prunable_entries(model, whole)}
     if not entries:
         raise NatalError(
             f"{type(model).__name__} has no linear or convolution layer, so nothing can be pruned"
         )
-    known = layer_names(model)
+    known = layer_names(model, whole=whole)
+    # a module of several weights, such as a recurrent one, goes by its own name too
+    parts: dict[str, list[str]] = {}
+    for name in entries:
+        parts.setdefault(name.rpartition(".")[0], []).append(known[name])
+    left_alone = set()
     for layer in exclude:
-        if layer not in known:
-            raise NatalError(f"exclude names no prunable layer {layer!r}{did_you_mean(layer, known)}")
-    left_alone = {known[layer] for layer in exclude}
+        if layer not in known and layer not in parts:
+            raise NatalError(
+                f"exclude names no prunable layer {layer!r}{did_you_mean(layer, [*known, *parts])}"
+            )
+        left_alone |= {known[layer]} if layer in known else set(parts[layer])
     found = {}
     for name, parameter in entries.items():
         if known[name] == name and name not in left_alone:
@@ -153,12 +238,14 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
     return found
 
 
-def layer_names(model: nn.Module) -> dict[str, str]:
+def layer_names(model: nn.Module, *, whole: bool = False) -> dict[str, str]:
     """Return what each prunable weight may be called, ``"fc1"``, ``"fc1.weight"``, ``"first"`` or ``"last"``, with the
     name that masks know it by."""
-    entries = [name for name, _, _ in _prunable_entries(model)]
+    entries = [name for name, _, _ in _prunable_entries(model, whole)]
     known = {name: name for name in entries}
-    known |= {alias: first for first, aliases in weight_names(model).items() for alias in aliases}
+    known |= {
+        alias: first for first, aliases in weight_names(model, whole=whole).items() for alias in aliases
+    }
     known |= {alias.removesuffix(".weight"): first for alias, first in known.items()}
     return known | {"first": known[entries[0]], "last": known[entries[-1]]}
 

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from natal.errors import NatalError
-from natal.pruning.mask import Mask
+from natal.pruning.mask import Mask, check_model
 from natal.registry import did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
@@ -87,6 +87,11 @@ def check(model: nn.Module, mask: Mask) -> None:
             )
 
 
+def is_masked(model: nn.Module) -> bool:
+    """Whether `natal.apply` has masked a parameter of this model."""
+    return any(_leaves(module) for module in model.modules())
+
+
 def unmasked(model: M, mask: Mask) -> M:
     """Return a copy of ``model`` as it was before it was pruned, made of plain modules, nothing removed.
 
@@ -94,6 +99,7 @@ def unmasked(model: M, mask: Mask) -> M:
     is zero. Otherwise the model has yet to start, so a control's redrawn weights replace its own. Raises
     NatalError as `check` does.
     """
+    check_model(model)
     twin = copy.deepcopy(model, recomputed(model))
     started = False
     for module in twin.modules():

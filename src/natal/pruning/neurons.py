@@ -12,7 +12,7 @@ from natal.errors import NatalError
 from natal.pruning.criteria.problem import Problem, Scores, gradient
 from natal.pruning.graph.capture import made_example, on_cpu
 from natal.pruning.graph.units import Graph, Group, Member, read
-from natal.pruning.mask import Mask, dense, weight_names
+from natal.pruning.mask import Mask, dense, unit_axes, weight_names
 from natal.study import Recipe
 
 
@@ -28,12 +28,12 @@ class Neurons:
         example = problem.inputs
         if example is None:
             example = made_example(model, "granularity 'neuron'")
-        self.graph: Graph = read(model, example)
-        aliases = weight_names(model)
+        self.graph: Graph = read(model, example, inward=problem.attention == "width")
+        aliases = weight_names(model, whole=problem.whole)
         # the graph knows a shared weight by the first of all its names, a mask by the first of a layer's
         self.names = {self.graph.alias[n]: n for n in weights}
         alone = [self.graph.alias[n] for n in aliases if n not in weights]
-        self.left_alone = set(alone)
+        self.left_alone, self.axes = set(alone), unit_axes(model)
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         every = self.graph.groups(self.names, alone)
         self.groups = {group.name: group for group in every if len(group)}
@@ -52,7 +52,11 @@ class Neurons:
 
     def warn(self, every: Sequence[Group]) -> None:
         """Name in one warning every layer that is kept whole although it makes no output."""
-        idle = [n for n in self.names if n not in self.graph.found.rows and self.parameters[n].shape[0] > 1]
+        idle = [
+            first
+            for first, name in self.names.items()
+            if first not in self.graph.found.rows and self.parameters[first].shape[self.axes[name]] > 1
+        ]
         whole = [g for g in every if g.reason not in ("output", "left alone", "")]
         told = [f"{g.name!r}: {g.reason}" for g in whole] + [f"{name!r}: it does not run" for name in idle]
         if told:

@@ -6,11 +6,10 @@ a model computes without a module is counted too; what has no rule here is named
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,20 +18,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
+from natal.notebook import Rows, Shown
 from natal.pruning.graph.capture import Example, Operation, Ref, Tape, arguments, capture, private_copy
+from natal.pruning.mask import check_model
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Savings:
+@dataclass(frozen=True, repr=False)
+class Savings(Shown):
     """What a smaller network saves; every pair is (before, after), and ``str()`` prints the table.
 
     ``parameters``: their number. ``multiply_adds``: of matrix products and convolutions, for one row of input.
     ``activations``: bytes of all results of one row's operations that hold numbers of their own, views not
-    counted. ``seconds``: median time of one forward pass of the example. ``layers``: by name, ((parameters before,
-    after), (multiply-adds before, after)). ``rows``: in the example. ``uncounted``: operations with work of their own
-    that natal does not count, by name.
+    counted. ``seconds``: median time of one forward pass of the example. ``layers``: of every module with parameters or
+    work of its own, by name, ((parameters before, after), (multiply-adds before, after)). ``rows``: in the example.
+    ``uncounted``: operations with parameters or much work whose multiply-adds are not counted, by name.
     """
 
     parameters: tuple[int, int]
@@ -43,13 +44,30 @@ class Savings:
     activations: tuple[int, int] = (0, 0)
     uncounted: tuple[str, ...] = ()
 
+    def _line(self) -> str:
+        return ", ".join(f"{name} {before} -> {after}" for name, before, after in self._pairs())
+
+    def _table(self) -> Rows:
+        yield "", "before", "after"
+        yield from self._pairs()
+
+    def _pairs(self) -> Iterator[tuple[str, str, str]]:
+        for name, (before, after) in (
+            ("parameters", self.parameters),
+            ("multiply-adds", self.multiply_adds),
+            ("bytes of activations", self.activations),
+        ):
+            yield name, f"{before:,}", f"{after:,}"
+        slow, quick = self.seconds
+        yield "milliseconds", f"{1e3 * slow:.3f}", f"{1e3 * quick:.3f}"
+
     def __str__(self) -> str:
         lines = [("", "parameters", "", "multiply-adds", "")]
         for name, (parameters, work) in [
             *self.layers.items(),
             ("total", (self.parameters, self.multiply_adds)),
         ]:
-            lines.append((name, *_pair(parameters), *_pair(work)))
+            lines.append((name or "the model itself", *_pair(parameters), *_pair(work)))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         table = [
             "  ".join(
@@ -77,16 +95,21 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
     transposed ones included. Latency is the median of ``repeats`` runs each, taken in turn so that a busy machine
     slows both alike. Raises NatalError if ``repeats`` is below 1 or a network cannot be run on the example.
     """
-    if repeats < 1:
-        raise NatalError(f"repeats must be at least 1, got {repeats}")
+    for net in (before, after):
+        check_model(net)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise NatalError(f"repeats must be at least 1, got {repeats!r}")
     nets = [private_copy(net).eval() for net in (before, after)]
     args, kwargs = arguments(example)
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     rows = len(given[0]) if given and given[0].ndim else 1
     counts = [count(net, example) for net in nets]
     sizes = [
-        {name: sum(p.numel() for p in net.get_submodule(name).parameters(recurse=False)) for name in c.work}
-        for net, c in zip(nets, counts, strict=True)
+        {
+            name: sum(p.numel() for p in module.parameters(recurse=False))
+            for name, module in net.named_modules()
+        }
+        for net in nets
     ]
     times: list[list[float]] = [[], []]
     with torch.inference_mode(), torch.random.fork_rng():
@@ -106,7 +129,8 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
                 _both(size.get(name, 0) for size in sizes),
                 _both(round(c.work.get(name, 0)) for c in counts),
             )
-            for name in {**counts[0].work, **counts[1].work}
+            for name in dict.fromkeys([*sizes[0], *sizes[1]])
+            if any(size.get(name) for size in sizes) or any(c.work.get(name) for c in counts)
         },
         rows=rows,
         activations=_both(round(c.activations) for c in counts),
@@ -140,13 +164,21 @@ def count(model: nn.Module, example: Example) -> Count:
         if formula is not None:
             amount = formula(tape, operation) / rows
             total += amount
-            if operation.module:
-                work[operation.module] = work.get(operation.module, 0) + amount
-        elif name in _HEAVY:
+            work[operation.module] = work.get(operation.module, 0) + amount
+        elif name in _UNCOUNTED:
             uncounted.setdefault(name)
         if not any(r.alias_info is not None for r in operation.op._schema.returns):
-            activations += sum(math.prod(tape.shapes[slot]) for slot in operation.outputs[:1]) * 4 / rows
+            activations += (
+                sum(math.prod(tape.shapes[slot]) * tape.widths[slot] for slot in operation.outputs) / rows
+            )
     return Count(total, work, activations, tuple(uncounted))
+
+
+def _trilinear(tape: Tape, operation: Operation) -> float:
+    """A bilinear layer: every number of the result meets a matrix."""
+    return float(
+        math.prod(tape.shapes[operation.outputs[0]]) * math.prod(_shape(tape, operation.args[1])[1:])
+    )
 
 
 def _shape(tape: Tape, value: Any) -> tuple[int, ...]:
@@ -178,11 +210,16 @@ _WORK: dict[str, Callable[[Tape, Operation], float]] = {
     "addmv": _product(1),
     "baddbmm": _product(1),
     "convolution": _convolution,
+    "_trilinear": _trilinear,
 }
-_HEAVY = {"_trilinear", "_fft_c2c", "_fft_r2c", "_fft_c2r", "linalg_inv_ex", "grid_sampler_2d", "_cdist_forward",
-          "_embedding_bag", "mkldnn_rnn_layer", "_weight_norm_interface"}  # fmt: skip
-"""Operations that multiply and add and are not counted; elementwise work, norms and poolings are left out as is
-usual."""
+_UNCOUNTED = {
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_prelu_kernel", "_embedding_bag", "_fft_c2c",
+    "_fft_r2c", "_fft_c2r", "linalg_inv_ex", "grid_sampler_2d", "_cdist_forward", "mkldnn_rnn_layer",
+    "_weight_norm_interface",
+}  # fmt: skip
+"""Operations with parameters, or with much work, that are not counted, as is usual: multiply-adds are those of products
+and convolutions. They are named instead; what has neither, elementwise work and poolings, is not."""
 
 
 def _synchronize(given: Iterable[Tensor]) -> None:
@@ -201,4 +238,3 @@ def _pair(pair: tuple[int, int]) -> tuple[str, str]:
 
 
 __all__ = ["Count", "Savings", "count", "savings"]
-_ = copy

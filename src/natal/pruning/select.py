@@ -43,6 +43,8 @@ def select(
     score that is NaN.
     """
     check_sparsity(sparsity)
+    if not isinstance(scores, Mapping):
+        raise NatalError(f"scores must be tensors by name, got {type(scores).__name__}")
     for name, score in scores.items():
         if score.isnan().any():
             raise NatalError(f"scores of {name!r} hold NaN; a criterion must give every weight a number")

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from natal.errors import NatalError
+from natal.notebook import Rows, html
+from natal.reading import stats
+from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, Row, curve, row
 from natal.store import FILE, NetworkFacts, Store, TaskFacts, chosen, deciding
 from natal.study import PAPERS, Run, Setting, Study
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from natal.lab.restore import Mask, Module, State
+    from natal.reading.figures import Axis, Kind, Picture
 
 PublishedRun = dict[str, Any]
 """A run as an object of the published program's ``results.json``."""
@@ -77,6 +81,20 @@ class Results:
             raise NatalError(f"{self.directory} was written to since it was read; read it again")
         return [curve(run, stored[run.key]) for run in self.runs]
 
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The lines between trainings that share a beginning, where the study measures connectivity."""
+        return list(lines(self.runs, self.manifest))
+
+    def connectivity(self) -> pd.DataFrame:
+        """Return ``lines`` as a pandas DataFrame: a row per run, clock and order, with the error barrier."""
+        import pandas
+
+        return pandas.DataFrame(
+            {**line.row.run._asdict(), "clock": line.clock, "order": line.order, "barrier": line.barrier}
+            for line in self.lines
+        )
+
     def state(self, run: Run | Row, clock: str = "end") -> State:
         """Return the state of a run's training at a clock that the study keeps; see `natal.lab.state.State`.
 
@@ -115,6 +133,32 @@ class Results:
         """A 16-digit hash of the study and its runs' results; figures carry it to show their origin."""
         shown = [[row[name] for name in (*identity(self.study), *_DIGESTED)] for row in self.runs]
         return hashlib.sha256(json.dumps([self.study.digest, shown]).encode()).hexdigest()[:16]
+
+    def plot(self, kind: Kind = "metric", width: float | None = None, axis: Axis | None = None) -> Picture:
+        """Return the ``metric`` or ``epochs`` against sparsity, or the ``ranking``, as a notebook shows it.
+
+        ``width`` in inches; ``axis``: ``sparsity``, or ``density`` on a logarithmic scale; see `natal.reading.figures`.
+        """
+        from natal.reading import figures
+
+        return figures.Picture(figures.figure(self, kind, width or figures.WIDTH, axis))
+
+    def _repr_html_(self) -> str:
+        return html(repr(self)[1:-1], self._table())
+
+    def _table(self) -> Rows:
+        yield "study", self.study.description or self.study.name
+        yield "runs", f"{len(self.runs)} of {len(self.runs) + len(self.missing)}"
+        yield "strategies", ", ".join(recipe.name for recipe in self.study.strategies)
+        for setting in self.study.settings():
+            dense = stats.dense_baseline([run for run in self.runs if run.setting == setting], setting)
+            if dense and dense.test.n:
+                yield (
+                    self.words(setting),
+                    f"dense {dense.metric_name} {dense.test.mean:.4f}, n = {dense.test.n}",
+                )
+        if (self.directory / "report.html").is_file():
+            yield "report", self.directory / "report.html"
 
     def words(self, setting: Setting) -> str:
         """Return a setting's name: the task's, and the network's if the study has several."""

@@ -6,15 +6,25 @@ from natal.study.claim import Claim
 from natal.study.clock import Clock, Span, Timeline, steps
 from natal.study.complaints import one_line
 from natal.study.keys import Maker, digest
+from natal.study.measure import Measure
 from natal.study.read import load_study, presets
-from natal.study.recipe import CONTROLS, SCOPES, STRATEGIES, Aggregate, Control, Recipe, unknown_scope
-from natal.study.stages import Need, Stage, stage_of, targets_of, untimely
+from natal.study.recipe import (
+    CONTROLS,
+    SCOPES,
+    STRATEGIES,
+    Aggregate,
+    Control,
+    Recipe,
+    recipe_of,
+    unknown_scope,
+)
+from natal.study.stages import Need, Stage, siblings_of, stage_of, targets_of, untimely
 from natal.study.study import PAPERS, Run, Setting, Study
 from natal.study.training import Optimiser, Schedule, Search, Training
 
 __all__ = [
     "CONTROLS", "MAX_SEED", "PAPERS", "SCOPES", "STRATEGIES", "Aggregate", "Claim", "Clock", "Control",
-    "Initialisation", "Maker", "Need", "Network", "Optimiser", "Recipe", "Run", "Schedule", "Search", "Setting",
-    "Span", "Stage", "Study", "Task", "Timeline", "Training", "digest", "load_study", "one_line", "presets",
-    "stage_of", "steps", "targets_of", "unknown_scope", "untimely",
+    "Initialisation", "Maker", "Measure", "Need", "Network", "Optimiser", "Recipe", "Run", "Schedule", "Search",
+    "Setting", "Span", "Stage", "Study", "Task", "Timeline", "Training", "digest", "load_study", "one_line",
+    "presets", "recipe_of", "siblings_of", "stage_of", "steps", "targets_of", "unknown_scope", "untimely",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from natal.registry import did_you_mean
 from natal.study.base import Model
 from natal.study.choice import Initialisation, Network, Task
 from natal.study.claim import Claim
+from natal.study.measure import Measure
 from natal.study.recipe import Recipe
 from natal.study.study import Study
 from natal.study.training import Optimiser, Schedule, Search, Training
@@ -23,6 +24,7 @@ _TABLES: dict[str, type[Model]] = {
     "networks.init": Initialisation,
     "strategies": Recipe,
     "claims": Claim,
+    "measure": Measure,
     "training": Training,
     "training.optimiser": Optimiser,
     "training.schedule": Schedule,

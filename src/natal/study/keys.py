@@ -83,8 +83,11 @@ def key(study: Study, run: Run, maker: Maker, learning_rate: float, fingerprints
     return _link(study, run.strategy, before, mask, study.training.alone, learning_rate, maker)
 
 
-def key_of_stage(study: Study, stage: Stage, maker: Maker, fingerprints: Mapping[str, str]) -> str:
-    """Return the key of one stage, by those of the stages before it in its chain.
+def key_of_stage(
+    study: Study, stage: Stage, maker: Maker, fingerprints: Mapping[str, str], parent: str | None = None
+) -> str:
+    """Return the key of one stage, by those of the stages before it in its chain; ``parent``: the last of them, if
+    known.
 
     A stage from birth has the `key` of a training that knows no chains, but that of a mask made in rounds the
     sparsities on the way enter, too.
@@ -98,8 +101,10 @@ def key_of_stage(study: Study, stage: Stage, maker: Maker, fingerprints: Mapping
     if stage.parent is None:
         before = {"parent": birth(study, stage.run, fingerprints)}
     else:
-        parent = key_of_stage(study, stage.parent, maker, fingerprints)
+        parent = parent or key_of_stage(study, stage.parent, maker, fingerprints)
         before = {"parent": parent, "at": stage.at, "start": stage.start}
+        if stage.order:
+            before["order"] = f"{stage.order}, {study.measure.connectivity}"
     return _link(study, stage.run.strategy, before, mask, stage.training, stage.learning_rate, maker)
 
 

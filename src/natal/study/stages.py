@@ -10,7 +10,7 @@ What a stage needs of an earlier one is its state at a clock; equal beginnings a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from natal.study.clock import Timeline
@@ -27,7 +27,7 @@ class Stage:
     trunk; ``targets``: the sparsities of the cuts made in a row before it trains, the last its own. ``parent``: the
     stage whose state at the clock ``at`` is cut; None, the network at birth. ``start``: what is wound back: ``none``,
     ``init``, ``clock``, or a clock of the trunk. ``first`` and ``steps``: the step of its clock that it begins at, and
-    those in all.
+    those in all. ``order``: of the data; a stage with another than its parent's is not cut, and is compared with it.
     """
 
     run: Run
@@ -40,6 +40,7 @@ class Stage:
     at: str = "init"
     start: str = "none"
     first: int = 0
+    order: int = 0
 
     @property
     def beyond_birth(self) -> bool:
@@ -56,6 +57,8 @@ class Stage:
         """The states that it starts from: what is cut, and what weights are wound back to."""
         if self.parent is None:
             return []
+        if self.order:
+            return [Need(self.parent, self.at), Need(self.parent, "end")]
         back = [] if self.start in ("none", "init", "clock") else [Need(self.trunk, self.start)]
         return [Need(self.parent, self.at), *back]
 
@@ -77,10 +80,21 @@ class Need(NamedTuple):
     clock: str
 
 
-def stage_of(study: Study, run: Run, learning_rate: float, rows: int) -> Stage:
-    """Return the last stage of a row's chain, the row's own training; ``rows`` are trained on."""
+Known = dict[tuple[object, ...], Stage]
+"""Stages by what they are, see `stage_of`."""
+
+
+def stage_of(study: Study, run: Run, learning_rate: float, rows: int, known: Known | None = None) -> Stage:
+    """Return the last stage of a row's chain, the row's own training; ``rows`` are trained on.
+
+    ``known``: the stages before the last, of other rows too, which are then the same objects where they are the same.
+    """
+    known = {} if known is None else known
     training, timeline = study.training.alone, study.training.timeline(rows)
-    trunk = Stage(run._replace(sparsity=0.0), training, learning_rate, timeline.total)
+    dense = run._replace(sparsity=0.0)
+    # in a study that does not share, every strategy has a trunk of its own
+    whose = dense if not study.share else dense._replace(strategy="")
+    trunk = known.setdefault((whose, learning_rate), Stage(dense, training, learning_rate, timeline.total))
     recipe = study.recipe(run.strategy)
     if run.sparsity == 0:
         return trunk
@@ -106,10 +120,31 @@ def stage_of(study: Study, run: Run, learning_rate: float, rows: int) -> Stage:
     if at != "end" and first >= timeline.steps(at):
         # nothing is trained between such cuts: all are made of the one state
         return after(trunk, recipe, *targets)
-    parent = trunk
+    parent, plain = trunk, recipe.plain
+    of = plain.model_dump_json(exclude={"name"}) if targets[1:] else ""
     for target in targets[:-1]:
-        parent = after(parent, recipe.plain, target)
+        parent = known.setdefault((id(parent), of, target), after(parent, plain, target))
     return after(parent, recipe, targets[-1])
+
+
+def siblings_of(study: Study, stage: Stage, rows: int) -> Iterator[Stage]:
+    """Yield the trainings that go on from a row's states in other orders of the data, as the study measures.
+
+    None of a network that is cut while it trains or is another, smaller one, nor from before its training begins.
+    """
+    line, recipe = study.measure.connectivity, stage.recipe
+    if line is None or (
+        recipe is not None and (recipe.spread is not None or recipe.control == "small-dense")
+    ):
+        return
+    clock = Timeline(study.training.steps_per_epoch(rows), stage.steps)
+    for at in line["from"]:
+        if stage.first <= clock.steps(at) < stage.steps:
+            for order in range(1, line["orders"]):
+                yield replace(
+                    stage, recipe=None, targets=(), parent=stage, at=clock.name(at), start="none",
+                    first=clock.steps(at), order=order,
+                )  # fmt: skip
 
 
 def targets_of(study: Study, recipe: Recipe, sparsity: float) -> tuple[float, ...]:

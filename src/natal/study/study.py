@@ -7,20 +7,23 @@ the dense baseline is shared by all strategies, and how a stored run is found ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
+from natal.notebook import Rows, Shown
 from natal.registry import did_you_mean
 from natal.study.base import MAX_SEED, Flag, Integer, Model, Number, Words
 from natal.study.choice import Network, Task
 from natal.study.claim import Claim
 from natal.study.clock import Moment
 from natal.study.keys import digest
+from natal.study.measure import Measure
 from natal.study.recipe import Recipe, recipe_of
 from natal.study.training import Search, Training
-from natal.wording import perhaps_percent
+from natal.wording import percent, perhaps_percent, plural
 
 PAPERS = "mlp"
 """The name of the paper's network, which the published files leave unsaid."""
@@ -88,7 +91,7 @@ _EVER = ("name", "description", "plugins", "tasks", "strategies", "sparsities", 
 """Keys of a study that are written out even at their default."""
 
 
-class Study(Model):
+class Study(Shown, Model):
     """A grid of runs: tasks x networks x strategies x sparsities x seeds, trained in one way.
 
     A *setting* is a task with a network. ``hidden = 64`` is short for the paper's network of that width, an ``mlp``
@@ -111,9 +114,29 @@ class Study(Model):
     training: Training = Training()
     share: Flag = True
     keep: tuple[Moment, ...] = ()
+    measure: Measure = Measure()
     claims: tuple[Claim, ...] = ()
     folder: str = Field(default="", exclude=True)
     """Where the study file lies, so that its plugins are found beside it; not part of the study."""
+
+    def _line(self) -> str:
+        size: list[tuple[Sequence[object], str]] = [
+            (self.tasks, "task"),
+            (self.networks, "network"),
+            (self.strategies, "strategy"),
+        ]
+        size += [(self.sparsities, "sparsity"), (self.seeds, "seed")]
+        grid = " x ".join(plural(len(things), noun) for things, noun in size)
+        return f"{self.name!r}, {plural(math.prod(len(things) for things, _ in size), 'run')} = {grid}"
+
+    def _table(self) -> Rows:
+        if self.description:
+            yield "description", self.description
+        yield "tasks", ", ".join(self.task_names)
+        yield "networks", ", ".join(self.network_names)
+        yield "strategies", ", ".join(recipe.name for recipe in self.strategies)
+        yield "sparsities", ", ".join(map(percent, self.sparsities))
+        yield "seeds", ", ".join(map(str, self.seeds))
 
     @model_validator(mode="before")
     @classmethod
@@ -218,6 +241,16 @@ class Study(Model):
             raise ValueError(
                 'training.retrain: is for a cut at = "end" that is not rewound, which no strategy makes, got '
                 f"{self.training.retrain!r}; leave it out"
+            )
+        line = self.measure.connectivity
+        if line is not None and within(line["from"]) and self._stops_early:
+            raise ValueError(
+                f"measure.connectivity: is from inside training, got {line['from']}, and {_EARLY}"
+            )
+        if line is not None and isinstance(self.training.learning_rate, Search):
+            raise ValueError(
+                "measure.connectivity: needs one learning rate a row, got several to search among; name one in "
+                "training.learning_rate"
             )
         if within(self.keep) and self._stops_early:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 from typing import Protocol
 
@@ -25,6 +26,9 @@ class Named(Protocol):
 
 def made_by(engine: Named, device: str) -> Maker:
     """Return who trains when ``engine`` does on ``device``, here and now."""
-    return Maker(
-        engine.name, engine.revision, device, torch.__version__, np.__version__, metadata.version("natal")
-    )
+    return Maker(engine.name, engine.revision, device, torch.__version__, np.__version__, _release())
+
+
+@functools.cache
+def _release() -> str:
+    return metadata.version("natal")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from natal.errors import NatalError
-from natal.pruning.mask import dense, first_layer
+from natal.pruning.mask import dense, first_layer, first_width
 from natal.pruning.masked import recomputed
 from natal.registry import Registry
 from natal.streams import stream
@@ -35,6 +35,9 @@ class Problem:
     ``inputs``, ``targets``, ``loss``: the training rows and the loss, absent for a data-free use. ``seed``:
     the run's; draw from ``problem.stream("mask")``, never from the global generator.
 
+    ``whole``: the weights are also those of layers that only lose whole units. ``attention``: whether it loses
+    whole ``heads`` then, or ``width``, a place in all of its heads.
+
     The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
     ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
     ``sparsity``: the final one.
@@ -50,6 +53,8 @@ class Problem:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     round: int = 1
     sparsity: float = 0.0
+    whole: bool = False
+    attention: str = "heads"
 
     def __post_init__(self) -> None:
         if not self.initial:
@@ -108,7 +113,7 @@ class Problem:
         """Return the batch's first rows, or without a batch one of ones, as wide as the first linear layer."""
         if self.inputs is None:
             _, first = first_layer(self.model)
-            return torch.ones(1, first.shape[1], dtype=first.dtype, device=first.device)
+            return torch.ones(1, first_width(self.model), dtype=first.dtype, device=first.device)
         if not isinstance(self.inputs, Tensor):
             raise NatalError(
                 f"inputs must be one tensor for a criterion that makes its own, got "

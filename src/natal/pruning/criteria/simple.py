@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from natal.pruning.criteria.problem import Problem, Scores, criterion
+from natal.pruning.mask import unit_axes
 from natal.streams import uniform
 
 
@@ -46,7 +47,8 @@ def init_magnitude(problem: Problem) -> Scores:
     fan_in: inputs of one unit, kernel included. natal's own baseline: what `magnitude` measures once the
     1/√fan_in of PyTorch's, LeCun's and He's initialisations is divided out.
     """
-    return {name: w.abs() * (w.numel() / w.shape[0]) ** 0.5 for name, w in problem.weights.items()}
+    axes = unit_axes(problem.model)
+    return {name: w.abs() * (w.numel() / w.shape[axes[name]]) ** 0.5 for name, w in problem.weights.items()}
 
 
 @criterion("lamp")

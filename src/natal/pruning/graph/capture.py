@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
@@ -39,7 +39,7 @@ class Ref:
 @dataclass(frozen=True)
 class Operation:
     """One operation: its arguments with `Ref` in place of tensors, the tensors it made, the module that ran it, by
-    name, and whether an output depends on it."""
+    name, and whether an output depends on it. ``op``: of ATen, `WRITTEN`, or a class of modules that ran as one."""
 
     op: Any
     args: tuple[Any, ...]
@@ -57,14 +57,15 @@ WRITTEN = "written"
 class Tape:
     """A forward pass in order.
 
-    ``shapes``: of every tensor, by slot. ``registered``: the slots of parameters and buffers, by the first of
-    their names. ``aliases``: all names of shared ones. ``inputs``, ``outputs``: slots of the model's own.
-    ``calls``: how often each module ran. ``received``, ``returned``: slots of the tensors that each module got
-    and gave back in its last call.
+    ``shapes``, ``widths``: of every tensor, by slot, and the bytes of each of its numbers. ``registered``: the
+    slots of parameters and buffers, by the first of their names. ``aliases``: all names of shared ones.
+    ``inputs``, ``outputs``: slots of the model's own. ``calls``: how often each module ran. ``received``,
+    ``returned``: slots of the tensors that each module got and gave back in its last call.
     """
 
     operations: list[Operation] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
     registered: dict[str, int] = field(default_factory=dict)
     aliases: dict[str, list[str]] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
@@ -72,6 +73,15 @@ class Tape:
     calls: dict[str, int] = field(default_factory=dict)
     received: dict[str, list[int]] = field(default_factory=dict)
     returned: dict[str, list[int]] = field(default_factory=dict)
+
+    def by_first(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return masks by the first name of each parameter; a mask may know a shared one by another."""
+        found: dict[str, Tensor] = {}
+        for first, names in self.aliases.items():
+            for name in names:
+                if name in masks:
+                    found[first] = masks[name] & found[first] if first in found else masks[name]
+        return found
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,9 +105,10 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
-def made_example(model: nn.Module, purpose: str) -> Tensor:
+def made_example(model: nn.Module, purpose: str, *, counts: bool = False) -> Tensor:
     """Return an input for a model that begins with a linear layer (rows, or rows of tokens) or with a convolution
-    (an image of the first size that fits); raise NatalError if it begins with something else, or takes neither."""
+    (an image of the first size that fits: which channels go together is the same at any); raise NatalError if it
+    begins with something else, or takes neither. ``counts``: the size matters, so that none is made up."""
     name, weight = first_layer(model)
     owner = model.get_submodule(name.rpartition(".")[0])
     shapes: list[tuple[int, ...]] = []
@@ -105,7 +116,7 @@ def made_example(model: nn.Module, purpose: str) -> Tensor:
         # the layer registered first need not be the one that runs first
         widths = dict.fromkeys(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
         shapes = [(2, *tokens, width) for tokens in ((), (4,)) for width in widths]
-    elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not counts:
         sides = SIDES if weight.ndim < 5 else range(1, 25)
         shapes = [(2, owner.in_channels, *[side] * (weight.ndim - 2)) for side in sides]
     made = _first_that_fits(model, weight, shapes)
@@ -166,21 +177,22 @@ def shapes_of(example: Any) -> dict[str, Any]:
     return shapes
 
 
-def capture(model: nn.Module, example: Example) -> Tape:
+def capture(model: nn.Module, example: Example, closed: Collection[type] = ()) -> Tape:
     """Return the tape of ``model``, a private copy in the mode that matters, on ``example`` or two rows of it.
 
-    Raises NatalError if the model cannot be run on the example, or if its forward pass branches on values.
+    ``closed``: classes of modules that are written down as one operation each, whatever happens inside. Raises
+    NatalError if the model cannot be run on the example, or if its forward pass branches on values.
     """
     two = rows_of(example, 2)
     try:
-        return _record(model, two)
+        return _record(model, two, closed)
     except NatalError:
         raise
     except Exception as first:
         if two is example:
             raise _unfit(model, first) from first
     try:
-        return _record(model, example)
+        return _record(model, example, closed)
     except NatalError:
         raise
     except Exception as error:
@@ -196,8 +208,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _record(model: nn.Module, example: Example) -> Tape:
-    recorder = _Recorder(model)
+def _record(model: nn.Module, example: Example, closed: Collection[type]) -> Tape:
+    recorder = _Recorder(model, closed)
     names: dict[int, str] = {}
     for name, tensor in [
         *model.named_parameters(remove_duplicate=False),
@@ -218,7 +230,7 @@ def _record(model: nn.Module, example: Example) -> Tape:
     with _watched(model, recorder), plain_kernels(model), torch.no_grad(), torch.random.fork_rng(), recorder:
         outputs = model(*args, **kwargs)
     tape = recorder.tape
-    tape.outputs = [recorder.slot(t) for t in _tensors(outputs)]
+    tape.outputs = [recorder.slot(t) for t in tensors_in(outputs)]
     tape.operations = _alive(tape)
     return tape
 
@@ -235,16 +247,16 @@ def _alive(tape: Tape) -> list[Operation]:
     return marked[::-1]
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in whatever a model returns, dataclasses and mappings included."""
     found = []
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif isinstance(leaf, Mapping):
-            found += _tensors(dict(leaf))
+            found += tensors_in(dict(leaf))
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
-            found += [t for v in vars(leaf).values() for t in _tensors(v) if not hasattr(v, "__dict__")]
+            found += [t for v in vars(leaf).values() for t in tensors_in(v) if not hasattr(v, "__dict__")]
     return found
 
 
@@ -276,14 +288,16 @@ def _watched(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             recorder.running.append(name)
             tape = recorder.tape
             tape.calls[name] = tape.calls.get(name, 0) + 1
-            tape.received[name] = [recorder.slot(t) for t in _tensors((args, kwargs))]
+            tape.received[name] = [recorder.slot(t) for t in tensors_in((args, kwargs))]
+            recorder.enter(module, args, kwargs)
 
         return hook
 
     def leave(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             recorder.running.pop()
-            recorder.tape.returned[name] = [recorder.slot(t) for t in _tensors(output)]
+            recorder.leave(module, name, output)
+            recorder.tape.returned[name] = [recorder.slot(t) for t in tensors_in(output)]
 
         return hook
 
@@ -301,9 +315,11 @@ def _watched(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd, gives every tensor a number, and writes both down."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, closed: Collection[type]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.model = type(model).__name__
+        self.model, self.closed = type(model).__name__, closed
+        # of every closed module that is running, what it was called with; what happens inside is not written down
+        self.inside: list[tuple[nn.Module, Any, Any]] = []
         self.tape = Tape()
         self.running: list[str] = []
         self.slots: Any = WeakTensorKeyDictionary()
@@ -320,14 +336,35 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def new(self, tensor: Tensor) -> int:
         self.tape.shapes.append(tuple(tensor.shape))
+        self.tape.widths.append(tensor.element_size())
         number = len(self.tape.shapes) - 1
         if tensor not in self.slots:
             self.memory.setdefault(_memory(tensor), []).append(TensorWeakRef(tensor))
         self.slots[tensor] = number
         return number
 
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Close a module that is to be one operation."""
+        if type(module) in self.closed:
+            self.inside.append((module, *self._noted("", args, kwargs)))
+
+    def leave(self, module: nn.Module, name: str, output: Any) -> None:
+        """Write a closed module down, unless it lies in another one."""
+        if not self.inside or self.inside[-1][0] is not module:
+            return
+        _, args, kwargs = self.inside.pop()
+        if self.inside:
+            return
+        given = {ref.slot for ref in pytree.tree_leaves((args, kwargs)) if isinstance(ref, Ref)}
+        made = tuple(self.new(t) for t in tensors_in(output))
+        if given & self.of_input:
+            self.of_input.update(made)
+        self.tape.operations.append(Operation(type(module), args, kwargs, made, name))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         depends = any(self.slots.get(t) in self.of_input for t in given)
         name = func.overloadpacket.__name__

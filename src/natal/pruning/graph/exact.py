@@ -66,7 +66,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     """``nn.MultiheadAttention`` of which heads or features are gone, so that what attends is no longer as wide as
     what is read.
 
-    softmax(Q Kᵀ / √d) V by heads, d the width of a head, between the projections that are left.
+    softmax(Q Kᵀ / √d) V by heads, d the old width of a head, between the projections that are left.
     """
 
     def forward(
@@ -89,7 +89,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
             for x, (w, b) in zip(inputs, self.projections(), strict=True)
         )
-        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
         if is_causal and attn_mask is None:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         if attn_mask is not None:

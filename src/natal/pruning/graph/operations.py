@@ -3,7 +3,8 @@
 A rule gets the `Reader`, the shapes of the results, and the operation's arguments with `Signal` in place of
 tensors; it answers with the results' signals, or None for "not followed", which keeps what the operation reads
 whole. Most operations need none of their own: one that only moves numbers is run itself on the labels (`MOVES`),
-an elementwise one joins what meets in it. Teach natal another one with ``@rule("my_library::my_operation.default")``.
+an elementwise one joins what meets in it. Teach natal another one with ``@rule("my_library.my_operation.default")``,
+or a module of one's own, whose insides are then not looked at, with ``@rule(MyModule)``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from torch.utils import _pytree as pytree
 from natal.pruning.graph.reader import VARIES, Reader, Signal, Step, axes_of, squash
 
 Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
+RULES: dict[str | type, Rule] = {}
 Shapes = Sequence[tuple[int, ...]]
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str | type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of operations, by name: ``"addmm"``, or with its overload,
-    ``"aten.sum.dim_IntList"``."""
+    ``"aten.sum.dim_IntList"``; or of modules, by class.
+
+    A module's rule gets what its ``forward`` was called with, tensors as signals, and those of its parameters from
+    ``reader.own("weight")``; it may answer with what another rule makes of them, such as `linear` or `pointwise`.
+    """
 
     def file(function: Rule) -> Rule:
         for name in names:
@@ -366,7 +371,7 @@ def reduction(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
         if name in SUMS and name != "cumsum":
             continue
         if name in MEANS and _in_small_module(reader):
-            _note_norm(reader, "divides by their number")
+            _note_norm(reader, layer, "divides by their number")
         else:
             reader.pin(layer, f"{name} runs over them")
     keepdim = len(shapes[0]) == x.ndim
@@ -410,12 +415,17 @@ def _in_small_module(reader: Reader) -> bool:
     return bool(name) and module is not None and not any(True for _ in module.children())
 
 
-def _note_norm(reader: Reader, why: str) -> None:
-    """Note that the running module divides by the number of units it gets."""
+def _note_norm(reader: Reader, over: Tensor, why: str) -> None:
+    """Note that the running module divides by the number of those units it gets."""
     name = reader.operation.module
     received = [reader.signal(s) for s in reader.tape.received.get(name, [])]
     returned = reader.tape.returned.get(name, [])
-    lines = [(s, layer) for s in received[:1] for layer in s.layers if len(axes_of(layer)) == 1]
+    lines = [
+        (s, layer)
+        for s in received[:1]
+        for layer in s.layers
+        if len(axes_of(layer)) == 1 and torch.isin(layer, over).any()
+    ]
     if len(received) != 1 or len(returned) != 1 or reader.tape.calls.get(name) != 1 or not lines:
         for signal in received:
             for layer in signal.layers:
@@ -569,10 +579,10 @@ def _norm(
     value = _scaled(VARIES, weight, bias, line) if first == 1 or len(axes) == 1 else VARIES
     out = Signal(shapes[0], (*inside, *outside), value)
     if inside:
-        if _in_small_module(reader):
-            _note_norm(reader, "a norm runs over them")
-        else:
-            for layer in inside:
+        for layer in inside:
+            if _in_small_module(reader):
+                _note_norm(reader, layer, "a norm runs over them")
+            else:
                 reader.pin(layer, "a norm runs over them")
         reader.mix(x, out, axes)
     return [out, *(Signal(s) for s in shapes[1:])]
@@ -587,6 +597,25 @@ def product(reader: Reader, shapes: Shapes, a: Signal, b: Signal, **kwargs: Any)
     return _contract(reader, shapes[0], a, b, VARIES, None)
 
 
+@rule("linear")
+def linear(reader: Reader, shapes: Shapes, x: Signal, weight: Signal, bias: Signal | None = None) -> Signal:
+    """y = x Wᵀ + b over the last axis of x, the weight (out, in)."""
+    ahead = (1,) * (x.ndim - 2)
+
+    def turned(t: Tensor) -> Tensor:
+        t = t.view([1] * (2 - t.ndim) + list(t.shape)).T
+        return t.reshape(ahead + tuple(t.shape))
+
+    weight = replace(
+        weight,
+        shape=(*ahead, *weight.shape[::-1]),
+        layers=tuple(map(turned, weight.layers)),
+        value=weight.value if not weight.value.ndim else turned(weight.value),
+        kept=None if weight.kept is None else turned(weight.kept),
+    )
+    return _contract(reader, shapes[0], x, weight, VARIES, bias)
+
+
 @rule("addmm", "addmv", "baddbmm", "addbmm")
 def affine(reader: Reader, shapes: Shapes, c: Signal, a: Signal, b: Signal, **kwargs: Any) -> Signal | None:
     """C + A B."""
@@ -599,8 +628,13 @@ def _contract(
     reader: Reader, shape: tuple[int, ...], a: Signal, b: Signal, _: Tensor, c: Signal | None
 ) -> Signal:
     over_a, over_b = a.ndim - 1, max(b.ndim - 2, 0)
-    ins_a, out_a = reader.split(a, {over_a})
-    ins_b, out_b = reader.split(b, {over_b})
+    # what attends is met place by place in every head, so that one choice is to give up a place in all of them
+    between = not a.name and not b.name
+    inward = reader.inward and between
+    if between and any(over_a in axes_of(m) and len(axes_of(m)) > 1 for m in a.layers):
+        reader.found.heads = True
+    ins_a, out_a = reader.split(a, {over_a}, inward)
+    ins_b, out_b = reader.split(b, {over_b}, inward)
     for m in ins_a:
         meets = list(ins_b)
         for n in meets:
@@ -615,6 +649,10 @@ def _contract(
     ndim = len(shape)
     layers: list[Tensor] = []
     batch = set(range(ndim - 2)) if a.ndim > 2 else set()
+    if inward:
+        out_a, out_b = (
+            [reader.collapse(m, batch) if axes_of(m) - batch else m for m in part] for part in (out_a, out_b)
+        )
     for own, other, theirs in ((out_a, b, out_b), (out_b, a, out_a)):
         for layer in own:
             layer = _placed(layer, own is out_b, a, b, ndim)

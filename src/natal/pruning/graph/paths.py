@@ -65,8 +65,9 @@ class _Walk:
         self.flows: dict[int, _Flow] = {}
         self.seen: dict[str, list[tuple[Tensor, int, Tensor, int]]] = {}
         parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+        by_first = tape.by_first(masks)
         for name, slot in tape.registered.items():
-            kept = masks.get(name)
+            kept = by_first.get(name)
             leaf = (
                 torch.ones(parameters[name].shape, dtype=torch.float32)
                 if kept is None

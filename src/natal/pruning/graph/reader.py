@@ -119,7 +119,7 @@ class Reading:
     ``after``: which norm follows each layer directly. ``work``: of every product, the module, a factor and the layers
     whose numbers of entries, multiplied with it, are its multiply-adds. ``passing``: layers by module: its code may
     name their sizes. ``uses``: how often each weight is used. ``by_group``: grouped convolutions that lose whole
-    groups.
+    groups. ``heads``: whether units meet by heads and places in them.
     """
 
     base: dict[str, list[int]] = field(default_factory=dict)
@@ -135,6 +135,7 @@ class Reading:
     uses: dict[str, int] = field(default_factory=dict)
     by_group: set[str] = field(default_factory=set)
     work: list[tuple[str, float, tuple[Tensor, ...]]] = field(default_factory=list)
+    heads: bool = False
     atoms: int = 1
 
 
@@ -145,16 +146,17 @@ class Reader:
         self,
         model: nn.Module,
         tape: Tape,
-        rules: Mapping[str, Callable[..., Any]],
+        rules: Mapping[str | type, Callable[..., Any]],
         masks: Mapping[str, Tensor] | None = None,
         training: bool = False,
         found: Reading | None = None,
+        inward: bool = False,
     ) -> None:
-        self.tape, self.rules, self.training = tape, rules, training
+        self.tape, self.rules, self.training, self.inward = tape, rules, training, inward
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters()) | dict(model.named_buffers())
         self.trained = {name for name, _ in model.named_parameters()}
-        self.masks = masks
+        self.masks = None if masks is None else tape.by_first(masks)
         self.found = found or Reading()
         self.signals: dict[int, Signal] = {}
         self.operation: Operation
@@ -207,10 +209,16 @@ class Reader:
         if operation.op == WRITTEN:
             signal, _ = (self.signal(ref.slot) for ref in operation.args)
             return [replace(signal, value=VARIES, kept=None, name="")]
-        name = operation.op.overloadpacket.__name__
-        rule = self.rules.get(str(operation.op)) or self.rules.get(name) or self.rules.get(name.rstrip("_"))
-        if rule is None and torch.Tag.pointwise in operation.op.tags:
-            rule = self.rules["pointwise"]
+        rule: Callable[..., Any] | None
+        if isinstance(operation.op, type):
+            name, rule = operation.op.__name__, self.rules[operation.op]
+        else:
+            name = operation.op.overloadpacket.__name__
+            rule = (
+                self.rules.get(str(operation.op)) or self.rules.get(name) or self.rules.get(name.rstrip("_"))
+            )
+            if rule is None and torch.Tag.pointwise in operation.op.tags:
+                rule = self.rules["pointwise"]
         result = (
             None
             if rule is None
@@ -223,6 +231,12 @@ class Reader:
     def given(self, values: Any) -> Any:
         """Return arguments with signals in place of tensors."""
         return pytree.tree_map_only(Ref, lambda ref: self.signal(ref.slot), values)
+
+    def own(self, leaf: str) -> Signal | None:
+        """Return the signal of a parameter or buffer of the running module, None if it has none of that name."""
+        name = f"{self.operation.module}.{leaf}" if self.operation.module else leaf
+        first = next((first for first, names in self.tape.aliases.items() if name in names), None)
+        return None if first is None else self.signal(self.tape.registered[first])
 
     def signal(self, slot: int) -> Signal:
         """Return the signal of a slot; what nobody made, as the model's input, carries no units."""
@@ -289,15 +303,19 @@ class Reader:
             layer = first
         return layer
 
-    def split(self, signal: Signal, axes: set[int]) -> tuple[list[Tensor], list[Tensor]]:
+    def split(
+        self, signal: Signal, axes: set[int], inward: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the layers that change along ``axes`` only, and those that change along others only; mixed ones
-        are collapsed to the latter."""
+        are collapsed to the latter, or ``inward`` to the former."""
         inside, outside = [], []
         for layer in signal.layers:
             if not axes_of(layer) & axes:
                 outside.append(layer)
             elif axes_of(layer) <= axes:
                 inside.append(layer)
+            elif inward:
+                inside.append(self.collapse(layer, axes_of(layer) - axes))
             else:
                 outside.append(self.collapse(layer, axes))
         return inside, outside
@@ -338,11 +356,12 @@ def _line(ndim: int, axis: int) -> list[int]:
     return [-1 if i == axis else 1 for i in range(ndim)]
 
 
-def classes(found: Reading) -> Tensor:
+def classes(found: Reading, inward: bool = False) -> Tensor:
     """Return the class of every atom, by its smallest; those of `FIXED` stay.
 
     Boxes are joined until each changes along one axis at most: the one that leaves the most classes, so that
-    attention is cut by heads and a channel shuffle within its groups.
+    attention is cut by heads and a channel shuffle within its groups; or ``inward`` the last, so that heads get
+    narrower.
     """
     pairs = [torch.stack([atoms, torch.full_like(atoms, FIXED)]) for atoms, _ in found.pins]
     pairs += found.joins
@@ -364,7 +383,9 @@ def classes(found: Reading) -> Tensor:
                     across = [a for a in range(labels.ndim) if a != axis]
                     pair = _across(labels, across)
                     options.append((_count(pair), pair))
-            best = max(options, key=lambda option: option[0])[1] if options else None
+            best = None
+            if options:
+                best = options[-1][1] if inward else max(options, key=lambda option: option[0])[1]
             if best is None or (labels == root[FIXED]).any():
                 best = torch.stack([labels.reshape(-1), torch.full((labels.numel(),), int(root[FIXED]))])
             more.append(best)

@@ -55,12 +55,12 @@ class Graph:
     """The units of one model, read once; see `Reading` for what was found."""
 
     @on_cpu
-    def __init__(self, found: Reading, tape: Tape) -> None:
+    def __init__(self, found: Reading, tape: Tape, inward: bool = False) -> None:
         shapes = {name: tape.shapes[slot] for name, slot in tape.registered.items()}
-        self.found, self.shapes = found, shapes
+        self.found, self.shapes, self.inward = found, shapes, inward
         self.alias = {alias: first for first, names in tape.aliases.items() for alias in names}
         self._groups: dict[object, list[Group]] = {}
-        root = classes(found)
+        root = classes(found, inward)
         # what no layer makes is no unit: the size of a kernel, the rows of a table
         made = torch.zeros_like(root, dtype=torch.bool)
         for name, axis in found.rows.items():
@@ -232,30 +232,36 @@ def _read(step: Step, writes: Tensor) -> Tensor:
 
 
 def read(
-    model: nn.Module, example: Example, masks: Mapping[str, Tensor] | None = None, training: bool = False
+    model: nn.Module,
+    example: Example,
+    masks: Mapping[str, Tensor] | None = None,
+    training: bool = False,
+    inward: bool = False,
 ) -> Graph:
     """Return the graph of ``model``, which is never changed, in its present mode and, if other parts run then, in
     the other one.
 
     ``masks``: which entries of its parameters are kept, the others being zero already; without them constants are
     not followed. ``training``: only what stays zero however the kept parameters are trained counts as constant.
+    ``inward``: attention loses places in all of its heads, not whole heads.
     """
-    key = _plain(model, example) if masks is None else None
+    key = _plain(model, example) if masks is None and not inward else None
     if key is not None and key in _KNOWN:
         return _KNOWN[key]
     private = copy.deepcopy(model)
-    tapes = [capture(private, example)]
+    closed = {kind for kind in RULES if isinstance(kind, type)}
+    tapes = [capture(private, example, closed)]
     if _idle(private, tapes[0]):
         private.train(not model.training)
         with contextlib.suppress(
             NatalError
         ):  # parts for another mode may need larger inputs; then nobody can know
-            tapes.append(capture(private, example))
+            tapes.append(capture(private, example, closed))
     found: Reading | None = None
     for tape in tapes:
-        found = _read_tape(model, tape, masks, training, found)
+        found = _read_tape(model, tape, masks, training, found, inward)
     assert found is not None
-    graph = Graph(found, tapes[0])
+    graph = Graph(found, tapes[0], inward)
     if key is not None:
         _KNOWN[key] = graph
         while len(_KNOWN) > 64:
@@ -265,9 +271,14 @@ def read(
 
 @on_cpu
 def _read_tape(
-    model: nn.Module, tape: Tape, masks: Mapping[str, Tensor] | None, training: bool, found: Reading | None
+    model: nn.Module,
+    tape: Tape,
+    masks: Mapping[str, Tensor] | None,
+    training: bool,
+    found: Reading | None,
+    inward: bool,
 ) -> Reading:
-    return Reader(model, tape, RULES, masks, training, found).read()
+    return Reader(model, tape, RULES, masks, training, found, inward).read()
 
 
 _KNOWN: dict[object, Graph] = {}

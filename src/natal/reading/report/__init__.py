@@ -13,7 +13,7 @@ from pathlib import Path
 
 from natal.errors import NatalError
 from natal.reading import figures
-from natal.reading.report import charts, files
+from natal.reading.report import browser, charts, files
 from natal.reading.report.document import Document
 from natal.reading.report.files import csv_bytes, json_bytes, summary_columns
 from natal.reading.report.sections import SECTIONS, verdicts
@@ -31,6 +31,7 @@ OUTPUTS = (
     "accuracy_vs_sparsity.png",
     "epochs_vs_sparsity.png",
     "report.txt",
+    "report.html",
 )
 """What `write` makes of any study, by file name; `outputs` adds the tables it has."""
 
@@ -43,7 +44,8 @@ def document(results: Results) -> Document:
 def _document(view: View) -> Document:
     sections = [make(view) for make in SECTIONS]
     return Document(
-        f"PRUNING AT INITIALISATION: study {view.study.name!r}",
+        "Pruning at initialisation",
+        view.study.name,
         tuple(verdicts.head(view)),
         tuple(section for section in sections if section.blocks),
         charts.closer(),
@@ -57,7 +59,8 @@ def text(results: Results) -> str:
 
 def outputs(results: Results) -> dict[str, Callable[[], bytes]]:
     """Return everything that belongs into a results directory, by file name, each made when it is asked for."""
-    said = _document(View(results))
+    view = View(results)
+    said = _document(view)
     made: dict[str, Callable[[], bytes]] = {
         "results.json": lambda: json_bytes(results),
         "summary.csv": lambda: csv_bytes(results),
@@ -66,6 +69,7 @@ def outputs(results: Results) -> dict[str, Callable[[], bytes]]:
         "accuracy_vs_sparsity.png": lambda: figures.png(results, "metric"),
         "epochs_vs_sparsity.png": lambda: figures.png(results, "epochs"),
         "report.txt": lambda: as_text(said).encode(),
+        "report.html": lambda: browser.page(said, view).encode(),
     }
     for table in said.tables:
         made[f"{TABLES}/{table.name}.csv"] = lambda table=table: files.table_csv(table)  # type: ignore[misc]

@@ -6,8 +6,11 @@ Data are named, see `natal.reading.report.data`; a page fills them in for what i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from natal.reading import stats
 from natal.reading.figures import COLOURS, window
 from natal.reading.report.document import Chart
 from natal.reading.report.view import View
@@ -55,7 +58,7 @@ def metric(view: View, setting: Setting) -> Chart:
     """Return the test metric against sparsity: every seed, means, t intervals, dense and chance, critical sparsity."""
     metric = view.results.tasks[setting.task].metric
     runs = view.runs_of[setting]
-    low, high = window(runs, view.results.tasks[setting.task].chance)
+    low, high = window(runs, view.results.tasks[setting.task].chance, metric)
     below = sum(r.test_metric is not None and r.test_metric < low for r in runs)
     y: Spec = {
         "type": "quantitative",
@@ -70,7 +73,7 @@ def metric(view: View, setting: Setting) -> Chart:
                 "data": {"name": "cells"},
                 "transform": [{"filter": f"datum.critical && {_CHOSEN}"}],
                 "mark": {"type": "rule", "strokeDash": [5, 4], "opacity": 0.8},
-                "encoding": {"x": X, "color": _colour(None)},
+                "encoding": {"x": X, "color": _colour()},
             },
             {
                 "data": {"name": "cells"},
@@ -82,27 +85,27 @@ def metric(view: View, setting: Setting) -> Chart:
                 "data": {"name": "cells"},
                 "transform": [{"filter": _CHOSEN}],
                 "mark": {"type": "line", "strokeWidth": 1.8, "clip": True},
-                "encoding": {"x": X, "y": {**y, "field": "mean"}, "color": _colour(None)},
+                "encoding": {"x": X, "y": {**y, "field": "mean"}, "color": _colour()},
             },
             {
                 "data": {"name": "cells"},
                 "transform": [{"filter": f"{_CHOSEN} && datum.low != null"}],
-                "mark": {"type": "errorbar", "ticks": {"size": 7}, "clip": True},
+                "mark": {"type": "rule", "strokeWidth": 1.4, "clip": True},
                 "encoding": {
                     "x": X,
                     "y": {**y, "field": "low"},
                     "y2": {"field": "high"},
-                    "color": _colour(None),
+                    "color": _colour(),
                 },
             },
             {
                 "data": {"name": "runs"},
                 "transform": [{"filter": f"{_CHOSEN} && datum.metric >= {low!r}"}],
-                "mark": {"type": "circle", "size": 22, "opacity": 0.45, "cursor": "pointer"},
+                "mark": {"type": "circle", "size": 28, "opacity": 0.5, "cursor": "pointer"},
                 "encoding": {
                     "x": X,
                     "y": {**y, "field": "metric"},
-                    "color": _colour(None),
+                    "color": _colour(),
                     "tooltip": [
                         _TASK,
                         _STRATEGY,
@@ -125,7 +128,7 @@ def metric(view: View, setting: Setting) -> Chart:
                 "encoding": {
                     "x": X,
                     "y": {"datum": low},
-                    "color": _colour(None),
+                    "color": _colour(),
                     "tooltip": [
                         _TASK,
                         _STRATEGY,
@@ -198,8 +201,9 @@ def _levels(y: Spec) -> list[Spec]:
         {
             **here,
             "mark": {
-                **{"type": "text", "align": "right", "baseline": "bottom", "dy": -2, "fontSize": 10},
-                **{"color": "#888888", "clip": True},
+                **{"type": "text", "align": "right", "fontSize": 10, "color": {"$": "soft"}, "clip": True},
+                # below the line, of what is 95 % of another line
+                **{"baseline": "middle", "dy": {"expr": "datum.line == '95% of dense' ? 8 : -7"}},
             },
             "encoding": {
                 "x": {"value": {"expr": "width - 3"}},
@@ -242,7 +246,7 @@ def ranking(view: View, setting: Setting) -> Chart:
                         "y": y,
                         "x": {**x, "field": "low", "title": f"mean test {metric}"},
                         "x2": {"field": "high"},
-                        "color": _colour(None, grey=True),
+                        "color": _colour(grey=True),
                     },
                 },
                 {
@@ -250,8 +254,8 @@ def ranking(view: View, setting: Setting) -> Chart:
                     "encoding": {
                         "y": y,
                         "x": {**x, "field": "mean"},
-                        "color": _colour(None, grey=True),
-                        "shape": _shape(None),
+                        "color": _colour(grey=True),
+                        "shape": _shape(grey=True),
                         "tooltip": tips,
                     },
                 },
@@ -261,10 +265,74 @@ def ranking(view: View, setting: Setting) -> Chart:
     )
 
 
+def pairs(view: View, setting: Setting, compared: Sequence[stats.Paired]) -> Chart:
+    """Return paired differences of strategies as a forest plot; filled where they are significant after correction."""
+    metric = view.results.tasks[setting.task].metric
+    values = [
+        {
+            "pair": f"{p.first} - {p.second}",
+            "difference": p.difference.mean,
+            **({} if math.isnan(p.difference.low) else {"low": p.difference.low, "high": p.difference.high}),
+            "significant": _CLEAR if p.p_holm <= 0.05 else "undecided",
+            "p_holm": p.p_holm,
+        }
+        for p in sorted(compared, key=lambda p: -p.difference.mean)
+    ]
+    y: Spec = {
+        "field": "pair",
+        "type": "nominal",
+        "title": None,
+        "sort": None,
+        "axis": {"labelLimit": {"$": "label"}, "domain": False, "ticks": False},
+    }
+    tips = [_tip("pair"), _tip("difference", form="+.4f"), _tip("low", "95% CI from", "+.4f")]
+    tips += [_tip("high", "to", "+.4f"), _tip("p_holm", "p after Holm", ".3g")]
+    x: Spec = {"type": "quantitative", "title": f"difference in mean test {metric}"}
+    return Chart(
+        "pairs",
+        f"Paired differences: {view.words(setting)}",
+        "First minus second, mean over all pruned levels and 95% t-interval, paired by seed; filled where p after "
+        "Holm's correction is at most 0.05. The table has the numbers.",
+        {
+            "data": {"name": "pairs", "values": values},
+            "height": {"step": 20},
+            "layer": [
+                {
+                    "mark": {"type": "rule", "color": "#888888"},
+                    "encoding": {"x": {**x, "datum": 0}},
+                },
+                {
+                    "transform": [{"filter": "isValid(datum.low)"}],
+                    "mark": {"type": "rule", "strokeWidth": 1.6, "color": COLOURS[0]},
+                    "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}},
+                },
+                {
+                    "mark": {"type": "point", "size": 70, "opacity": 1, "color": COLOURS[0]},
+                    "encoding": {
+                        "y": y,
+                        "x": {**x, "field": "difference"},
+                        "fill": {
+                            "field": "significant",
+                            "type": "nominal",
+                            "scale": {"domain": [_CLEAR, "undecided"], "range": [COLOURS[0], {"$": "paper"}]},
+                            "legend": {"orient": "bottom", "title": None, "columns": 1},
+                        },
+                        "tooltip": tips,
+                    },
+                },
+            ],
+        },
+        setting,
+    )
+
+
+_CLEAR = "p <= 0.05 after Holm"
+
+
 def costs(view: View, setting: Setting, cost: Literal["work", "seconds"]) -> Chart:
     """Return the test metric against multiply-adds, or against seconds of training, a point per cell."""
     metric = view.results.tasks[setting.task].metric
-    low, high = window(view.runs_of[setting], view.results.tasks[setting.task].chance)
+    low, high = window(view.runs_of[setting], view.results.tasks[setting.task].chance, metric)
     words = view.work_is(setting) if cost == "work" else "seconds of training"
     y: Spec = {
         "type": "quantitative",
@@ -307,7 +375,7 @@ def costs(view: View, setting: Setting, cost: Literal["work", "seconds"]) -> Cha
                         "x": x,
                         "y": {**y, "field": "low"},
                         "y2": {"field": "high"},
-                        "color": _colour(None),
+                        "color": _colour(),
                     },
                 },
                 {
@@ -351,7 +419,7 @@ def layers(view: View, setting: Setting) -> Chart:
                         "field": "layer",
                         "type": "ordinal",
                         "sort": order,
-                        "scale": {"scheme": "viridis"},
+                        "scale": {"scheme": {"$": "depth"}},
                         "legend": {"title": "layer, from the input on", "orient": "bottom", "columns": 3},
                     },
                 },
@@ -383,8 +451,12 @@ def _share(field: str, title: str) -> Spec:
         "field": field,
         "type": "quantitative",
         "title": title,
-        "scale": {"type": "log", "nice": False},
-        "axis": {"format": ".2~%", "tickCount": 4},
+        "scale": {"type": "log", "nice": False, "domainMax": 1},
+        "axis": {
+            "format": ".2~%",
+            "values": [round(m * 10.0**-e, 9) for e in range(7) for m in (1, 0.5, 0.2)],
+            "labelOverlap": "greedy",
+        },
     }
 
 
@@ -409,7 +481,7 @@ def closer() -> tuple[Chart, ...]:
                         "field": "value",
                         "type": "quantitative",
                         "title": what,
-                        "scale": {"zero": False, **({"type": "log"} if what == "loss" else {})},
+                        "scale": {"type": "log"} if what == "loss" else {"zero": False},
                     },
                     "color": {**seeds, "scale": {"range": list(COLOURS)}},
                     "strokeDash": {
@@ -455,18 +527,21 @@ def closer() -> tuple[Chart, ...]:
     )  # fmt: skip
 
 
-def _colour(legend: Spec | None = {"$": "legend"}, grey: bool = False) -> Spec:  # noqa: B006
-    scale = {"domain": {"$": "strategies"}, "range": list(COLOURS)}
-    encoding = {"field": "strategy", "type": "nominal", "scale": scale, "legend": legend}
-    if grey:
-        return {"condition": {"test": _CHOSEN, **encoding}, "value": "#888888"}
-    return encoding
+def _colour(grey: bool = False) -> Spec:
+    """Return strategies' colours, with a legend; ``grey``: where every line names its strategy, and all are drawn."""
+    return _by_strategy(list(COLOURS), "#888888" if grey else None)
 
 
-def _shape(legend: Spec | None = {"$": "legend"}) -> Spec:  # noqa: B006
-    scale = {"domain": {"$": "strategies"}, "range": list(SHAPES)}
-    encoding = {"field": "strategy", "type": "nominal", "scale": scale, "legend": legend}
-    return encoding if legend else {"condition": {"test": _CHOSEN, **encoding}, "value": "circle"}
+def _shape(grey: bool = False) -> Spec:
+    return _by_strategy(list(SHAPES), "circle" if grey else None)
+
+
+def _by_strategy(looks: list[str], otherwise: str | None) -> Spec:
+    scale = {"domain": {"$": "strategies"}, "range": looks}
+    encoding = {"field": "strategy", "type": "nominal", "scale": scale, "legend": {"$": "legend"}}
+    if otherwise is None:
+        return encoding
+    return {"condition": {"test": _CHOSEN, **encoding, "legend": None}, "value": otherwise}
 
 
 def _tip(field: str, title: str | None = None, form: str | None = None) -> Spec:

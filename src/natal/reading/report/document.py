@@ -15,13 +15,14 @@ from natal.study import Setting
 
 @dataclass(frozen=True)
 class Value:
-    """A number in a table: how it is written, and what it is, for sorting and for files."""
+    """A number in a table: how it is written, and what it is, for sorting and files; ``note``: letters behind it."""
 
     text: str
     number: float
+    note: str = ""
 
     def __str__(self) -> str:
-        return self.text
+        return self.text + self.note
 
 
 Entry = str | Value
@@ -76,11 +77,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and, for files, its name; ``left``: words, which start at the left."""
+    """A column's title and, for files, its name.
+
+    ``left``: words, which start at the left; ``wide``: a text has no room for it.
+    """
 
     title: str
     name: str
     left: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,15 +116,15 @@ class Part:
 class Table:
     """Lines below columns, in parts.
 
-    ``name``: of its files, ``tables/NAME.csv`` and ``tables/NAME.tex``. ``caption``: what it shows. ``apart``: too
-    long for a text, which names its files instead.
+    ``name``: of its files, ``tables/NAME.csv`` and ``tables/NAME.tex``. ``caption``: what it shows. ``apart``: its
+    title, if it is too long for a text, which names its files instead.
     """
 
     name: str
     caption: str
     columns: tuple[Column, ...]
     parts: tuple[Part, ...]
-    apart: bool = False
+    apart: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,12 +160,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its title, what stands before its sections, the sections.
+    """A report: what it is, the study's name, what stands before its sections, the sections.
 
     ``closer``: charts about a single cell, for whoever looks closer at it.
     """
 
     title: str
+    name: str
     head: tuple[Block, ...]
     sections: tuple[Section, ...]
     closer: tuple[Chart, ...] = ()

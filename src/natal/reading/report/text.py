@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import singledispatch
 
 from natal.reading.report.document import (
@@ -10,6 +10,7 @@ from natal.reading.report.document import (
     Bullets,
     Chart,
     Document,
+    Entry,
     Facts,
     Line,
     Loud,
@@ -18,6 +19,7 @@ from natal.reading.report.document import (
     Prose,
     Section,
     Table,
+    Value,
 )
 from natal.reading.wording import bullet, folded, heading, loud, prose, wrapped
 
@@ -28,7 +30,8 @@ def text(document: Document) -> str:
 
 
 def _document(document: Document) -> Iterator[str]:
-    yield from (document.title, "=" * len(document.title), "")
+    title = f"{document.title.upper()}: study {document.name!r}"
+    yield from (title, "=" * len(title), "")
     for block in document.head:
         yield from _lines(block)
     for section in document.sections:
@@ -99,18 +102,29 @@ def _(block: Table) -> Iterator[str]:
         yield from _part(block, part)
 
 
+def _aligned(entries: Sequence[Entry], left: bool) -> list[str]:
+    """Return a column's entries at one width: words at its left, numbers at its right with their notes behind them."""
+    notes = max(len(entry.note) if isinstance(entry, Value) else 0 for entry in entries)
+    written = [
+        f"{entry.text}{entry.note:<{notes}}"
+        if isinstance(entry, Value)
+        else f"{entry}{'' if left else ' ' * notes}"
+        for entry in entries
+    ]
+    wide = max(map(len, written))
+    return [f"{words:<{wide}}" if left else f"{words:>{wide}}" for words in written]
+
+
 def _part(table: Table, part: Part) -> Iterator[str]:
     """Yield a part: its title, its lines under the columns, and its notes."""
-    lines = [Line(tuple(column.title for column in table.columns)), *part.lines]
-    wide = [max(len(str(line.entries[i])) for line in lines) for i in range(len(table.columns))]
     if part.title:
         yield f"  {part.title}"
-    for line in lines if part.lines else ():
-        entries = [
-            f"{entry!s:<{w}}" if column.left else f"{entry!s:>{w}}"
-            for entry, column, w in zip(line.entries, table.columns, wide, strict=True)
-        ]
-        yield "    " + " ".join(entries)
+    if part.lines:
+        titled = [Line(tuple(column.title for column in table.columns)), *part.lines]
+        columns = zip(*(line.entries for line in titled), strict=True)
+        both = zip(columns, table.columns, strict=True)
+        aligned = [_aligned(those, column.left) for those, column in both if not column.wide]
+        yield from ("    " + " ".join(entries) for entries in zip(*aligned, strict=True))
     for note in part.notes:
         yield from bullet(note)
     yield ""

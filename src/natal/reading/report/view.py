@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from natal.reading import claims, stats
+from natal.reading import claims, figures, stats
 from natal.reading.results import Results
 from natal.reading.rows import Row
 from natal.study import Setting
@@ -29,6 +28,7 @@ class View:
         self.settings = results.study.settings()
         self.strategies = [recipe.name for recipe in results.study.strategies]
         self.few = len(self.strategies) <= FEW
+        self._known: dict[tuple[Where, stats.Bound], float | None] = {}
 
     @property
     def noun(self) -> str:
@@ -116,15 +116,34 @@ class View:
             for setting, runs in self.runs_of.items()
         }
 
+    def possible(self, setting: Setting, low: float, high: float) -> tuple[float, float]:
+        """Return an interval of the test metric without what cannot be."""
+        return figures.possible(self.results.tasks[setting.task].metric, low, high)
+
+    @property
+    def random(self) -> str | None:
+        """The strategy that others are measured against."""
+        return figures.random_masks(self.study)
+
+    @cached_property
+    def priority(self) -> list[str]:
+        """The strategies in the order in which charts colour them."""
+        return figures.priority(self.results, self.rankings.values())
+
     def critical(self, where: Where) -> float | None:
         """Return a strategy's critical sparsity on a setting."""
-        setting, strategy = where
-        return stats.critical_sparsity(self.runs_of[setting], setting, strategy)
+        return self._critical(where, "mean")
 
     def critical_range(self, where: Where) -> tuple[float | None, float | None]:
         """Return the critical sparsities that the cells' intervals allow."""
-        setting, strategy = where
-        return stats.critical_range(self.runs_of[setting], setting, strategy)
+        return self._critical(where, "low"), self._critical(where, "high")
+
+    def _critical(self, where: Where, bound: stats.Bound) -> float | None:
+        if (where, bound) not in self._known:
+            setting, strategy = where
+            found = stats.critical_sparsity(self.runs_of[setting], setting, strategy, bound)
+            self._known[where, bound] = found
+        return self._known[where, bound]
 
     @cached_property
     def effort(self) -> Mapping[tuple[Setting, str, float], tuple[float, float]]:
@@ -142,20 +161,6 @@ class View:
         """Return what a network's kept weights stand for: multiply-adds, where a row of input meets each once."""
         facts = self.results.networks[setting]
         return "multiply-adds a row" if facts.macs == facts.prunable else "weights kept"
-
-    def possible(self, setting: Setting, low: float, high: float) -> tuple[float, float]:
-        """Return an interval without what no metric can be: above 1, or an accuracy below 0."""
-        floor = 0.0 if self.results.tasks[setting.task].metric == "accuracy" else -math.inf
-        return max(low, floor), min(high, 1.0)
-
-    @cached_property
-    def random(self) -> str | None:
-        """The strategy that others are measured against: the first that removes weights at random."""
-        for recipe in self.study.strategies:
-            drawn = recipe.criterion in ("random", "init-stream") and recipe.control is None
-            if drawn and recipe.granularity == "weight":
-                return recipe.name
-        return None
 
     def words(self, setting: Setting) -> str:
         """Return a setting's name."""

@@ -226,6 +226,8 @@ def _pairs(view: View) -> Iterator[Block]:
         ),
         tuple(Part(view.words(setting), tuple(map(_pair, those)), setting) for setting, those in by_setting),
     )
+    for setting, those in by_setting:
+        yield charts.pairs(view, setting, those)
     table = {(p.setting, p.first, p.second, p.sparsity): p for p in levels}
     sparsities = sorted({p.sparsity for p in levels if p.sparsity is not None})
     yield Table(
@@ -250,7 +252,7 @@ def _pairs(view: View) -> Iterator[Block]:
             )
             for setting, those in by_setting
         ),
-        apart=len(shown) > FEW_PAIRS,
+        apart="Every level" * (len(shown) > FEW_PAIRS),
     )
 
 
@@ -282,7 +284,7 @@ def _telling(view: View) -> list[stats.Paired]:
 def _difference(p: stats.Paired | None) -> Entry:
     if p is None:
         return "n/a"
-    return Value(number(p.difference.mean, "+.4f") + "!" * (p.p_holm <= 0.05), p.difference.mean)
+    return Value(number(p.difference.mean, "+.4f"), p.difference.mean, "!" * (p.p_holm <= 0.05))
 
 
 def learning_rates(view: View) -> Section:
@@ -326,4 +328,4 @@ def _rate(found: stats.Searched | None, rates: Sequence[float]) -> Entry:
         return "n/a"
     if found.chosen is None:
         return "open"
-    return Value(f"{found.chosen:g}" + " e" * (found.chosen in (rates[0], rates[-1])), found.chosen)
+    return Value(f"{found.chosen:g}", found.chosen, " e" * (found.chosen in (rates[0], rates[-1])))

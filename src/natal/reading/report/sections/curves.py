@@ -73,7 +73,7 @@ def _curves(view: View) -> Iterator[Block]:
             for setting in view.settings
             if view.runs_of[setting]
         ),
-        apart=True,
+        apart="Every cell",
     )
 
 
@@ -85,11 +85,9 @@ _Letters = Mapping[tuple[Setting, str, float], str]
 
 
 def _means(view: View, where: tuple[Setting, str], levels: list[float], letters: _Letters) -> Iterator[Entry]:
-    # flags stand behind every number of their column, so that the numbers stay in line
     at = {c.sparsity: c.test.mean for c in view.cells[where]}
     for s in levels:
-        flags = letters.get((*where, s), "")
-        yield Value(f"{number(at[s])}{flags:<3}", at[s]) if s in at else "n/a   "
+        yield Value(number(at[s]), at[s], letters.get((*where, s), "")) if s in at else "n/a"
 
 
 def _cell(c: stats.Cell, letters: _Letters) -> Line:

@@ -137,11 +137,11 @@ def _in_brief(view: View, setting: Setting, strategies: Mapping[str, _Cells]) ->
 
 def _strategy(view: View, name: str, cells: _Cells) -> Line:
     at: dict[float, Entry] = {
-        c.sparsity: Value(f"{share(c.effective)}{' F'[c.fatal > 0]}", c.effective) for c in cells
+        c.sparsity: Value(share(c.effective), c.effective, "F" * (c.fatal > 0)) for c in cells
     }
     collapse = next((c.collapses_at for c in cells if c.collapses_at is not None), None)
     first: Entry = "-" if collapse is None else Value(share(collapse), collapse)
-    return Line((name, first, *(at.get(s, "n/a ") for s in _levels(view))), (name,))
+    return Line((name, first, *(at.get(s, "n/a") for s in _levels(view))), (name,))
 
 
 def _collapse(cells: _Cells) -> str:

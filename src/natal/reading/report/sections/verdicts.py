@@ -170,6 +170,8 @@ def _beside(view: View) -> Iterator[Block]:
             Column("ours", "ours"),
             Column("95% CI or range", "range"),
             Column(" the claim", "claim", left=True),
+            Column("n", "n", wide=True),
+            Column("because", "cause", left=True, wide=True),
         ),
         tuple(
             Part(view.words(setting), tuple(_claim(c) for c in checked[setting]), setting)
@@ -185,4 +187,4 @@ def _claim(c: claims.Checked) -> Line:
     verdict = c.verdict.upper() if c.verdict == "contradicted" else c.verdict
     span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
     ours = Value(show(c.ours), math.nan if c.ours is None else c.ours)
-    return Line((verdict, said, ours, span, " " + c.claim.text))
+    return Line((verdict, said, ours, span, " " + c.claim.text, Value(str(c.n), c.n), c.cause))
