@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from natal.pruning.criteria import criteria
 from natal.reading import stats
 from natal.study import Recipe, load_study, presets
@@ -84,3 +86,60 @@ def test_depth_asks_the_papers_question_of_deeper_networks() -> None:
     ]
     assert [r.name for r in study.strategies] == ["magnitude", "random", "structured"]
     assert study.sparsities == (0.0, 0.5, 0.9)
+
+
+def test_lottery_is_frankle_and_carbins_protocol_beside_controls_and_pruning_at_birth() -> None:
+    study = load_study("lottery")
+    assert (study.task_names, study.network_names) == (("mnist",), ("lenet-300-100",))
+    assert (study.tasks[0].entry, study.networks[0].init.scheme) == ("mnist-5k", "glorot-normal")
+    ticket, reinit, shuffle = (study.recipe(name) for name in ("ticket", "reinit", "shuffle"))
+    assert (ticket.criterion, ticket.scope, ticket.at, ticket.rounds) == (
+        "magnitude",
+        "layerwise",
+        "end",
+        "levels",
+    )
+    assert (ticket.rewind, ticket.rates) == ("init", {"last": 0.5})
+    assert (reinit.plain, reinit.control) == (ticket.model_copy(update={"name": "reinit"}), "reinit")
+    assert (shuffle.plain, shuffle.control) == (ticket.model_copy(update={"name": "shuffle"}), "shuffle")
+    assert {"random", "snip", "synflow"} <= {
+        recipe.name for recipe in study.strategies if recipe.at == "init"
+    }
+    assert study.sparsities[:3] == (0.0, 0.2, 0.36)
+    training = study.training
+    assert (training.optimiser.name, training.learning_rate, training.batch) == ("adam", 1.2e-3, 60)
+    assert (training.length, training.decide, training.patience, training.target) == (
+        "1200it",
+        "val-loss",
+        None,
+        None,
+    )
+
+
+def test_sanity_has_every_test_of_a_mask_before_and_after_training() -> None:
+    study = load_study("sanity")
+    for name in ("snip", "grasp", "synflow", "after"):
+        plain = study.recipe(name)
+        for control in ("shuffle", "reinit", "invert"):
+            with_it = study.recipe(f"{name}-{control}")
+            assert with_it == plain.model_copy(update={"name": with_it.name, "control": control})
+        assert plain.at == ("end" if name == "after" else "init")
+    assert study.training == load_study("lottery").training
+
+
+def test_mnist_1d_lottery_cuts_where_the_notebook_does() -> None:
+    study = load_study("mnist-1d-lottery")
+    assert [recipe.at for recipe in study.strategies] == ["1001it", "init", "1001it", "1001it"]
+    assert study.networks[0].options == {"hidden": [500, 500], "residual": True}
+    assert (study.training.length, study.training.batch, study.training.decide) == ("1501it", 100, "end")
+    # the notebook's levels, as far as they are here
+    assert all(abs(99 * level - round(99 * level)) < 0.01 for level in study.sparsities)
+
+
+@pytest.mark.parametrize("name", ["lottery", "sanity", "mnist-1d-lottery"])
+def test_claims_speak_of_cells_of_their_study(name: str) -> None:
+    study = load_study(name)
+    strategies = {"dense", *(recipe.name for recipe in study.strategies)}
+    for claim in study.claims:
+        assert {claim.strategy, claim.against or "dense"} <= strategies, claim.text
+        assert claim.sparsity is None or claim.sparsity in study.sparsities, claim.text
