@@ -448,6 +448,24 @@ def test_a_number_of_heads_follows_the_cut() -> None:
     torch.testing.assert_close(small(randn(2, 5, 6)), ticket(randn(2, 5, 6)))
 
 
+def test_a_number_that_is_a_width_by_chance_stays() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image_size, self.hidden = 8, 8
+            self.patches, self.head = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-1] == self.image_size
+            out: Tensor = self.head(self.patches(x).reshape(len(x), self.hidden, -1).mean(2))
+            return out
+
+    x = randn(3, 1, 8, 8)
+    ticket, small, _ = pruned(Patches().eval(), x)
+    assert (vars(small)["image_size"], vars(small)["hidden"]) == (8, 4)
+    torch.testing.assert_close(small(x), ticket(x))
+
+
 def test_a_size_that_the_code_states_keeps_its_group_whole_and_is_named() -> None:
     net = Of(
         lambda m, x: m.c(m.b(m.a(x).relu()).view(-1, 8).relu()),
@@ -694,7 +712,17 @@ class RandomNet(nn.Module):
                 case "transposed":
                     layer = nn.ConvTranspose2d(width, new, 1)
                     widths.append(new)
-                case "relu" | "relu_" | "sigmoid" | "scale" | "flip" | "pool":
+                case (
+                    "relu"
+                    | "relu_"
+                    | "sigmoid"
+                    | "scale"
+                    | "scale_"
+                    | "flip"
+                    | "pool"
+                    | "flat"
+                    | "flat_keyword"
+                ):
                     layer = nn.Identity()
                     widths.append(width)
                 case "glu" | "chunk":
@@ -702,12 +730,12 @@ class RandomNet(nn.Module):
                         continue
                     layer = nn.Identity()
                     widths.append(width // 2)
-                case "shuffle":
+                case "shuffle" | "split" | "split_sizes":
                     if width % 2:
                         continue
                     layer = nn.Identity()
                     widths.append(width)
-                case "add" | "mul":
+                case "add" | "add_" | "mul":
                     others = [k for k, w in enumerate(widths) if w == width]
                     self.plan.append((kind, (at, draw.choice(others))))
                     self.layers.append(nn.Identity())
@@ -751,6 +779,17 @@ class RandomNet(nn.Module):
                     y = y.sigmoid()
                 case "scale":
                     y = y * 2 + 1
+                case "scale_":
+                    y = y.clone().mul_(2).sub_(1)
+                case "flat":
+                    y = y.view(len(y), -1, 25).reshape(len(y), -1, 5, 5)
+                case "flat_keyword":
+                    y = torch.reshape(y.flatten(start_dim=2), shape=(len(y), -1, 5, 5))
+                case "split":
+                    y = torch.cat(torch.split(y, y.shape[1] // 2, 1)[::-1], 1)
+                case "split_sizes":
+                    a, b = y.split(split_size=[y.shape[1] // 2] * 2, dim=-3)
+                    y = torch.concat(tensors=(a * 2, b), dim=1)
                 case "flip":
                     y = y.flip(-1)
                 case "pool":
@@ -764,6 +803,9 @@ class RandomNet(nn.Module):
                     y = y.reshape(len(y), 2, -1, *y.shape[2:]).transpose(1, 2).flatten(1, 2)
                 case "add":
                     y = y + maps[at[1]]
+                case "add_":
+                    y = y.clone()
+                    y += maps[at[1]]
                 case "mul":
                     y = torch.mul(y, maps[at[1]])
                 case "cat":
@@ -792,13 +834,18 @@ KINDS = [
     "relu_",
     "sigmoid",
     "scale",
+    "scale_",
+    "flat",
+    "flat_keyword",
+    "split",
+    "split_sizes",
     "flip",
     "pool",
     "glu",
     "chunk",
     "shuffle",
     "add",
-    "add",
+    "add_",
     "mul",
     "cat",
     "cat_keyword",
@@ -840,8 +887,9 @@ def test_random_graphs_are_compacted_equal(seed: int, training: bool, density: f
     mask = random_mask(net, x, seed, density)
     ticket = natal.apply(net, mask)
     small = natal.compact(ticket, mask, x)
-    expected = copy.deepcopy(ticket)(x)
-    torch.testing.assert_close(copy.deepcopy(small)(x), expected)
+    # some write to their input
+    expected = copy.deepcopy(ticket)(x.clone())
+    torch.testing.assert_close(copy.deepcopy(small)(x.clone()), expected)
     # three steps of training
     ticket.train()
     optimizer = torch.optim.SGD(ticket.parameters(), lr=1e-3, momentum=0.9)
@@ -851,8 +899,13 @@ def test_random_graphs_are_compacted_equal(seed: int, training: bool, density: f
         losses = []
         for model, opt in ((ticket, optimizer), (smaller.model, smaller.optimizer)):
             opt.zero_grad()
-            loss = F.cross_entropy(model(x), torch.arange(4) % 3)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = F.cross_entropy(model(x.clone()), torch.arange(4) % 3)
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                if model is ticket and "inplace operation" in str(error):
+                    return  # it overwrites what its own derivative needs
+                raise
             opt.step()
             losses.append(loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-9, abs=1e-12)

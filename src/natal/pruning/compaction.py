@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -134,6 +134,9 @@ class _Trials:
         self.refused: dict[str, str] = {}
         self.error = ""
         self.renamed = False
+        # (class of module, attribute) of the numbers that follow the cut, and of those that shall not
+        self.numbers: set[tuple[type, str]] = set()
+        self.spared: set[tuple[type, str]] = set()
         self.judge = _Judge(whole, example, whole.training, renormalise)
 
     def best(self, needed: Tensor) -> Tensor:
@@ -152,6 +155,13 @@ class _Trials:
         self.renamed = True
         if self.works(needed):
             return needed
+        for pair in sorted(
+            self.numbers, key=repr
+        ):  # one of them may be a width by chance, as an image's size
+            self.spared = {pair}
+            if self.works(needed):
+                return needed
+        self.spared = set()
         by_kind: dict[str, list[tuple[tuple[str, int], ...]]] = {}
         for key in groups:
             kind = " ".join(re.sub(r"\d+", "N", f"{name}/{axis}") for name, axis in key)
@@ -205,7 +215,7 @@ class _Trials:
         _declare(small, self.graph, kept)
         _attention(small, self.graph.inward)
         if self.renamed:
-            _rename(small, self.graph, needed)
+            self.numbers = _rename(small, self.graph, needed, self.spared)
         aliases = {alias: first for first, names in _names(self.whole).items() for alias in names}
         return Shrunk(small, kept, aliases)
 
@@ -513,8 +523,12 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
             module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
-def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
-    """Let the numbers by which modules name their widths, such as a number of heads, follow the cut."""
+def _rename(
+    small: nn.Module, graph: Graph, needed: Tensor, spared: Collection[tuple[type, str]]
+) -> set[tuple[type, str]]:
+    """Let the numbers by which modules name their widths, such as a number of heads, follow the cut, but for those
+    spared; return which did, by class and attribute."""
+    followed = set()
     modules = dict(small.named_modules())
     for name, layers in graph.found.passing.items():
         module = modules.get(name)
@@ -528,9 +542,17 @@ def _rename(small: nn.Module, graph: Graph, needed: Tensor) -> None:
                 left = int((stays.any(dim=across) if across else stays).sum())
                 if left != layer.shape[axis]:
                     sizes[layer.shape[axis]] = left
-        for attribute, value in vars(module).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value in sizes:
+        for attribute, value in list(vars(module).items()):
+            pair = type(module), attribute
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and value in sizes
+                and pair not in spared
+            ):
                 setattr(module, attribute, sizes[value])
+                followed.add(pair)
+    return followed
 
 
 __all__ = ["NatalError", "Shrunk", "compact", "cut", "example_for", "made_of_shapes", "shrink"]
