@@ -24,8 +24,12 @@ def brief(run: Run) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as a percentage, with as many digits as it needs: ``30%``, ``99.5%``."""
-    return f"{100 * share:.10g}%"
+    """Return a share as a percentage, as ``30%``, ``99.5%`` or ``86.58%``: two decimals at most.
+
+    More decimals only where two would make it 0% or 100%.
+    """
+    rounded = round(100 * share, 2)
+    return f"{100 * share if rounded in (0, 100) else rounded:.10g}%"
 
 
 def plural(count: int, noun: str) -> str:

@@ -313,6 +313,13 @@ def test_an_embedding_is_summed_over_tokens_or_one_hot_blocks() -> None:
     assert torch.allclose(one_hot(F.one_hot(pairs, 5).flatten(1).float()), expected, atol=1e-6)
 
 
+def test_a_readout_is_linear() -> None:
+    net, x = build("mlp", (4,), 2, hidden=[5], readout=7, bias=False), torch.randn(6, 4)
+    w1, w2, w3 = net.parameters()
+    assert w2.shape == (7, 5)
+    assert torch.allclose(net(x), torch.relu(x @ w1.T) @ w2.T @ w3.T, atol=1e-6)
+
+
 def test_no_hidden_layer_makes_a_linear_model() -> None:
     net, x = build("mlp", (2, 3), 4, hidden=[]), torch.randn(5, 2, 3)
     w, b = net.parameters()

@@ -206,9 +206,15 @@ def test_what_a_preset_makes_is_valid(preset: str, tmp_path: Path) -> None:
 
 
 _SHORT = ['tasks=["regression"]', "training.epochs=150"]
+_FEW = ['training.length="20it"', 'training.evaluate="10it"']
+_DIGITS = ['tasks=[{ task = "digits", name = "mnist" }]']
 _SHORTER = {
     "depth": ['tasks=["regression"]', "training.epochs=10"],
     "digits": ["sparsities=[0.0, 0.9]", 'training.length="4it"', 'training.evaluate="4it"'],
+    "grokking-tickets": ["sparsities=[0.0, 0.6]", *_FEW],
+    "lottery": ["sparsities=[0.0, 0.2, 0.36]", *_FEW, *_DIGITS],
+    "mnist-1d-lottery": ["sparsities=[0.0, 0.1, 0.2]", *_FEW],
+    "sanity": ["sparsities=[0.0, 0.8]", *_FEW, *_DIGITS],
 }
 
 

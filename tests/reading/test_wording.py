@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from natal.reading import wording
 from natal.reading.stats import summarise
-from natal.study import Run
-from natal.wording import brief, describe, plural
+from natal.study import Recipe, Run
+from natal.wording import brief, describe, percent, plural
 
 
 @pytest.mark.parametrize(("value", "form", "shown"), [
@@ -54,3 +55,20 @@ def test_the_papers_network_goes_without_saying() -> None:
     assert describe(paper) == "task=digits, strategy=snip, sparsity=99.5%, seed=7"
     assert describe(other) == "task=digits, network=lenet-5, strategy=snip, sparsity=99.5%, seed=7"
     assert (brief(paper), brief(other)) == ("digits snip 99.5%", "digits lenet-5 snip 99.5%")
+
+
+def test_levels_of_a_ladder_have_two_decimals() -> None:
+    shares = (0.0, 0.3, 0.995, 0.865782272, 0.9141006541, 0.00001, 0.99999)
+    assert [percent(x) for x in shares] == ["0%", "30%", "99.5%", "86.58%", "91.41%", "0.001%", "99.999%"]
+
+
+@pytest.mark.parametrize(("recipe", "said"), [
+    ({}, ""),
+    ({"at": "end", "rounds": "levels", "scope": "layerwise", "rates": {"last": 0.5}, "rewind": "init"},
+     ", cut at end, a round a level, rates last 0.5, rewound to init"),
+    ({"at": "end", "rounds": 3, "rewind": "clock"}, ", cut at end, in 3 rounds, clock rewound"),
+    ({"at": {"from": "init", "to": "75%", "every": "100it"}, "regrow": "gradient"},
+     ", cut every 100it from init to 75%, gradient regrowth of 0.3"),
+])  # fmt: skip
+def test_the_moments_of_a_recipe(recipe: dict[str, Any], said: str) -> None:
+    assert wording.moments(Recipe(name="x", criterion="magnitude", **recipe)) == said

@@ -7,6 +7,7 @@ import pytest
 from natal.pruning.criteria import criteria
 from natal.reading import stats
 from natal.study import Recipe, load_study, presets
+from natal.study.audit import load_audit
 
 PAPER = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -129,7 +130,8 @@ def test_sanity_has_every_test_of_a_mask_before_and_after_training() -> None:
 
 def test_mnist_1d_lottery_cuts_where_the_notebook_does() -> None:
     study = load_study("mnist-1d-lottery")
-    assert [recipe.at for recipe in study.strategies] == ["1001it", "init", "1001it", "1001it"]
+    timeline = study.training.timeline(3960)
+    assert [timeline.steps(str(recipe.at)) for recipe in study.strategies] == [1001, 0, 1001, 1001]
     assert study.networks[0].options == {"hidden": [500, 500], "residual": True}
     assert (study.training.length, study.training.batch, study.training.decide) == ("1501it", 100, "end")
     # the notebook's levels, as far as they are here
@@ -143,3 +145,14 @@ def test_claims_speak_of_cells_of_their_study(name: str) -> None:
     for claim in study.claims:
         assert {claim.strategy, claim.against or "dense"} <= strategies, claim.text
         assert claim.sparsity is None or claim.sparsity in study.sparsities, claim.text
+
+
+def test_grokking_tickets_answers_its_audit() -> None:
+    study, audit = load_study("grokking-tickets"), load_audit("grokking-tickets")
+    strategies = {"dense", "same-norm", *(recipe.name for recipe in study.strategies)}
+    for claim in audit.all_claims():
+        assert claim.task in study.task_names
+        assert {claim.strategy, claim.against or "dense"} <= strategies, claim.text
+        assert claim.sparsity in study.sparsities
+    early = study.recipe("early-ticket")
+    assert early == study.recipe("grokked-ticket").model_copy(update={"name": early.name, "at": "10%"})

@@ -184,7 +184,7 @@ def drawn(study: Study, asked: Mapping[str, Stage]) -> list[str]:
 
 
 def _chain(last: Stage) -> str:
-    words = ["dense", *(percent(round(stage.run.sparsity, 4)) for stage in last if stage.parent is not None)]
+    words = ["dense", *(percent(stage.run.sparsity) for stage in last if stage.parent is not None)]
     if len(words) > 8:
         words = [*words[:4], "...", *words[-2:]]
     return " > ".join(words) + f" ({plural(len(list(last)), 'stage')})"

@@ -9,7 +9,7 @@ from typing import Any
 
 from natal.reading.stats import Summary, seeds_needed, smallest_p
 from natal.store import NetworkFacts
-from natal.study import Optimiser, Schedule, Training
+from natal.study import Optimiser, Recipe, Schedule, Training
 from natal.wording import percent, plural, stretch
 
 WIDTH = 110
@@ -69,6 +69,26 @@ def network(facts: NetworkFacts) -> str:
         f"{facts.network} on {facts.task}: {facts.parameters:,} parameters, {facts.prunable:,} prunable weights in "
         f"{plural(len(facts.layers), 'layer')}, {facts.macs:,} multiply-adds a row"
     )
+
+
+def moments(recipe: Recipe) -> str:
+    """Return when a recipe cuts and what it winds back, as in ``, cut at end, a round a level, rewound to init``."""
+    return "".join(f", {words}" for words in _moments(recipe))
+
+
+def _moments(recipe: Recipe) -> Iterator[str]:
+    if recipe.spread is not None:
+        yield "cut every {every} from {from} to {to}".format(**recipe.spread)
+    elif recipe.at != "init":
+        yield f"cut at {recipe.at}"
+    if recipe.rounds != 1:
+        yield "a round a level" if recipe.rounds == "levels" else f"in {recipe.rounds} rounds"
+    if recipe.rates:
+        yield "rates " + " and ".join(f"{layer} {rate:g}" for layer, rate in recipe.rates.items())
+    if recipe.regrow is not None:
+        yield f"{recipe.regrow} regrowth of {recipe.fraction:g}"
+    if recipe.rewind != "none":
+        yield "clock rewound" if recipe.rewind == "clock" else f"rewound to {recipe.rewind}"
 
 
 def training(how: Training) -> str:

@@ -39,6 +39,7 @@ def mlp(
     bias: bool = True,
     embedding: Size | None = None,
     residual: bool = False,
+    readout: Size | None = None,
     width: Positive = 1.0,
 ) -> nn.Module:
     """Fully connected layers of any number and size; the paper's network is ``hidden = [128]``.
@@ -47,7 +48,8 @@ def mlp(
     them. ``batch_norm``: between a hidden layer and its activation. ``bias``: of the hidden and output layers.
     ``embedding``: size of one embedding shared by the places of a row and summed over them (Minegishi et al. 2023,
     section 3): the row is tokens, or one-hot blocks as wide as the outputs. ``residual``: a hidden layer as wide as the
-    one before adds to it, h + act(W h + b) (MNIST-1D's 40-500-500-10). ``width``: factor on all sizes, rounded.
+    one before adds to it, h + act(W h + b) (MNIST-1D's 40-500-500-10). ``readout``: size of a linear layer before the
+    output, without activation (Minegishi et al.'s unembedding). ``width``: factor on all sizes, rounded.
 
     Layers are called ``hidden`` and ``output``, or ``hidden1``, ``hidden2``, ... where there are several.
     """
@@ -80,6 +82,9 @@ def mlp(
             f"has residual = true, but no hidden layer is as wide as the one before: {list(hidden)}; give two "
             "neighbours one size"
         )
+    if readout is not None:
+        before, size = size, _scaled(readout, width)
+        layers["readout"] = nn.Linear(before, size, bias=bias)
     layers["output"] = nn.Linear(size, outputs, bias=bias)
     return nn.Sequential(layers)
 

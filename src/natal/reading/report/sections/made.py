@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from natal.reading.report.document import Facts, Section
 from natal.reading.report.view import View
-from natal.reading.wording import network, number, training
+from natal.reading.wording import moments, network, number, training
 from natal.study import Setting
 from natal.wording import plural
 
@@ -72,8 +72,8 @@ def _making(view: View) -> Iterator[tuple[str, str]]:
 
     for recipe in study.strategies:
         control = f", control {recipe.control}" if recipe.control else ""
-        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.removed}{control}"
-        yield recipe.name, scores
+        scores = f"{recipe.criterion} scores, {recipe.scope} scope, by {recipe.removed}"
+        yield recipe.name, f"{scores}{moments(recipe)}{control}"
     trainings = len({run.key for run in results.runs} | {a.row.key for a in results.tried})
     shared = (
         f"strategies share the dense one of each {view.noun} and seed" if study.share else "none is shared"

@@ -29,8 +29,10 @@ def _masks(view: View) -> Iterator[Block]:
         "(pruned neurons are both). Always off: ReLUs that cut the whole batch. Scale: the output's "
         "standard deviation, pruned over dense."
     )
+    at_birth = all(recipe.at == "init" for recipe in view.study.strategies)
     caption = (
-        "Before any training, mean over seeds. Effective sparsity: share of weights that are removed or on "
+        f"{'Before any training' if at_birth else 'Before the training under each mask'}, mean over seeds. "
+        "Effective sparsity: share of weights that are removed or on "
         "no path from input to output. Collapses: the least sparsity at which the criterion's scores empty a "
         f"layer, where that can be said. `natal diagnose` tells more of each cell.{more * view.few}"
     )

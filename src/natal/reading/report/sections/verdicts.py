@@ -160,17 +160,18 @@ def _beside(view: View) -> Iterator[Block]:
         return
     yield Table(
         "published",
-        "Supported: ours is the published number to its digits, or the 95% CI of a difference, paired by seed, lies "
-        "above zero. Not excluded: ours differs, but our 95% CI, or the range of levels our intervals allow, "
-        "holds it; wide intervals exclude little. Contradicted: not even that. Cannot be judged: there is no interval, "
-        "or the test set is too small to show such an effect.",
+        "Supported: ours is the published number to its digits, or our 95% CI lies on the claimed side of a bound, "
+        "above zero for a difference that is only said to be positive. Not excluded: ours differs, but our 95% CI, or "
+        "the range of levels our intervals allow, holds it; wide intervals exclude little. Contradicted: not even "
+        "that. Cannot be judged: there is no interval, or the test set is too small to show such an effect. "
+        "Differences and ratios are paired by seed; n seeds.",
         (
             Column("verdict", "verdict", left=True),
             Column("published", "published"),
             Column("ours", "ours"),
             Column("95% CI or range", "range"),
+            Column("n", "n"),
             Column(" the claim", "claim", left=True),
-            Column("n", "n", wide=True),
             Column("because", "cause", left=True, wide=True),
         ),
         tuple(
@@ -187,4 +188,4 @@ def _claim(c: claims.Checked) -> Line:
     verdict = c.verdict.upper() if c.verdict == "contradicted" else c.verdict
     span = "n/a" if math.isnan(c.high) else f"[{show(c.low)}, {show(c.high)}]"
     ours = Value(show(c.ours), math.nan if c.ours is None else c.ours)
-    return Line((verdict, said, ours, span, " " + c.claim.text, Value(str(c.n), c.n), c.cause))
+    return Line((verdict, said, ours, span, Value(str(c.n), c.n), " " + c.claim.text, c.cause))
