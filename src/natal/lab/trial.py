@@ -51,6 +51,7 @@ class Trial:
     training goes on from, at the clock ``start.step``, under ``mask``; None: from birth. ``keep``: clocks
     (``"500it"``, ``"end"`` for the last step taken) whose states are wanted. ``cuts``: those inside this training.
     ``order``: which order of the data, and which random changes of its rows; another number is another order.
+    ``precise``: how cuts during training are scored, see `natal.pruning.criteria.Problem`.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Trial:
     keep: frozenset[str] = frozenset()
     cuts: Cuts | None = None
     order: int = 0
+    precise: bool = False
 
     def __post_init__(self) -> None:
         total = self.training.total_steps(self.rows_to_fit)
@@ -160,7 +162,14 @@ class Trial:
         device = next(net.parameters()).device
         x, y = self.rows(device)["fit"]
         count = scored_rows(self.split, self.training)
-        return problem_of(net, self.seed, inputs=x[:count], targets=y[:count], loss=self.task.loss.value)
+        return problem_of(
+            net,
+            self.seed,
+            inputs=x[:count],
+            targets=y[:count],
+            loss=self.task.loss.value,
+            precise=self.precise,
+        )
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return this run's generator for one purpose, ``order``, ``augment`` or ``dropout``, as training begins."""
