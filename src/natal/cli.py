@@ -120,7 +120,7 @@ def run(
         import natal
         from natal.lab.run import Silent
         from natal.progress import Lines, View
-        from natal.wording import plural
+        from natal.wording import describe, plural
 
         console = Console()
         lively = console.is_terminal and not console.is_dumb_terminal
@@ -145,6 +145,14 @@ def run(
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
             print(f"Report: {Path(out) / 'report.html'}, as text {Path(out) / 'report.txt'}", flush=True)
+        if results.failed:
+            (first, failure), *_ = results.failed
+            print(
+                f"natal: {plural(len(results.failed), 'run')} failed, the first {describe(first)}: {failure.reason}; "
+                "the same command tries them again",
+                file=sys.stderr,
+            )
+            raise typer.Exit(1)
     except BaseException as error:
         stop = _stop_behind(error)
         if stop is None:
@@ -225,6 +233,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
                 f"{planned.device}, {plural(planned.workers, 'worker')}{again}"
             ),
         )
+        if planned.failed:
+            failure = next(iter(planned.failed.values()))
+            yield (
+                "failed",
+                f"{len(planned.failed)} of them before, and are tried again; the first: {failure.reason}",
+            )
         estimate = measure(planned)
         yield (
             "estimate",

@@ -25,7 +25,7 @@ from natal.lab.worker import Made
 from natal.pruning.choose import mask
 from natal.reading.results import Results
 from natal.reading.validate import validate
-from natal.store import States, Store
+from natal.store import Failure, States, Store
 
 LONG = {
     "epochs": 6,
@@ -90,7 +90,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     real = worker.each
 
-    def each(job: Job) -> Iterator[Made]:
+    def each(job: Job) -> Iterator[Made | Failure]:
         keys.extend(training.key for training in job.trainings)
         yield from real(job)
 
@@ -327,7 +327,7 @@ def test_kills_at_any_moment_change_no_bit(tmp_path: Path, monkeypatch: pytest.M
     begun: list[str] = []
     real = worker.each
 
-    def each(job: Job) -> Iterator[Made]:
+    def each(job: Job) -> Iterator[Made | Failure]:
         with Store.read(out) as store:
             begun.extend(store.finished() & {training.key for training in job.trainings})
         yield from real(job)

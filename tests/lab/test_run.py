@@ -38,6 +38,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     def each(job: Job) -> Iterator[Made]:
         runs = {training.key: training.run for training in job.trainings}
         for made in real(job):
+            assert isinstance(made, Made)
             rows.append(runs[made.outcome.key])
             yield made
 

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import tiny
 from natal import NatalError, Run, load_study
-from natal.store import FILE, Outcome, Store, chosen
+from natal.store import FILE, Failure, Outcome, Store, chosen
 from natal.store.migrations import MIGRATIONS, one_to_two
 from natal.store.sqlite import APPLICATION, FORMAT
 from natal.study import Maker
@@ -338,7 +338,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "is not a natal run store; name another directory with --out",
     ),
     "foreign": (_foreign, "is not a natal run store; name another directory with --out"),
-    "newer": (_newer, "has store format 99, this natal reads 1 to 2; name another directory with --out"),
+    "newer": (_newer, "has store format 99, this natal reads 1 to 3; name another directory with --out"),
     "without-end": (_cut(20480), "name another directory with --out"),
     "within-a-page": (_cut(5000), "name another directory with --out"),
     "within-the-header": (_cut(50), "name another directory with --out"),
@@ -414,3 +414,19 @@ def test_the_grid_keeps_the_runs_types(store: Store) -> None:
     run, key = store.grid()[0]
     assert run == Run("regression", "magnitude", 0.0, 1)
     assert (type(run), type(run.sparsity), type(run.seed), type(key)) == (Run, float, int, str)
+
+
+def test_a_failure_counts_its_tries_until_the_training_is_made(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        store.add([], [Failure("k1", "too large"), Failure("k2", "lost")])
+        store.add([], [Failure("k1", "still too large")])
+        found = store.failures()
+        assert [(f.key, f.reason, f.tries) for f in found.values()] == [
+            ("k1", "still too large", 2),
+            ("k2", "lost", 1),
+        ]
+        assert store.finished() == set()
+        store.add([replace(FINISHED, key="k1")])
+        assert set(store.failures()) == {"k2"}
+        store.clear()
+        assert store.failures() == {}

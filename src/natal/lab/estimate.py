@@ -43,7 +43,8 @@ def measure(plan: Plan) -> Estimate:
         cost = own.engine.cost(first, own.setting)
         whole = own.setting.steps
         seconds += each * sum(own.engine.cost(t, own.setting) * t.stage.share(whole) for t in pending) / cost
-        seconds += sum(_making(plan, [t for t in pending if t.recipe == r]) for r in plan.study.strategies)
+        sound = [training for training in pending if training.key not in plan.failed]
+        seconds += sum(_making(plan, [t for t in sound if t.recipe == r]) for r in plan.study.strategies)
     return Estimate(seconds / plan.workers, _peak())
 
 

@@ -13,7 +13,7 @@ from natal.errors import NatalError
 from natal.lab import DATA
 from natal.machine import cores
 from natal.notebook import Rows, Shown
-from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
+from natal.store import FILE, Failure, NetworkFacts, Place, States, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Study, load_study, stage_of
 from natal.study.stages import Known
 from natal.wording import plural
@@ -59,7 +59,7 @@ class Plan(Shown):
     by the row's position. ``jobs``: the trainings still to be done, in the portions that workers take, in the order
     they are started. ``flops``: about what is to be computed at most, were no training to stop early. ``outdated``:
     trainings stored in the directory that another engine's revision or another version of torch or NumPy made. They
-    are kept, but never mixed with this one's.
+    are kept, but never mixed with this one's. ``failed``: of the pending trainings those that failed before.
     """
 
     study: Study
@@ -80,6 +80,7 @@ class Plan(Shown):
     chains: Sequence[str] = field(default=(), repr=False)
     lines: Mapping[str, list[tuple[str, int, str]]] = field(default_factory=dict, repr=False)
     state_bytes: tuple[int, int] = (0, 0)
+    failed: Mapping[str, Failure] = field(default_factory=dict, repr=False)
 
     def _line(self) -> str:
         todo = f"{plural(len(self.pending), 'training')} to do in {plural(len(self.jobs), 'job')}"
@@ -155,9 +156,10 @@ def plan(
 
     makers = _stored_makers(directory) if not fresh else {}
     statuses: dict[str, str] = {}
-    if makers:
+    failures: Mapping[str, Failure] = {}
+    if not fresh and (directory / FILE).exists():
         with Store.read(directory) as store:
-            statuses = store.statuses()
+            statuses, failures = store.statuses(), store.failures()
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
@@ -195,6 +197,7 @@ def plan(
         chains=drawn(study, growth.asked),
         lines=growth.lines,
         state_bytes=(kept, passing),
+        failed={t.key: failures[t.key] for t in pending if t.key in failures},
     )
 
 

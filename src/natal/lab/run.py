@@ -24,7 +24,7 @@ from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
 from natal.lab.plan import Job, Plan, plan
 from natal.machine import cores, processor
-from natal.store import Outcome, States, Store, chosen
+from natal.store import Failure, Outcome, States, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
 
@@ -46,6 +46,9 @@ class Watcher(Protocol):
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
         """Row number ``position`` of the grid's rows is stored; ``field`` is its metric's short name."""
 
+    def failed(self, run: Run, reason: str) -> None:
+        """This row could not be trained."""
+
 
 class Silent:
     """A watcher that says nothing."""
@@ -57,6 +60,9 @@ class Silent:
         """Say nothing."""
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Say nothing."""
+
+    def failed(self, run: Run, reason: str) -> None:
         """Say nothing."""
 
 
@@ -74,6 +80,7 @@ def train(
 ) -> None:
     """Train what ``directory`` lacks of ``study`` and keep it; then, still alone there, call ``afterwards``.
 
+    A training that goes wrong is stored as failed, with those that start from it; all others are made.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     if device == "cpu" and (cores() if workers is None else workers) > 1:
@@ -93,7 +100,7 @@ def train(
         _drive(planned, store, watcher)
         if planned.tried:
             store.choose(chosen(planned.grid, planned.tried, store.outcomes(), study.training.decide))
-        if store.manifest()["finished_at"] is None:
+        if store.manifest()["finished_at"] is None and not store.failed():
             outcomes = store.outcomes().values()
             store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
         afterwards(directory)
@@ -194,15 +201,20 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     before = float(store.manifest()["elapsed_seconds"])
     queue = Queue(planned, store)
 
-    def keep(made: Sequence[Made]) -> None:
+    def keep(came: Sequence[Made | Failure]) -> None:
         nonlocal position
-        outcomes = queue.finished(made, elapsed_seconds=round(before + time.monotonic() - started, 3))
-        for outcome in outcomes:
-            for row, wanted in waiting.get(outcome.key, ()):
-                wanted.discard(outcome.key)
-                if not wanted:
+        ended = queue.finished(came, elapsed_seconds=round(before + time.monotonic() - started, 3))
+        for one in ended:
+            for row, wanted in waiting.pop(one.key, ()):
+                if isinstance(one, Failure):
+                    if wanted:
+                        watcher.failed(row, one.reason)
+                    wanted.clear()
+                    continue
+                if wanted == {one.key}:
                     position += 1
-                    watcher.finished(position, row, outcome, planned.tasks[row.task].field)
+                    watcher.finished(position, row, one, planned.tasks[row.task].field)
+                wanted.discard(one.key)
 
     engines = tuple(dict.fromkeys(job.engine for job in planned.jobs))
     watcher.started(planned)
@@ -218,7 +230,7 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
         return
 
     executor = Processes(planned.workers)
-    running: dict[Future[list[Made]], Job] = {}
+    running: dict[Future[list[Made | Failure]], Job] = {}
     deaths = 0  # in a row, with nothing finished in between
     try:
         if queue:  # a worker that answers has torch and the kernels, which is not training

@@ -24,7 +24,7 @@ from natal.notebook import Rows, html
 from natal.reading import stats
 from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, Row, curve, row
-from natal.store import FILE, NetworkFacts, Store, TaskFacts, chosen, deciding
+from natal.store import FILE, Failure, NetworkFacts, Store, TaskFacts, chosen, deciding
 from natal.study import PAPERS, Run, Setting, Study
 from natal.wording import describe, plural
 
@@ -80,6 +80,12 @@ class Results:
         if any(run.key not in stored for run in self.runs):
             raise NatalError(f"{self.directory} was written to since it was read; read it again")
         return [curve(run, stored[run.key]) for run in self.runs]
+
+    @cached_property
+    def failed(self) -> list[tuple[Run, Failure]]:
+        """Of ``missing`` those whose training failed, and why; `natal run` tries them again."""
+        with Store.read(self.directory) as store:
+            return store.failed()
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -149,6 +155,8 @@ class Results:
     def _table(self) -> Rows:
         yield "study", self.study.description or self.study.name
         yield "runs", f"{len(self.runs)} of {len(self.runs) + len(self.missing)}"
+        if self.failed:
+            yield "failed", f"{plural(len(self.failed), 'run')}, the first: {self.failed[0][1].reason}"
         yield "strategies", ", ".join(recipe.name for recipe in self.study.strategies)
         for setting in self.study.settings():
             dense = stats.dense_baseline([run for run in self.runs if run.setting == setting], setting)

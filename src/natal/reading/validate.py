@@ -106,6 +106,7 @@ def _complete(results: Results) -> Iterator[str]:
             f"{len(missing)} of {plural(len(wanted), 'run')} missing, the first {describe(missing[0])}; "
             "`natal run` with the same study resumes"
         )
+    yield from _few(f"{describe(run)} failed: {failure.reason}" for run, failure in results.failed)
     strangers = [run for run in there if run not in set(wanted)]
     if strangers:
         yield f"{plural(len(strangers), 'run')} not in the study, the first {describe(strangers[0])}"

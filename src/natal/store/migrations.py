@@ -62,5 +62,13 @@ def _made_by(words: str) -> dict[str, str | int]:
     }
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: one_to_two}
+def two_to_three(db: sqlite3.Connection) -> None:
+    """Trainings that failed."""
+    db.execute(
+        "CREATE TABLE failure (key TEXT PRIMARY KEY, reason TEXT NOT NULL, tries INTEGER NOT NULL,"
+        " at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: one_to_two, 2: two_to_three}
 """What leads from a format to the next one."""

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from natal.errors import NatalError
 from natal.store.migrations import MIGRATIONS
-from natal.store.record import Curves, Outcome
+from natal.store.record import Curves, Failure, Outcome
 from natal.study import Maker, Run, Study
 
 FILE = "study.sqlite"
 APPLICATION = 0x4E41544C  # "NATL": tells natal's files from other people's
-FORMAT = 2
+FORMAT = 3
 
 _SCHEMA = """
 CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, made_by TEXT NOT NULL, facts TEXT NOT NULL,
@@ -37,6 +37,8 @@ CREATE TABLE grid (position INTEGER PRIMARY KEY, task TEXT NOT NULL, strategy TE
 CREATE TABLE tried (position INTEGER NOT NULL, learning_rate REAL NOT NULL, key TEXT NOT NULL,
                     PRIMARY KEY (position, learning_rate)) WITHOUT ROWID;
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE failure (key TEXT PRIMARY KEY, reason TEXT NOT NULL, tries INTEGER NOT NULL,
+                      at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
 """
 """What a new store starts with; what an old one becomes, see `natal.store.migrations`."""
 
@@ -150,13 +152,23 @@ class Store:
     def clear(self) -> None:
         """Forget every training and the study."""
         with self._transaction():
-            for table in ("training", "curve", "grid", "tried", "manifest"):
+            for table in ("training", "curve", "failure", "grid", "tried", "manifest"):
                 self._db.execute(f"DELETE FROM {table}")
 
-    def add(self, outcomes: Iterable[Outcome], **manifest: Any) -> None:
-        """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is."""
+    def add(self, outcomes: Iterable[Outcome], failures: Iterable[Failure] = (), **manifest: Any) -> None:
+        """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is.
+
+        ``failures``: what could not be trained, in the same transaction; one that failed before counts one more try.
+        """
         with self._transaction():
+            for f in failures:
+                self._db.execute(
+                    "INSERT INTO failure (key, reason, tries) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                    "reason = excluded.reason, tries = tries + excluded.tries, at = CURRENT_TIMESTAMP",
+                    (f.key, f.reason, f.tries),
+                )
             for o in outcomes:
+                self._db.execute("DELETE FROM failure WHERE key = ?", (o.key,))
                 added = self._db.execute(
                     "INSERT OR IGNORE INTO training (key, status, made_by, facts) VALUES (?, ?, ?, ?)",
                     (o.key, o.status, json.dumps(o.maker()), json.dumps(o.facts())),
@@ -197,6 +209,22 @@ class Store:
         """Return the status of every training stored, whichever study made it, by key."""
         with _plainly(self.path):
             return dict(self._db.execute("SELECT key, status FROM training"))
+
+    def failures(self) -> dict[str, Failure]:
+        """Return the trainings that failed and were not made since, whichever study asked for them, by key."""
+        with _plainly(self.path):
+            rows = self._db.execute("SELECT key, reason, tries, at FROM failure")
+            return {row[0]: Failure(*row) for row in rows}
+
+    def failed(self) -> list[tuple[Run, Failure]]:
+        """Return the rows of the study's grid that cannot be shown because a training failed, in order, and why."""
+        with _plainly(self.path):
+            rows = self._db.execute(
+                "SELECT task, strategy, sparsity, seed, network, f.key, reason, tries, at FROM failure f "
+                "JOIN (SELECT position, key FROM grid UNION SELECT position, key FROM tried) k USING (key) "
+                "JOIN grid USING (position) GROUP BY position ORDER BY position"
+            )
+            return [(Run(*row[:5]), Failure(*row[5:])) for row in rows]
 
     def makers(self) -> dict[Maker, int]:
         """Return who made the trainings stored, whichever study they belong to, and how many each."""
