@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
+from torch import Tensor
 
+import natal
+from conftest import tiny
 from natal import Data, Run, Study, load_study
-from natal.lab import birth
+from natal.lab import birth, worker
 from natal.lab.engines import ENGINES
 from natal.lab.tasks import Split, load, task, tasks
 from natal.lab.trial import History, Trained, Trial
 from natal.pruning import mask as masks
+from natal.pruning.criteria import Problem, criterion
 from natal.study import Task as TaskChoice
 from natal.study import Training
 from networks import mlp
@@ -422,3 +426,32 @@ def test_the_callers_settings_come_back(engine: str, unusual: bool) -> None:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(False)
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("compiled", torch.float64), ("torch", torch.float32)])
+def test_masks_of_an_engine_with_the_same_bits_everywhere_are_scored_precisely(
+    engine: str, dtype: torch.dtype, tmp_path: Path, forgotten: None
+) -> None:
+    seen: list[torch.dtype] = []
+
+    @criterion("watched", needs="data")
+    def watched(problem: Problem) -> dict[str, Tensor]:
+        seen.append(problem.loss_at(problem.weights).dtype)
+        return {name: w.abs() for name, w in problem.weights.items()}
+
+    ways: dict[str, dict[str, Any]] = {
+        "at-birth": {},
+        "in-rounds": {"rounds": 2},
+        "twin": {"control": "small-dense"},
+        "while-training": {"at": {"from": "1it", "to": "3it", "every": "1it"}},
+    }
+    strategies = [{"name": name, "criterion": "watched", **keys} for name, keys in ways.items()]
+    study = tiny(
+        strategies=strategies, sparsities=[0.5], seeds=[1], training={"patience": "none", "target": "none"}
+    )
+    planned = natal.plan(study, tmp_path, engine=engine)
+    del seen[:]  # every mask was tried out, for no engine in particular
+    made = [one for job in planned.jobs for one in worker.each(job)]
+    assert len(made) == len(ways) * len(planned.study.tasks)
+    assert len(seen) > len(made)
+    assert set(seen) == {dtype}

@@ -204,6 +204,12 @@ def test_convolutions_have_channels_last_on_a_cpu_and_are_handed_over_as_others_
     assert all(value.is_contiguous() for value in trained.state.values())
 
 
+def test_channels_do_not_lie_last_where_kernels_would_write_past_their_memory() -> None:
+    for width, shortcut, last in [(2, "projection", False), (2, "identity", True), (8, "projection", True)]:
+        made = trial({"network": "resnet-20", "width": width, "shortcut": shortcut}, (3, 8, 8))
+        assert (made.layout("cpu") == torch.channels_last) is last
+
+
 # -- which evaluation ----------------------------------------------------------------------------------------
 
 

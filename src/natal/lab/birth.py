@@ -108,18 +108,27 @@ def multiply_adds(net: nn.Module, split: Split) -> int:
 
 
 def trial(
-    study: Study, run: Run, learning_rate: float, key: str = "", dtype: torch.dtype = torch.float32
+    study: Study,
+    run: Run,
+    learning_rate: float,
+    key: str = "",
+    dtype: torch.dtype = torch.float32,
+    *,
+    precise: bool = False,
 ) -> Trial:
-    """Return the network a run trains. Masks and initial weights are drawn in float32 whatever ``dtype`` says."""
+    """Return the network a run trains. Masks and initial weights are drawn in float32 whatever ``dtype`` says.
+
+    ``precise``: see `natal.pruning.criteria.Problem`.
+    """
     task = tasks[study.task(run.task).entry]
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net = newborn(study, run, split)
     recipe = study.recipe(run.strategy)
     if recipe.control == "small-dense" and run.sparsity:
-        return _small_dense(study, run, learning_rate, key, dtype)
+        return _small_dense(study, run, learning_rate, key, dtype, precise)
     # scores are sums too: their bits must not depend on the number of threads
     with one_thread(), deterministic():
-        problem = _problem(study, run, split, net)
+        problem = _problem(study, run, split, net, precise=precise)
         chosen = mask(recipe, problem, run.sparsity)
         diagnosis = _diagnosis(net, problem, chosen, recipe, run.sparsity)
     # a control may replace initial values, not only the mask
@@ -135,6 +144,7 @@ def trial(
         learning_rate=learning_rate,
         seed=run.seed,
         diagnosis=diagnosis,
+        precise=precise,
     )
 
 
@@ -150,8 +160,8 @@ class Staged:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Staged:
-    """Return the network that a stage trains, given the states it starts from.
+def staged(study: Study, pending: Pending, found: Mapping[Place, Kept], *, precise: bool = False) -> Staged:
+    """Return the network that a stage trains, given the states it starts from; ``precise`` as for `trial`.
 
     The mask is cut at the parent's state, from what the parent's mask left; then weights, clock and optimiser are wound
     back as the recipe says, and a control replaces the mask or initial weights. A stage from birth under one mask is
@@ -159,7 +169,7 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
     """
     stage, run, recipe = pending.stage, pending.stage.run, pending.stage.recipe
     if stage.parent is None and (recipe is None or not _in_rounds(stage)):
-        whole = trial(study, run, stage.learning_rate, pending.key)
+        whole = trial(study, run, stage.learning_rate, pending.key, precise=precise)
         whole = replace(whole, training=stage.training, keep=pending.keep - begins(pending))
         return Staged(whole, () if recipe is None else (whole.mask.sparsity,))
     if stage.order:
@@ -171,7 +181,7 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
     rounds = [] if parent is None else [*parent.rounds]
     with one_thread(), deterministic():
         seen = net if parent is None else _holding(net, parent.state.tensors)
-        problem = _problem(study, run, split, seen)
+        problem = _problem(study, run, split, seen, precise=precise)
         cuts = _cuts(stage, len(split.fit))
         if cuts is not None:
             chosen = cuts.opening(problem)
@@ -209,6 +219,7 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept]) -> Stage
             seed=run.seed,
             diagnosis=diagnosis,
             start=start,
+            precise=precise,
             # the mask that many cuts end with is in the last state
             keep=pending.keep - begins(pending) | ({"end"} if cuts is not None else set()),
             cuts=cuts,
@@ -296,12 +307,14 @@ def _holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return other
 
 
-def _small_dense(study: Study, run: Run, learning_rate: float, key: str, dtype: torch.dtype) -> Trial:
+def _small_dense(
+    study: Study, run: Run, learning_rate: float, key: str, dtype: torch.dtype, precise: bool
+) -> Trial:
     """Return a dense network of the same family with as many parameters as the run's recipe would keep."""
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net, plain = newborn(study, run, split), study.recipe(run.strategy).model_copy(update={"control": None})
     with one_thread(), deterministic():
-        chosen = mask(plain, _problem(study, run, split, net), run.sparsity)
+        chosen = mask(plain, _problem(study, run, split, net, precise=precise), run.sparsity)
     narrow, (shape, outputs) = _narrow(study, run, split, net, chosen), (split.data.shape, split.data.outputs)
     small = born(narrow, shape, outputs, run.seed, dtype)
     return Trial(
@@ -340,12 +353,14 @@ def try_out(study: Study, run: Run, rows: int) -> None:
             _narrow(study, run, split, net, mask(plain, problem, run.sparsity))
 
 
-def _problem(study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None) -> Problem:
+def _problem(
+    study: Study, run: Run, split: Split, net: nn.Module, rows: int | None = None, *, precise: bool = False
+) -> Problem:
     """Return what a run's criterion sees: its network, and the rows to fit, or of small batches a few a class."""
     fit = split.fit[: scored_rows(split, study.training, rows)]
     task = tasks[study.task(run.task).entry]
     inputs, targets = split.data.inputs[fit], split.data.targets[fit]
-    return problem_of(net, run.seed, inputs=inputs, targets=targets, loss=task.loss.value)
+    return problem_of(net, run.seed, inputs=inputs, targets=targets, loss=task.loss.value, precise=precise)
 
 
 def _diagnosis(

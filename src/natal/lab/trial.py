@@ -51,6 +51,7 @@ class Trial:
     training goes on from, at the clock ``start.step``, under ``mask``; None: from birth. ``keep``: clocks
     (``"500it"``, ``"end"`` for the last step taken) whose states are wanted. ``cuts``: those inside this training.
     ``order``: which order of the data, and which random changes of its rows; another number is another order.
+    ``precise``: how cuts during training are scored, see `natal.pruning.criteria.Problem`.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Trial:
     keep: frozenset[str] = frozenset()
     cuts: Cuts | None = None
     order: int = 0
+    precise: bool = False
 
     def __post_init__(self) -> None:
         total = self.training.total_steps(self.rows_to_fit)
@@ -153,14 +155,21 @@ class Trial:
         """Return how images and kernels lie in memory: on a CPU convolutions like channels last."""
         convolves = any(p.ndim == 4 for p in self.network.parameters())
         last = convolves and torch.device(device).type == "cpu" and self.split.data.inputs.ndim == 4
-        return torch.channels_last if last else torch.contiguous_format
+        return torch.channels_last if last and not _too_narrow(self.network) else torch.contiguous_format
 
     def problem(self, net: nn.Module) -> Problem:
         """Return what a criterion sees of this trial's network as ``net`` has it now, on its device."""
         device = next(net.parameters()).device
         x, y = self.rows(device)["fit"]
         count = scored_rows(self.split, self.training)
-        return problem_of(net, self.seed, inputs=x[:count], targets=y[:count], loss=self.task.loss.value)
+        return problem_of(
+            net,
+            self.seed,
+            inputs=x[:count],
+            targets=y[:count],
+            loss=self.task.loss.value,
+            precise=self.precise,
+        )
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return this run's generator for one purpose, ``order``, ``augment`` or ``dropout``, as training begins."""
@@ -205,6 +214,22 @@ class Trial:
             order = torch.randperm(rows, generator=generator, device="cpu")
             yield from islice(torch.split(order.to(device), size), begun, None)
             begun = 0
+
+
+def _too_narrow(network: nn.Module) -> bool:
+    """Whether oneDNN's AVX2 kernels would write past their memory, were the channels of this network last.
+
+    They do, in the backward pass of a convolution of single pixels with a stride, of fewer inputs than a register
+    holds (torch 2.13.0, oneDNN 3.12): the process dies then, or goes on with broken memory.
+    """
+    return any(
+        isinstance(m, nn.Conv2d)
+        and m.groups == 1
+        and m.in_channels < 8
+        and m.kernel_size == (1, 1)
+        and max(m.stride) > 1
+        for m in network.modules()
+    )
 
 
 def scored_rows(split: Split, training: Training, most: int | None = None) -> int | None:

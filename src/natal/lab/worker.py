@@ -63,7 +63,7 @@ def each(job: Job) -> Iterator[Made]:
     stages: dict[str, tuple[Pending, birth.Staged]] = {}
     for pending in job.trainings:
         with named(_words(study, pending.run)):
-            stages[pending.key] = pending, birth.staged(study, pending, found)
+            stages[pending.key] = pending, birth.staged(study, pending, found, precise=engine.portable)
     others = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
     with named(f"training {_words(study, job.trainings[0].run)}{others}"):
         for trained in engine.train([staged.trial for _, staged in stages.values()], job.device):

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from natal.errors import NatalError
 from natal.pruning.controls import CONTROLS
 from natal.pruning.criteria.flow import redraw
-from natal.pruning.criteria.problem import Problem, Scores, Traits, criteria, duplicate, private, traits
+from natal.pruning.criteria.problem import (
+    Problem,
+    Scores,
+    Traits,
+    criteria,
+    duplicate,
+    private,
+    rounded,
+    traits,
+)
 from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.grid import grid_of, two_of_four
 from natal.pruning.mask import Mask, dense, first_layer, prunable, unit_axes
@@ -47,7 +56,7 @@ def score(name: str, problem: Problem) -> Scores:
     """
     criteria[name]  # an unknown name speaks before missing data does
     _check_problem(name, problem)
-    with private(problem) as own:
+    with private(_precise(problem, traits.get(name, Traits()))) as own:
         return _scores(name, own)
 
 
@@ -83,7 +92,7 @@ def mask(
     if sparsity == 0:
         return replace(dense(problem.weights), inputs=shapes_of(problem.inputs))
     left = problem.kept if before is None else before.weights
-    with private(replace(problem, sparsity=sparsity, kept=left)) as own:
+    with private(_precise(replace(problem, sparsity=sparsity, kept=left), how)) as own:
         found = Neurons(own) if recipe.granularity == "neuron" else None
         if found is not None and before is not None and not before.units:
             before = replace(before, units=found.units_of(before))
@@ -95,6 +104,8 @@ def mask(
             over = turn == how.rounds
             reached = sparsity if over else 1 - begun * ((1 - sparsity) / begun) ** (turn / how.rounds)
             scores = _scores(recipe.criterion, own)
+            if problem.precise and recipe.granularity != "weight":
+                scores = {name: s.double() for name, s in scores.items()}  # what groups come to are sums, too
             gone = before if how.returns or chosen is None else chosen
             if found is not None:
                 ranked = ranking(found.scores(recipe, scores, own), recipe, gone.units if gone else {})
@@ -115,10 +126,11 @@ def mask(
                 own = replace(own, weights=weights, kept=chosen.weights, round=turn + 1)
         assert chosen is not None
         if recipe.control is not None and recipe.control != "invert":
+            scored = problem if own.precise else own  # new weights are drawn in the network's own precision
             if found is not None:
-                chosen = _CONTROLS[recipe.control](chosen, own, found)
+                chosen = _CONTROLS[recipe.control](chosen, scored, found)
             else:
-                chosen = CONTROLS[recipe.control](chosen, own, recipe.granularity)
+                chosen = CONTROLS[recipe.control](chosen, scored, recipe.granularity)
         return replace(chosen, inputs=shapes_of(problem.inputs))
 
 
@@ -229,6 +241,11 @@ def _check_unsigned(recipe: Recipe, scores: Scores, whose: str) -> None:
             )
 
 
+def _precise(problem: Problem, how: Traits) -> Problem:
+    """Return the problem, precise only where scores are more than the weights as they are, or draws."""
+    return replace(problem, precise=problem.precise and how.needs != "nothing")
+
+
 def _scores(name: str, problem: Problem) -> Scores:
     scores = criteria[name](problem)
     if not isinstance(scores, Mapping) or set(scores) != set(problem.weights):
@@ -253,7 +270,8 @@ def _scores(name: str, problem: Problem) -> Scores:
                 f"criterion {name!r} gives every weight of {layer!r} the score 0, so position decides there",
                 stacklevel=3,
             )
-    return {layer: scores[layer].detach() for layer in problem.weights}
+    found = {layer: scores[layer].detach() for layer in problem.weights}
+    return {layer: rounded(s) for layer, s in found.items()} if problem.precise else found
 
 
 def ranking(scores: Scores, recipe: Recipe, stays: Mapping[str, Tensor]) -> dict[str, Tensor]:

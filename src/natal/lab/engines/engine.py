@@ -88,6 +88,10 @@ class Engine(Protocol):
         """How often its bits have changed."""
 
     @property
+    def portable(self) -> bool:
+        """Whether its bits are the same on every processor; masks are then scored to be so too."""
+
+    @property
     def devices(self) -> Sequence[str]:
         """Kinds of device."""
 

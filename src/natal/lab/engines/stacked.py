@@ -55,6 +55,7 @@ class Stacked:
 
     name = "stacked"
     revision = 1
+    portable = False
     devices = ("cpu", "cuda")
 
     def refuses(self, setting: Setting) -> str:

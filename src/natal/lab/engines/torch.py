@@ -31,6 +31,7 @@ class Torch:
 
     name = "torch"
     revision = 1
+    portable = False
     devices = ("cpu", "cuda")
 
     def refuses(self, setting: Setting) -> str:

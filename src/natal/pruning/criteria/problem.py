@@ -36,7 +36,8 @@ class Problem:
     the run's; draw from ``problem.stream("mask")``, never from the global generator.
 
     ``whole``: the weights are also those of layers that only lose whole units. ``attention``: whether it loses
-    whole ``heads`` then, or ``width``, a place in all of its heads.
+    whole ``heads`` then, or ``width``, a place in all of its heads. ``precise``: score in float64 and round to the
+    24 binary digits of float32, so that masks hardly depend on the order in which a processor adds.
 
     The rest matters to iterative criteria only. ``weights`` are those of this round, zero where removed;
     ``initial`` are those before the first; ``kept``: the mask so far; ``round``: 1 in the first;
@@ -55,6 +56,7 @@ class Problem:
     sparsity: float = 0.0
     whole: bool = False
     attention: str = "heads"
+    precise: bool = False
 
     def __post_init__(self) -> None:
         if not self.initial:
@@ -292,7 +294,8 @@ def private(problem: Problem) -> Iterator[Problem]:
 
     The copy is in evaluation mode (no dropout), except that batch norms use the batch's own statistics: at
     initialisation the running ones are placeholders. A network in half precision is scored in float32, where
-    products of small numbers do not vanish. Attention uses the kernel that can be differentiated twice.
+    products of small numbers do not vanish; a ``precise`` problem in float64. Attention uses the kernel that can be
+    differentiated twice.
     """
     if torch.is_inference_mode_enabled():
         raise NatalError("scores need derivatives: leave torch.inference_mode() (torch.no_grad() is fine)")
@@ -300,9 +303,10 @@ def private(problem: Problem) -> Iterator[Problem]:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    widened = any(w.dtype in _HALF for w in problem.weights.values())
+    wide = torch.float64 if problem.precise else torch.float32
+    widened = problem.precise or any(w.dtype in _HALF for w in problem.weights.values())
     if widened:
-        model.float()
+        model.to(wide)
     theirs, ours = (dict(m.named_parameters(remove_duplicate=False)) for m in (problem.model, model))
 
     def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -310,11 +314,11 @@ def private(problem: Problem) -> Iterator[Problem]:
         return {
             name: ours[name].detach()
             if name in theirs and _same_memory(w, theirs[name])
-            else (w.float() if w.dtype in _HALF else w.detach().clone())
+            else (w.to(wide) if widened and w.dtype != wide else w.detach().clone())
             for name, w in weights.items()
         }
 
-    inputs, targets = (_widened(t) if widened else t for t in (problem.inputs, problem.targets))
+    inputs, targets = (_widened(t, wide) if widened else t for t in (problem.inputs, problem.targets))
     initial = owned(problem.initial)
     own = replace(
         problem,
@@ -335,8 +339,15 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _widened(tensor: Any) -> Any:
-    return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype in _HALF else tensor
+def _widened(tensor: Any, wide: torch.dtype) -> Any:
+    narrower = (*_HALF, torch.float32) if wide == torch.float64 else _HALF
+    return tensor.to(wide) if isinstance(tensor, Tensor) and tensor.dtype in narrower else tensor
+
+
+def rounded(scores: Tensor) -> Tensor:
+    """Return float64 scores at the 24 binary digits that float32 has, but in float64's range."""
+    digits, exponent = torch.frexp(scores)
+    return torch.ldexp((digits * 2**24).round() / 2**24, exponent)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Compiled:
 
     name = "compiled"
     revision = 2
+    portable = True
     devices = ("cpu",)
 
     def refuses(self, setting: Setting) -> str:
