@@ -56,11 +56,12 @@ class Results:
     networks: Mapping[Setting, NetworkFacts]
 
     def __repr__(self) -> str:
-        shown = len(self._grid.shown)
-        return (
-            f"<Results of study {self.study.name!r} in {str(self.directory)!r}: "
-            f"{shown} of {shown + len(self.missing)} runs>"
-        )
+        try:
+            grid = self._grid
+            count = f"{len(grid.shown)} of {len(grid.runs)} runs"
+        except NatalError:  # whoever prints it gets to know when the runs are asked for
+            count = "runs that cannot be read any more"
+        return f"<Results of study {self.study.name!r} in {str(self.directory)!r}: {count}>"
 
     @cached_property
     def _grid(self) -> _Grid:
