@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +22,7 @@ from natal.lab.tasks import tasks
 from natal.pruning.criteria import criteria
 from natal.reading import report
 from natal.reading.results import Results
-from natal.store import FILE
+from natal.store import Store
 
 torch.set_num_threads(1)  # two test processes share two cores
 
@@ -92,17 +90,16 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obj
 
 def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
     """Return the stored trainings by key, all but how long each took and when it ended."""
-    # a killed command may have left a journal to roll back, which takes the right to write
-    db = sqlite3.connect(f"{(directory / FILE).as_uri()}?mode=rw", uri=True)
-    rows = db.execute("SELECT key, status, made_by, facts FROM training").fetchall()
-    curves = db.execute("SELECT key, name, numbers FROM curve ORDER BY key, name").fetchall()
-    db.close()
-    stored: dict[str, tuple[object, ...]] = {}
-    for key, status, made_by, facts in rows:
-        known = {k: v for k, v in json.loads(facts).items() if k != "seconds"}
-        stored[key] = (status, made_by, known, *(line for line in curves if line[0] == key))
-    assert len(stored) == len(rows)
-    return stored
+    with Store.read(directory) as store:
+        return {
+            o.key: (
+                o.status,
+                o.made_by,
+                {name: value for name, value in o.facts().items() if name != "seconds"},
+                {name: line.tobytes() for name, line in o.curves.items()},
+            )
+            for o in store.outcomes(store.finished())
+        }
 
 
 Natal = Callable[..., "subprocess.CompletedProcess[str]"]

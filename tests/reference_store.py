@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from natal.store import FILE, Outcome, Store
+from natal.store import FILE, Outcome, Store, packing
 from natal.store.sqlite import APPLICATION
+from natal.store.training import COLUMNS
 from natal.study import PAPERS, Maker, Run, Study, load_study
 
 DATA = Path(__file__).parent / "data" / "as_published.json"
@@ -118,6 +119,26 @@ def build(
         store.declare(study, grid, {"networks": networks(study, about["tasks"]), **about})
         store.add([replace(outcomes[run], key=key) for run, key in grid if run in outcomes])
     return directory
+
+
+def tamper(directory: Path, *statements: str, sealed: bool = True) -> None:
+    """Change a store by hand; ``sealed``: with digests that agree, as if natal had written it so."""
+    db = sqlite3.connect(directory / FILE, isolation_level=None)
+    for statement in statements:
+        db.execute(statement)
+    if sealed:
+        for i, *texts in db.execute("SELECT id, diagnosis, proofs FROM detail").fetchall():
+            told = packing.digest(*(text.encode() for text in texts))
+            db.execute("UPDATE training SET detail = ? WHERE id = ?", (told, i))
+        for i, lines, numbers in db.execute("SELECT id, lines, numbers FROM curve").fetchall():
+            told = packing.digest(lines.encode(), numbers)
+            db.execute("UPDATE training SET curve = ? WHERE id = ?", (told, i))
+        for i, *row in db.execute(f"SELECT id, {', '.join(COLUMNS[:-1])} FROM training").fetchall():
+            db.execute("UPDATE training SET digest = ? WHERE id = ?", (packing.digest_of_row(row), i))
+        for name, value in db.execute("SELECT name, value FROM manifest").fetchall():
+            told = packing.digest(name.encode(), value.encode())
+            db.execute("UPDATE manifest SET digest = ? WHERE name = ?", (told, name))
+    db.close()
 
 
 def two_networks(**changes: Any) -> tuple[Study, dict[Run, Outcome]]:

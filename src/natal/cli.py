@@ -411,7 +411,7 @@ def _say_what_is_kept(out: Path) -> None:
     kept = total = 0
     if (out / FILE).is_file():
         with Store.read(out) as store:
-            total, kept = len(store.grid()), store.complete()
+            kept, total = store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     runs = f"{kept} of {total} runs are" if total else "no run is"
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sqlite3
@@ -84,7 +85,7 @@ def test_what_is_stored_is_read_back_to_the_last_bit(store: Store) -> None:
             "threads": 1,
             "elapsed_seconds": 1.5,
         }
-        outcomes = again.outcomes()
+        outcomes = {o.key: o for o in again.outcomes()}
     for wrote in (FINISHED, DIVERGED):
         read = outcomes[wrote.key]
         assert read.facts() == wrote.facts()
@@ -98,14 +99,14 @@ def test_what_is_stored_is_read_back_to_the_last_bit(store: Store) -> None:
 def test_a_stored_training_is_never_replaced(store: Store) -> None:
     store.add([FINISHED])
     store.add([replace(FINISHED, test_metric=0.99)])
-    assert store.outcomes()["key-0"].test_metric == 1 / 3
+    assert [o.test_metric for o in store.outcomes()] == [1 / 3]
 
 
 def test_trainings_outlive_the_study_that_made_them(store: Store) -> None:
     store.add([FINISHED, DIVERGED])
     store.declare(STUDY, GRID[1:2], {})
     assert store.finished() == {"key-0", "key-1"}
-    assert set(store.outcomes()) == {"key-1"}
+    assert [o.key for o in store.outcomes()] == ["key-1"]
     assert "threads" in store.manifest()
 
 
@@ -162,9 +163,8 @@ def test_epochs_are_steps_by_the_epoch() -> None:
 
 def test_curves_are_read_when_asked_for(store: Store) -> None:
     store.add([FINISHED])
-    bare = store.outcomes(curves=False)["key-0"]
-    assert (bare.facts(), bare.curves) == (FINISHED.facts(), {})
-    assert store.curves()["key-0"]["train_loss"].tolist() == [3.0, 2.0, 1 / 3]
+    assert store.curves(["key-0", "other"])["key-0"]["train_loss"].tolist() == [3.0, 2.0, 1 / 3]
+    assert store.curves(["other"]) == {}
 
 
 def test_every_maker_is_counted_whatever_study_it_worked_for(store: Store) -> None:
@@ -176,20 +176,15 @@ def test_every_maker_is_counted_whatever_study_it_worked_for(store: Store) -> No
 # -- learning rates ------------------------------------------------------------------------------------------
 
 
-def _at(key: str, value: float | None, loss: float = 1.0) -> Outcome:
-    curves = {"step": np.array([2.0, 4.0]), "val_loss": np.array([0.0, loss])}
-    return replace(FINISHED, key=key, val_metric=value, curves=curves)
-
-
 def test_what_a_row_tried_is_kept_beside_what_it_shows(store: Store) -> None:
     tried = {0: {0.1: "key-0", 1.0: "other"}}
     store.declare(STUDY, GRID, {}, tried)
     store.add([FINISHED])
-    assert store.complete() == 0
+    assert store.complete() == (0, 18)
     store.add([replace(FINISHED, key="other")])
     assert store.tried() == tried
-    assert set(store.outcomes()) == {"key-0", "other"}
-    assert store.complete() == 1
+    assert {o.key for o in store.outcomes()} == {"key-0", "other"}
+    assert store.complete() == (1, 18)
     store.choose({0: "other"})
     assert (store.grid()[0][1], store.grid()[1][1]) == ("other", "key-1")
     assert store.tried() == tried
@@ -198,26 +193,27 @@ def test_what_a_row_tried_is_kept_beside_what_it_shows(store: Store) -> None:
 
 
 def test_a_level_takes_the_rate_with_the_best_mean_over_its_seeds() -> None:
-    grid = [(Run("t", "a", 0.5, seed), f"low-{seed}") for seed in range(2)]
+    runs = [Run("t", "a", 0.5, seed) for seed in range(2)]
     tried = {seed: {0.1: f"low-{seed}", 1.0: f"high-{seed}"} for seed in range(2)}
     values = {"low-0": 0.5, "low-1": 0.6, "high-0": 0.9, "high-1": 0.1}  # means of 0.55 and 0.5
-    outcomes = {key: _at(key, value) for key, value in values.items()}
-    assert chosen(grid, tried, outcomes, "val-metric") == {0: "low-0", 1: "low-1"}
-    outcomes["high-1"] = _at("high-1", 0.2)  # equals: the first of them
-    assert chosen(grid, tried, outcomes, "val-metric") == {0: "low-0", 1: "low-1"}
-    outcomes["high-1"] = _at("high-1", 0.3)
-    assert chosen(grid, tried, outcomes, "val-metric") == {0: "high-0", 1: "high-1"}
-    outcomes["high-0"] = _at("high-0", None)  # it diverged
-    assert chosen(grid, tried, outcomes, "val-metric") == {0: "low-0", 1: "low-1"}
-    del outcomes["low-0"]
-    assert chosen(grid, tried, outcomes, "val-metric") == {}  # the search is not over
+    low = {0: "low-0", 1: "low-1"}
+    assert chosen(runs, tried, values) == low
+    assert chosen(runs, tried, {**values, "high-1": 0.2}) == low  # equals: the first of them
+    assert chosen(runs, tried, {**values, "high-1": 0.3}) == {0: "high-0", 1: "high-1"}
+    assert chosen(runs, tried, {**values, "high-1": 0.3, "high-0": -math.inf}) == low  # it diverged
+    del values["low-0"]
+    assert chosen(runs, tried, values) == {}  # the search is not over
 
 
-def test_a_rate_can_be_chosen_by_validation_loss() -> None:
-    grid = [(Run("t", "a", 0.5, 0), "low")]
-    tried = {0: {0.1: "low", 1.0: "high"}}
-    outcomes = {"low": _at("low", 0.9, loss=2.0), "high": _at("high", 0.1, loss=1.5)}  # at the best step, 4
-    assert chosen(grid, tried, outcomes, "val-loss") == {0: "high"}
+def test_a_rate_can_be_chosen_by_validation_loss(store: Store) -> None:
+    store.declare(STUDY, GRID, {}, {0: {0.1: "key-0", 1.0: "key-1"}})
+    store.add([FINISHED, replace(FINISHED, key="key-1", best_step=6), DIVERGED])
+    assert store.deciding("val-loss") == {"key-0": -1.0, "key-1": -0.5}  # at the best step
+    assert store.deciding("val-metric") == {"key-0": 0.2, "key-1": 0.2}
+    store.clear()
+    store.declare(STUDY, GRID, {}, {0: {1.0: "key-1"}})
+    store.add([DIVERGED])
+    assert store.deciding("val-loss") == {"key-1": -math.inf}
 
 
 # -- stores of earlier versions --------------------------------------------------------------------------------
@@ -229,7 +225,7 @@ def _is_whole(store: Store) -> None:
     assert store.manifest()["engine"] == "batched"
     maker = Maker("compiled", 1, "cpu", "2.13.0+cpu", "2.4.6", "0.2.0")
     assert store.makers() == {maker: 1}
-    [outcome] = store.outcomes().values()
+    [outcome] = store.outcomes()
     kept = {
         name: FACTS_1[name]
         for name in ("kept", "densities", "test_metric", "final_loss", "constant", "diagnosis")

@@ -99,10 +99,10 @@ def train(
             _declare(store, planned)
         _drive(planned, store, watcher)
         if planned.tried:
-            store.choose(chosen(planned.grid, planned.tried, store.outcomes(), study.training.decide))
+            runs = [run for run, _ in planned.grid]
+            store.choose(chosen(runs, planned.tried, store.deciding(study.training.decide)))
         if store.manifest()["finished_at"] is None and not store.failed():
-            outcomes = store.outcomes().values()
-            store.note(finished_at=_now(), deterministic=all(o.deterministic for o in outcomes))
+            store.note(finished_at=_now(), deterministic=store.deterministic())
         afterwards(directory)
 
 

@@ -11,21 +11,23 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from natal.errors import NatalError
 from natal.notebook import Rows, html
 from natal.reading import stats
 from natal.reading.connectivity import Line, lines
-from natal.reading.rows import Attempt, Curve, Row, curve, row
-from natal.store import FILE, Failure, NetworkFacts, Store, TaskFacts, chosen, deciding
-from natal.study import PAPERS, Run, Setting, Study
+from natal.reading.rows import Attempt, Curve, InParts, Row, Runs, columns, curve, rows
+from natal.store import FILE, Failure, NetworkFacts, Store, Table, TaskFacts, chosen
+from natal.study import PAPERS, Maker, Run, Setting, Study
 from natal.wording import describe, plural
 
 if TYPE_CHECKING:
@@ -42,11 +44,9 @@ IDENTITY = ("task", "strategy", "sparsity", "seed")
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """One study's runs as typed rows.
+    """One study's runs as typed rows, read from the store when they are asked for.
 
-    ``tasks`` and ``networks``: facts of each task by name, and of each task with each network. ``runs``: a row per
-    grid row that has been trained, in the study's order. ``tried``: where learning rates are searched, a run's
-    trainings at each rate, chosen or not. ``missing``: grid rows without a training yet.
+    ``tasks`` and ``networks``: facts of each task by name, and of each task with each network.
     """
 
     directory: Path
@@ -54,32 +54,95 @@ class Results:
     manifest: Mapping[str, Any]
     tasks: Mapping[str, TaskFacts]
     networks: Mapping[Setting, NetworkFacts]
-    runs: list[Row]
-    tried: list[Attempt]
-    missing: list[Run]
 
     def __repr__(self) -> str:
-        return (
-            f"<Results of study {self.study.name!r} in {str(self.directory)!r}: "
-            f"{len(self.runs)} of {len(self.runs) + len(self.missing)} runs>"
-        )
+        try:
+            grid = self._grid
+            count = f"{len(grid.shown)} of {len(grid.runs)} runs"
+        except NatalError:  # whoever prints it gets to know when the runs are asked for
+            count = "runs that cannot be read any more"
+        return f"<Results of study {self.study.name!r} in {str(self.directory)!r}: {count}>"
 
     @cached_property
-    def curves(self) -> list[Curve]:
-        """Beside each run of ``runs`` its curves, a number an evaluation; read from the store when first asked for.
+    def _grid(self) -> _Grid:
+        """The grid's rows, and the trainings behind them as columns."""
+        with Store.read(self.directory) as store, _readable(store, self.manifest), store.reading():
+            if store.manifest("study_hash").get("study_hash") != self.manifest.get("study_hash"):
+                raise self._written_to()
+            runs, keys = store.runs()
+            tried, table = store.tried(), store.table()
+            makers = {number: store.maker(number) for number in np.unique(table["maker"]).tolist()}
+            values = store.deciding(self.study.training.decide) if tried else {}
+            # a grid shows a row's first rate until the search is over, and a command that was stopped leaves it so
+            if tried:
+                picked = chosen(runs, tried, values)
+                keys = [picked.get(i, "") if i in tried else key for i, key in enumerate(keys)]
+            place = {key: i for i, key in enumerate(table["key"].tolist())}
+            at = np.fromiter((place.get(key, -1) for key in keys), np.int64, len(keys))
+            return _Grid(runs, at, tried, table, place, values, makers)
+
+    def _columns(self, runs: Sequence[Run], at: NDArray[np.int64]) -> dict[str, Any]:
+        with _readable(None, self.manifest):
+            grid = self._grid
+            return columns(runs, grid.table, at, self.tasks, self.networks, self.study.training, grid.makers)
+
+    def _rows(self, runs: Sequence[Run], at: NDArray[np.int64]) -> Runs:
+        found = self._columns(runs, at)
+        keys = found["key"]
+        details = InParts(len(runs), lambda places: self._read(Store.details, [keys[i] for i in places]))
+        return rows(found, details.__getitem__)
+
+    def _read(self, what: Callable[[Store, list[str]], Mapping[str, Any]], keys: list[str]) -> list[Any]:
+        """Return what lies apart from the rows of these trainings."""
+        with Store.read(self.directory) as store:
+            stored = what(store, list(dict.fromkeys(keys)))
+        if not stored.keys() >= set(keys):
+            raise self._written_to()
+        return [stored[key] for key in keys]
+
+    def _written_to(self) -> NatalError:
+        return NatalError(f"{self.directory} was written to since it was read; read it again")
+
+    @cached_property
+    def runs(self) -> Runs:
+        """A row per grid row that has been trained, in the study's order."""
+        grid = self._grid
+        there = grid.at >= 0
+        return self._rows(grid.shown, grid.at[there])
+
+    @cached_property
+    def tried(self) -> list[Attempt]:
+        """Where learning rates are searched, a run's trainings at each rate, chosen or not."""
+        grid = self._grid
+        pairs = [
+            (grid.runs[i], key)
+            for i, keys in grid.tried.items()
+            for key in keys.values()
+            if key in grid.place
+        ]
+        at = np.array([grid.place[key] for _, key in pairs], np.int64)
+        made = self._rows([run for run, _ in pairs], at)
+        return [Attempt(row, grid.values[key]) for row, (_, key) in zip(made, pairs, strict=True)]
+
+    @cached_property
+    def missing(self) -> list[Run]:
+        """Grid rows without a training yet."""
+        grid = self._grid
+        return [grid.runs[i] for i in np.flatnonzero(grid.at < 0).tolist()]
+
+    @cached_property
+    def curves(self) -> Sequence[Curve]:
+        """Beside each run of ``runs`` its curves, a number an evaluation; a few hundred at a time are in memory.
 
         Raises NatalError if the store has lost them since the runs were read.
         """
-        with Store.read(self.directory) as store:
-            try:
-                stored = store.curves()
-            except ValueError as error:
-                raise NatalError(
-                    f"{store.path}: a curve is damaged ({error}); run the study with --fresh"
-                ) from None
-        if any(run.key not in stored for run in self.runs):
-            raise NatalError(f"{self.directory} was written to since it was read; read it again")
-        return [curve(run, stored[run.key]) for run in self.runs]
+
+        def read(places: range) -> list[Curve]:
+            runs = [self.runs[i] for i in places]
+            stored = self._read(Store.curves, [run.key for run in runs])
+            return [curve(run, line) for run, line in zip(runs, stored, strict=True)]
+
+        return InParts(len(self.runs), read)
 
     @cached_property
     def failed(self) -> list[tuple[Run, Failure]]:
@@ -134,11 +197,15 @@ class Results:
             )
         return found
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A 16-digit hash of the study and its runs' results; figures carry it to show their origin."""
-        shown = [[row[name] for name in (*identity(self.study), *_DIGESTED)] for row in self.runs]
-        return hashlib.sha256(json.dumps([self.study.digest, shown]).encode()).hexdigest()[:16]
+        made = hashlib.sha256(f"[{json.dumps(self.study.digest)}, [".encode())
+        fields = (*identity(self.study), *_DIGESTED)
+        for i, row in enumerate(self.runs):
+            made.update((", " * (i > 0) + json.dumps([getattr(row, name) for name in fields])).encode())
+        made.update(b"]]")
+        return made.hexdigest()[:16]
 
     def plot(self, kind: Kind = "metric", width: float | None = None, axis: Axis | None = None) -> Picture:
         """Return the ``metric`` or ``epochs`` against sparsity, or the ``ranking``, as a notebook shows it.
@@ -180,7 +247,14 @@ class Results:
         """
         import pandas
 
-        return pandas.DataFrame([row.flat() for row in self.runs])
+        grid = self._grid
+        found = self._columns(grid.shown, grid.at[grid.at >= 0])
+        layers = _by_layer(found.pop("densities"))
+        for name in ("epochs_trained", "best_epoch"):
+            if (found[name] == np.floor(found[name])).all():
+                found[name] = found[name].astype(np.int64)
+        order = [field.name for field in fields(Row) if field.name in found]
+        return pandas.DataFrame({**{name: found[name] for name in order}, **layers})
 
     def curves_frame(self) -> pd.DataFrame:
         """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers."""
@@ -198,6 +272,35 @@ class Results:
         ]
         empty = pandas.DataFrame(columns=[field.name for field in fields(Curve)])
         return pandas.concat(parts, ignore_index=True) if parts else empty
+
+
+class _Grid(NamedTuple):
+    """A study's grid as the store has it: each row, and which training of ``table`` it shows, -1 for none yet."""
+
+    runs: list[Run]
+    at: NDArray[np.int64]
+    tried: Mapping[int, Mapping[float, str]]
+    table: Table
+    place: Mapping[str, int]
+    values: Mapping[str, float]
+    makers: Mapping[int, Maker]
+
+    @property
+    def shown(self) -> list[Run]:
+        """The rows that have a training."""
+        if (self.at >= 0).all():
+            return self.runs
+        return [run for run, at in zip(self.runs, self.at.tolist(), strict=True) if at >= 0]
+
+
+def _by_layer(texts: Sequence[str]) -> dict[str, Any]:
+    """Return each layer's density as a column, from densities as JSON; NaN where a network has no such layer."""
+    known = {text: json.loads(text) for text in dict.fromkeys(texts)}
+    names = dict.fromkeys(name for densities in known.values() for name in densities)
+    return {
+        f"density_{name}": np.array([known[text].get(name, math.nan) for text in texts], np.float64)
+        for name in names
+    }
 
 
 _DIGESTED = (
@@ -228,44 +331,26 @@ def load(directory: str | Path = "results") -> Results:
     directory = Path(directory)
     with Store.read(directory) as store:
         manifest = store.manifest()
-        try:
-            return _results(directory, store, manifest)
-        except NatalError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:  # a field too many or too few, or not JSON
-            raise NatalError(
-                f"{store.path} was written by natal {manifest.get('natal_version')} and this natal cannot read it "
-                f"({str(error).splitlines()[0]}); read it with that version, or run the study again with --fresh"
-            ) from None
+        with _readable(store, manifest):
+            study = store.study()
+            tasks = {name: TaskFacts(**facts) for name, facts in manifest["tasks"].items()}
+            networks = {facts.setting: facts for facts in _networks(study, tasks, manifest)}
+            return Results(directory, study, manifest, tasks, networks)
 
 
-def _results(directory: Path, store: Store, manifest: Mapping[str, Any]) -> Results:
-    study, grid, tried = store.study(), store.grid(), store.tried()
-    tasks = {name: TaskFacts(**facts) for name, facts in manifest["tasks"].items()}
-    networks = {facts.setting: facts for facts in _networks(study, tasks, manifest)}
-    outcomes = store.outcomes(curves=bool(tried))
-    # a grid shows a row's first rate until the search is over, and a command that was stopped leaves it so
-    shown = dict(enumerate(key for _, key in grid)) | dict.fromkeys(tried, "")
-    shown |= chosen(grid, tried, outcomes, study.training.decide)
-
-    def read(run: Run, key: str) -> Row:
-        return row(run, outcomes[key], tasks[run.task], networks[run.setting], study.training)
-
-    return Results(
-        directory,
-        study,
-        manifest,
-        tasks,
-        networks,
-        runs=[read(run, shown[i]) for i, (run, _) in enumerate(grid) if shown[i] in outcomes],
-        tried=[
-            Attempt(read(grid[i][0], key), deciding(outcomes[key], study.training.decide))
-            for i, keys in tried.items()
-            for key in keys.values()
-            if key in outcomes
-        ],
-        missing=[run for i, (run, _) in enumerate(grid) if shown[i] not in outcomes],
-    )
+@contextmanager
+def _readable(store: Store | None, manifest: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what does not read into one line: a field too many or too few, a word for a number."""
+    try:
+        yield
+    except NatalError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        place = store.path if store else FILE
+        raise NatalError(
+            f"{place} was written by natal {manifest.get('natal_version')} and this natal cannot read it "
+            f"({(str(error).splitlines() or [''])[0]}); read it with that version, or run the study again with --fresh"
+        ) from None
 
 
 def _networks(

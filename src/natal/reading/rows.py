@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property, lru_cache
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from natal.store import Curves, NetworkFacts, Outcome, Record, TaskFacts
-from natal.study import Run, Setting, Training, steps
+from natal.store import Curves, NetworkFacts, Record, Table, TaskFacts, whole
+from natal.study import Maker, Run, Setting, Training, steps
+
+T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(frozen=True)
+class Later(Mapping[str, Any]):
+    """A mapping that is read whenever it is looked into, and not kept: a million diagnoses need not lie in memory."""
+
+    __slots__ = ("_read", "_what")
+
+    def __init__(self, read: Callable[[Any], Mapping[str, Any]], what: object) -> None:
+        self._read, self._what = read, what
+
+    def __getitem__(self, name: str) -> Any:
+        return self._read(self._what)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read(self._what))
+
+    def __len__(self) -> int:
+        return len(self._read(self._what))
+
+    def __repr__(self) -> str:
+        return repr(dict(self._read(self._what)))
+
+
+@dataclass(frozen=True, slots=True)
 class Row(Record):
     """One run: which it is, what its mask left, how it was trained and what came of it.
 
@@ -73,10 +96,10 @@ class Row(Record):
         """Which row of the study's grid it is."""
         return Run(self.task, self.strategy, self.sparsity, self.seed, self.network)
 
-    @cached_property
+    @property
     def setting(self) -> Setting:
         """Its task with its network."""
-        return Setting(self.task, self.network)
+        return _setting(self.task, self.network)
 
     @property
     def begun(self) -> bool:
@@ -130,48 +153,160 @@ class Attempt:
     value: float
 
 
-def row(run: Run, outcome: Outcome, task: TaskFacts, network: NetworkFacts, training: Training) -> Row:
-    """Return one run of a study that trains in such a way, ``network`` on ``task``, as a row."""
-    planned = outcome.steps_planned or network.steps
-    every = steps(training.evaluate, outcome.steps_per_epoch, planned)
-    evaluations, at_best = (math.ceil(n / every) for n in (outcome.steps_trained, outcome.best_step))
-    first = outcome.proofs.get("restarted", {}).get("step", 0)
-    diagnosis = outcome.diagnosis
-    return Row(
-        *run,
-        status=outcome.status,
-        total_params=outcome.total_params,
-        nonzero_params=outcome.nonzero_params,
-        prunable=outcome.prunable,
-        kept=outcome.kept,
-        realised_sparsity=1 - outcome.kept / outcome.prunable,
-        densities=dict(outcome.densities),
-        metric=task.metric,
-        field=task.field,
-        train_metric=_finite(outcome.train_metric),
-        val_metric=_finite(outcome.val_metric),
-        test_metric=_finite(outcome.test_metric),
-        train_loss=_finite(outcome.final_loss),
-        learning_rate=task.learning_rate if outcome.learning_rate is None else outcome.learning_rate,
-        epochs_trained=outcome.epochs_trained,
-        best_epoch=outcome.best_epoch,
-        steps_trained=outcome.steps_trained,
-        best_step=outcome.best_step,
-        steps_planned=planned,
-        steps_per_epoch=outcome.steps_per_epoch,
-        evaluations=evaluations - first // every,
-        waited=evaluations - at_best,
-        constant=outcome.constant,
-        effective_sparsity=diagnosis.get("effective_sparsity"),
-        collapses_at=diagnosis.get("collapses_at"),
-        severity=next((severity for severity, _ in diagnosis.get("findings", ())), None),
-        diagnosis=dict(diagnosis),
-        deterministic=outcome.deterministic,
-        seconds=outcome.seconds,
-        made_by=str(outcome.made_by),
-        key=outcome.key,
-        proofs=dict(outcome.proofs),
+class Runs(tuple[Row, ...]):
+    """Rows that remember their cells: the rows that differ in seed alone."""
+
+    @cached_property
+    def cells(self) -> Mapping[Where, Runs]:
+        """The rows of each setting, strategy and sparsity, in the order they first appear."""
+        found: dict[Where, list[Row]] = {}
+        for row in self:
+            found.setdefault((row.setting, row.strategy, row.sparsity), []).append(row)
+        return {where: Runs(rows) for where, rows in found.items()}
+
+
+Where = tuple[Setting, str, float]
+"""A cell's setting, strategy and sparsity."""
+
+
+@cache
+def _setting(task: str, network: str) -> Setting:
+    return Setting(task, network)
+
+
+def columns(
+    runs: Sequence[Run],
+    table: Table,
+    at: NDArray[np.int64],
+    tasks: Mapping[str, TaskFacts],
+    networks: Mapping[Setting, NetworkFacts],
+    training: Training,
+    makers: Mapping[int, Maker],
+) -> dict[str, Any]:
+    """Return the fields of rows but diagnosis and proofs, an array or a list each: run i shows the training ``at[i]``.
+
+    ``table``: as `natal.store.Store.table` has it. Numbers that a row may lack are NaN here.
+    """
+    of = {name: values[at] for name, values in table.items()}
+    settings = {setting: i for i, setting in enumerate(networks)}
+    which = np.fromiter((settings[run.task, run.network] for run in runs), np.int64, len(runs))  # type: ignore[index]
+    facts = list(networks.values())
+    planned = np.where(
+        of["steps_planned"] > 0, of["steps_planned"], np.array([f.steps for f in facts])[which]
     )
+    per_epoch = of["steps_per_epoch"]
+    lengths = {
+        pair: steps(training.evaluate, *pair)
+        for pair in set(zip(per_epoch.tolist(), planned.tolist(), strict=True))
+    }
+    every = np.array(
+        [lengths[pair] for pair in zip(per_epoch.tolist(), planned.tolist(), strict=True)], np.int64
+    )
+    evaluations, at_best = (-(-of[name] // every) for name in ("steps_trained", "best_step"))
+    rates = np.array([tasks[f.task].learning_rate for f in facts], np.float64)[which]
+    said = {number: str(maker) for number, maker in makers.items()}
+    task, strategy, sparsity, seed, network = zip(*runs, strict=True) if runs else ([],) * 5
+    metrics = {
+        name: np.where(np.isfinite(of[name]), of[name], np.nan)
+        for name in ("train_metric", "val_metric", "test_metric", "final_loss")
+    }
+    metric, field = ([getattr(tasks[f.task], name) for f in facts] for name in ("metric", "field"))
+    return {
+        "task": task,
+        "strategy": strategy,
+        "sparsity": sparsity,
+        "seed": seed,
+        "network": network,
+        "status": of["status"],
+        **{name: of[name] for name in ("total_params", "nonzero_params", "prunable", "kept")},
+        "realised_sparsity": 1 - of["kept"] / of["prunable"],
+        "densities": of["densities"],
+        "metric": [metric[i] for i in which],
+        "field": [field[i] for i in which],
+        "train_metric": metrics["train_metric"],
+        "val_metric": metrics["val_metric"],
+        "test_metric": metrics["test_metric"],
+        "train_loss": metrics["final_loss"],
+        "learning_rate": np.where(np.isnan(of["learning_rate"]), rates, of["learning_rate"]),
+        "epochs_trained": of["steps_trained"] / per_epoch,
+        "best_epoch": of["best_step"] / per_epoch,
+        "steps_trained": of["steps_trained"],
+        "best_step": of["best_step"],
+        "steps_planned": planned,
+        "steps_per_epoch": per_epoch,
+        "evaluations": evaluations - of["first_step"] // every,
+        "waited": evaluations - at_best,
+        "constant": of["constant"] != 0,
+        "effective_sparsity": of["effective_sparsity"],
+        "collapses_at": of["collapses_at"],
+        "severity": of["severity"],
+        "deterministic": of["deterministic"] != 0,
+        "seconds": of["seconds"],
+        "made_by": [said[number] for number in of["maker"].tolist()],
+        "key": of["key"],
+    }
+
+
+_PERHAPS = (
+    "train_metric",
+    "val_metric",
+    "test_metric",
+    "train_loss",
+    "learning_rate",
+    "effective_sparsity",
+    "collapses_at",
+)
+
+
+def rows(
+    found: Mapping[str, Any], details: Callable[[int], tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> Runs:
+    """Return rows from their `columns`; ``details``: diagnosis and proofs of the row of this number."""
+    lists = {
+        name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in found.items()
+    }
+    for name in _PERHAPS:
+        lists[name] = [None if value != value else value for value in lists[name]]
+    for name in ("epochs_trained", "best_epoch"):
+        lists[name] = [whole(value) for value in lists[name]]
+    count = len(lists["key"])
+    lists["densities"] = [Later(_densities, text) for text in lists["densities"]]
+    lists["diagnosis"] = [Later(lambda i: details(i)[0], i) for i in range(count)]
+    lists["proofs"] = [Later(lambda i: details(i)[1], i) for i in range(count)]
+    return Runs(map(Row, *(lists[field.name] for field in dataclasses.fields(Row))))
+
+
+@lru_cache(1000)
+def _densities(text: str) -> dict[str, float]:
+    return dict(json.loads(text))
+
+
+class InParts(Sequence[T_co]):
+    """A sequence of which a part at a time is read and kept.
+
+    ``read``: returns the things of a range of places.
+    """
+
+    def __init__(self, count: int, read: Callable[[range], Sequence[T_co]], size: int = 500) -> None:
+        self._count, self._read, self._size = count, read, size
+        self._part: tuple[int, Sequence[T_co]] = (-1, ())
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> T_co: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T_co]: ...
+    def __getitem__(self, place: SupportsIndex | slice) -> T_co | Sequence[T_co]:
+        places = range(self._count)[place]
+        if isinstance(places, range):
+            return [self[i] for i in places]
+        number, within = divmod(places, self._size)
+        if self._part[0] != number:
+            first = number * self._size
+            self._part = number, self._read(range(first, min(first + self._size, self._count)))
+        return self._part[1][within]
 
 
 def curve(row: Row, curves: Curves) -> Curve:
@@ -189,7 +324,3 @@ def curve(row: Row, curves: Curves) -> Curve:
 
 
 _NOTHING = np.empty(0)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

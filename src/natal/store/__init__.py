@@ -1,11 +1,12 @@
 """What was found: finished trainings, kept. No torch here."""
 
-from natal.store.record import Curves, Failure, NetworkFacts, Outcome, Record, TaskFacts
+from natal.store.record import Curves, Failure, NetworkFacts, Outcome, Record, TaskFacts, whole
 from natal.store.search import Tried, chosen, deciding
 from natal.store.sqlite import FILE, Store
 from natal.store.states import MASK, Place, States
+from natal.store.training import Table
 
 __all__ = [
-    "FILE", "MASK", "Curves", "Failure", "NetworkFacts", "Outcome", "Place", "Record", "States", "Store", "TaskFacts",
-    "Tried", "chosen", "deciding",
+    "FILE", "MASK", "Curves", "Failure", "NetworkFacts", "Outcome", "Place", "Record", "States", "Store", "Table",
+    "TaskFacts", "Tried", "chosen", "deciding", "whole",
 ]  # fmt: skip

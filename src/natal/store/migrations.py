@@ -13,6 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from natal.store import packing
+from natal.store.training import SCHEMA, columns, insert, maker
+
 _MADE_BY = re.compile(r"(\w+) engine, ([\w:]+), natal ([^,]+), torch ([^,]+), numpy ([^,]+)")
 _ENGINES = {"batched": "compiled", "sequential": "torch"}
 
@@ -31,7 +34,7 @@ def one_to_two(db: sqlite3.Connection) -> None:
     ):
         db.execute(statement)
     rows = db.execute("SELECT key, status, facts, train_loss, val_metric, finished_at FROM training_1")
-    for key, status, text, loss, metric, when in rows.fetchall():
+    for key, status, text, loss, metric, when in rows:  # one at a time: all together need not fit into memory
         facts = json.loads(text)
         made_by = _made_by(str(facts.pop("made_by")))
         epochs, best = facts.pop("epochs_trained"), facts.pop("best_epoch")
@@ -63,11 +66,37 @@ def _made_by(words: str) -> dict[str, str | int]:
 
 
 def two_to_three(db: sqlite3.Connection) -> None:
-    """Trainings that failed."""
-    db.execute(
-        "CREATE TABLE failure (key TEXT PRIMARY KEY, reason TEXT NOT NULL, tries INTEGER NOT NULL,"
-        " at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
-    )
+    """Columns instead of JSON, makers once, digests, curves of a training in one row; trainings move one by one."""
+    db.execute("ALTER TABLE training RENAME TO training_2")
+    db.execute("ALTER TABLE curve RENAME TO curve_2")
+    for statement in SCHEMA.split(";")[:-1]:
+        db.execute(statement)
+    last = ""
+    while rows := db.execute(
+        "SELECT key, status, made_by, facts, finished_at FROM training_2 WHERE key > ? ORDER BY key LIMIT 500",
+        (last,),
+    ).fetchall():
+        for key, status, made_by, text, when in rows:
+            lines = db.execute("SELECT name, numbers FROM curve_2 WHERE key = ?", (key,))
+            curves = {name: np.frombuffer(numbers) for name, numbers in lines}
+            order = sorted(curves, key=lambda name: (name != "step", name != "train_loss", name))
+            training = columns(
+                key, status, maker(db, made_by), json.loads(text), {name: curves[name] for name in order}
+            )
+            number = insert(db, *training)
+            db.execute("UPDATE training SET finished_at = ? WHERE id = ?", (when, number))
+        last = rows[-1][0]
+        # what has moved gives its room to what comes next
+        db.execute("DELETE FROM training_2 WHERE key <= ?", (last,))
+        db.execute("DELETE FROM curve_2 WHERE key <= ?", (last,))
+    db.execute("DROP TABLE training_2")
+    db.execute("DROP TABLE curve_2")
+    db.execute("ALTER TABLE manifest ADD COLUMN digest INTEGER NOT NULL DEFAULT 0")
+    for name, value in db.execute("SELECT name, value FROM manifest").fetchall():
+        db.execute(
+            "UPDATE manifest SET digest = ? WHERE name = ?",
+            (packing.digest(name.encode(), value.encode()), name),
+        )
 
 
 MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: one_to_two, 2: two_to_three}

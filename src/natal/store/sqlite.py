@@ -1,8 +1,13 @@
 """Finished trainings in one SQLite file, written by the coordinating process alone. No torch here.
 
-``study.sqlite`` holds one row per training, found by its key; the grid of the study that was last run in the
-directory, each row naming its key; and a manifest. A training is committed in its own transaction as soon as it is
-finished, so a kill at any moment loses only what was still being trained.
+``study.sqlite`` holds a row per training, found by its key, and apart from it what is seldom read: curves, and what the
+mask doctor said; the grid of the study that was last run in the directory, each row naming its key; and a manifest. A
+training is committed in its own transaction as soon as it is finished, so a kill at any moment loses only what was
+still being trained.
+
+Readers never stop the writer: it writes ahead (SQLite's WAL) while it has the file open, where the file system lets
+processes share memory; elsewhere it waits for them, and reads are short. Opening a store looks at its first page alone;
+whoever reads a row or a curve checks its digest, and `Store.damage` looks at all there is.
 """
 
 from __future__ import annotations
@@ -11,34 +16,36 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from natal.errors import NatalError
+from natal.store import packing
 from natal.store.migrations import MIGRATIONS
 from natal.store.record import Curves, Failure, Outcome
+from natal.store.search import deciding
+from natal.store.training import COLUMNS, SCHEMA, Table, columns, insert, maker, outcome, table
 from natal.study import Maker, Run, Study
 
+T = TypeVar("T")
 FILE = "study.sqlite"
 APPLICATION = 0x4E41544C  # "NATL": tells natal's files from other people's
 FORMAT = 3
+PATIENCE = 600.0
+"""Seconds that a writer waits for readers, and a reader for a writer, where the file system makes them wait."""
+AT_ONCE = 500
+"""Trainings that are read at once, where each has curves."""
 
-_SCHEMA = """
-CREATE TABLE training (key TEXT PRIMARY KEY, status TEXT NOT NULL, made_by TEXT NOT NULL, facts TEXT NOT NULL,
-                       finished_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
-CREATE TABLE curve (key TEXT NOT NULL, name TEXT NOT NULL, numbers BLOB NOT NULL,
-                    PRIMARY KEY (key, name)) WITHOUT ROWID;
+_SCHEMA = f"""{SCHEMA}
 CREATE TABLE grid (position INTEGER PRIMARY KEY, task TEXT NOT NULL, strategy TEXT NOT NULL, sparsity REAL NOT NULL,
                    seed INTEGER NOT NULL, key TEXT NOT NULL, network TEXT NOT NULL DEFAULT 'mlp');
 CREATE TABLE tried (position INTEGER NOT NULL, learning_rate REAL NOT NULL, key TEXT NOT NULL,
                     PRIMARY KEY (position, learning_rate)) WITHOUT ROWID;
-CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE failure (key TEXT PRIMARY KEY, reason TEXT NOT NULL, tries INTEGER NOT NULL,
-                      at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
+CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL, digest INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
 """What a new store starts with; what an old one becomes, see `natal.store.migrations`."""
 
@@ -50,9 +57,11 @@ class Store:
     file or a full disk raises NatalError with one line.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, writes: bool = False) -> None:
         self.path = path
         self._db = connection
+        self._writes = writes
+        self._makers: dict[int, Maker] = {}
 
     @classmethod
     def create(cls, directory: Path) -> Self:
@@ -66,11 +75,13 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _found(path)
-            db = _recognise(sqlite3.connect(path, isolation_level=None), path)
-            store = cls(path, db)
+            db = _recognise(sqlite3.connect(path, PATIENCE, isolation_level=None), path)
+            if shares_memory(path):
+                db.execute("PRAGMA journal_mode = WAL")
+            store = cls(path, db, writes=True)
             if _version(db) < FORMAT:
                 with store._transaction():
-                    _bring_up_to_date(db)
+                    _bring_up_to_date(db, path)
             return store
 
     @classmethod
@@ -84,20 +95,23 @@ class Store:
                 f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one"
             )
         with _plainly(path):
-            # a command that was killed left a journal behind, which a reader must be able to roll back
-            mode = "rw" if os.access(path, os.W_OK) and os.access(directory, os.W_OK) else "ro"
-            db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None)
-            db = _recognise(db, path)
+            db = _recognise(_to_read(path), path)
             if _version(db) < FORMAT:
-                copy = sqlite3.connect(":memory:", isolation_level=None)
+                copy = sqlite3.connect(
+                    "", isolation_level=None
+                )  # a file of its own that ends with the connection
                 db.backup(copy)
                 db.close()
                 db = copy
-                _bring_up_to_date(db)
+                _bring_up_to_date(db, path)
             return cls(path, db)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a writer leaves one file, which can be read where nothing can be written."""
+        with suppress(sqlite3.Error):
+            if self._writes:
+                self._db.execute("PRAGMA busy_timeout = 0")
+                self._db.execute("PRAGMA journal_mode = DELETE")  # not while somebody reads
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -152,8 +166,9 @@ class Store:
     def clear(self) -> None:
         """Forget every training and the study."""
         with self._transaction():
-            for table in ("training", "curve", "failure", "grid", "tried", "manifest"):
+            for table in ("training", "detail", "curve", "maker", "failure", "grid", "tried", "manifest"):
                 self._db.execute(f"DELETE FROM {table}")
+            self._makers.clear()
 
     def add(self, outcomes: Iterable[Outcome], failures: Iterable[Failure] = (), **manifest: Any) -> None:
         """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is.
@@ -169,21 +184,15 @@ class Store:
                 )
             for o in outcomes:
                 self._db.execute("DELETE FROM failure WHERE key = ?", (o.key,))
-                added = self._db.execute(
-                    "INSERT OR IGNORE INTO training (key, status, made_by, facts) VALUES (?, ?, ?, ?)",
-                    (o.key, o.status, json.dumps(o.maker()), json.dumps(o.facts())),
-                )
-                if added.rowcount:
-                    self._db.executemany(
-                        "INSERT INTO curve VALUES (?, ?, ?)",
-                        [(o.key, name, numbers.tobytes()) for name, numbers in o.curves.items()],
-                    )
+                made_by = maker(self._db, json.dumps(o.maker()))
+                insert(self._db, *columns(o.key, o.status, made_by, o.facts(), o.curves))
             self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:
+        texts = [(name, json.dumps(value)) for name, value in entries.items()]
         self._db.executemany(
-            "INSERT OR REPLACE INTO manifest VALUES (?, ?)",
-            [(name, json.dumps(value)) for name, value in entries.items()],
+            "INSERT OR REPLACE INTO manifest VALUES (?, ?, ?)",
+            [(name, text, packing.digest(name.encode(), text.encode())) for name, text in texts],
         )
 
     @contextmanager
@@ -200,15 +209,26 @@ class Store:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let everything read inside be of one moment, whatever is written meanwhile."""
+        with _plainly(self.path):
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("ROLLBACK")
+
     def finished(self) -> set[str]:
         """Return the keys of all trainings stored, whichever study made them."""
-        with _plainly(self.path):
+        with _sensibly(self.path):
             return {key for (key,) in self._db.execute("SELECT key FROM training")}
 
     def statuses(self) -> dict[str, str]:
         """Return the status of every training stored, whichever study made it, by key."""
-        with _plainly(self.path):
-            return dict(self._db.execute("SELECT key, status FROM training"))
+        with _sensibly(self.path):
+            same = {status: status for status in STATUSES}
+            return {key: same[status] for key, status in self._db.execute("SELECT key, status FROM training")}
 
     def failures(self) -> dict[str, Failure]:
         """Return the trainings that failed and were not made since, whichever study asked for them, by key."""
@@ -228,21 +248,39 @@ class Store:
 
     def makers(self) -> dict[Maker, int]:
         """Return who made the trainings stored, whichever study they belong to, and how many each."""
-        with _plainly(self.path):
-            rows = self._db.execute("SELECT made_by, COUNT(*) FROM training GROUP BY made_by")
-            return {Maker(**json.loads(made_by)): count for made_by, count in rows}
+        with _sensibly(self.path):
+            counts = self._db.execute(
+                "SELECT maker, COUNT(*) FROM training GROUP BY maker ORDER BY maker"
+            ).fetchall()
+            return {self.maker(number): count for number, count in counts}
 
-    def manifest(self) -> dict[str, Any]:
-        """Return the manifest: the study, versions, platform, threads, wall time."""
-        with _plainly(self.path):
-            return {
-                name: json.loads(value)
-                for name, value in self._db.execute("SELECT name, value FROM manifest")
-            }
+    def maker(self, number: int) -> Maker:
+        """Return a maker by its number in a training's row."""
+        if number not in self._makers:
+            with _sensibly(self.path):
+                query = "SELECT made_by, digest FROM maker WHERE id = ?"
+                made_by, told = self._db.execute(query, (number,)).fetchone() or ("", None)
+                if told != packing.digest(made_by.encode()):
+                    raise self._damaged(f"maker {number}")
+                self._makers[number] = Maker(**json.loads(made_by))
+        return self._makers[number]
+
+    def manifest(self, *names: str) -> dict[str, Any]:
+        """Return the manifest, or these entries of it: the study, versions, platform, threads, wall time."""
+        which = f" WHERE name IN ({', '.join('?' * len(names))})" if names else ""
+        found = {}
+        with _sensibly(self.path):
+            for name, value, told in self._db.execute(
+                f"SELECT name, value, digest FROM manifest{which}", names
+            ):
+                if told != packing.digest(str(name).encode(), str(value).encode()):
+                    raise self._damaged(f"the manifest's {name!r}")
+                found[name] = json.loads(value)
+        return found
 
     def study(self) -> Study:
         """Return the study this directory shows; raise NatalError if none was declared yet."""
-        declared = self.manifest().get("study")
+        declared = self.manifest("study").get("study")
         if declared is None:
             raise NatalError(
                 f"{self.path} holds no study yet; `natal run --out {self.path.parent}` starts one"
@@ -251,58 +289,159 @@ class Store:
 
     def grid(self) -> list[tuple[Run, str]]:
         """Return the rows of the study's grid, in order, each with the key of its training."""
-        with _plainly(self.path):
+        return list(zip(*self.runs(), strict=True))
+
+    def runs(self) -> tuple[list[Run], list[str]]:
+        """Return the rows of the study's grid, in order, and the keys of their trainings."""
+        same: dict[Any, Any] = {}
+        runs, keys = [], []
+        with _sensibly(self.path):
             rows = self._db.execute(
                 "SELECT task, strategy, sparsity, seed, network, key FROM grid ORDER BY position"
             )
-            return [(Run(*row[:5]), row[5]) for row in rows]
+            for task, strategy, sparsity, seed, network, key in rows:
+                name = task, strategy, sparsity, network
+                task, strategy, sparsity, network = same.setdefault(name, name)  # few cells, many seeds
+                runs.append(Run(task, strategy, sparsity, seed, network))
+                keys.append(key)
+        return runs, keys
 
-    def complete(self) -> int:
-        """Return how many of the grid's rows have all their trainings."""
-        finished, tried = self.finished(), self.tried()
-        return sum(
-            finished.issuperset({key, *tried.get(i, {}).values()}) for i, (_, key) in enumerate(self.grid())
-        )
+    def complete(self) -> tuple[int, int]:
+        """Return how many of the grid's rows have all their trainings, and how many rows there are."""
+        with _sensibly(self.path):
+            lacking = """SELECT COUNT(*) FROM grid WHERE key NOT IN (SELECT key FROM training) OR EXISTS (SELECT 1 FROM
+                tried WHERE tried.position = grid.position AND tried.key NOT IN (SELECT key FROM training))"""
+            (total,), (missing,) = (
+                self._db.execute(q).fetchone() for q in ("SELECT COUNT(*) FROM grid", lacking)
+            )
+            return total - missing, total
 
     def tried(self) -> dict[int, dict[float, str]]:
         """Return the key of the training at each learning rate, for the grid's rows that choose among several."""
         found: dict[int, dict[float, str]] = {}
-        with _plainly(self.path):
+        with _sensibly(self.path):
             for position, rate, key in self._db.execute("SELECT position, learning_rate, key FROM tried"):
                 found.setdefault(position, {})[rate] = key
         return found
 
-    def curves(self) -> dict[str, Curves]:
-        """Return the curves of the study's trainings by key, see `outcomes`."""
-        found: dict[str, dict[str, NDArray[np.float64]]] = {}
-        with _plainly(self.path):
-            for key, name, numbers in self._db.execute(
-                f"SELECT key, name, numbers FROM curve WHERE {_OF_STUDY}"
-            ):
-                found.setdefault(key, {})[name] = np.frombuffer(numbers)
-        return dict(found)
+    def table(self) -> Table:
+        """Return the stored trainings of the study as columns, without details and curves, in the order they came."""
+        parts = []
+        with _sensibly(self.path):
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM training WHERE {_OF_STUDY} ORDER BY id")
+            while some := rows.fetchmany(20_000):
+                for row in some:
+                    self._check(row)
+                parts.append(table(some))
+        parts = parts or [table([])]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def outcomes(self, *, curves: bool = True) -> dict[str, Outcome]:
-        """Return the stored trainings of the study by key: the grid's, and those at learning rates not chosen.
+    def details(self, keys: Sequence[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """Return diagnosis and proofs of these trainings, by key."""
+        found = {}
+        for key, told, *texts in self._joined("detail", "diagnosis, proofs", keys):
+            if told != packing.digest(*(str(text).encode() for text in texts)):
+                raise self._damaged(f"what the doctor said of training {key}")
+            diagnosis, proofs = map(json.loads, texts)
+            found[key] = diagnosis, proofs
+        return found
 
-        Without ``curves``, theirs are left empty, which is much quicker for a large study.
-        """
-        lines = self.curves() if curves else {}
-        with _plainly(self.path):
-            rows = self._db.execute(f"SELECT key, status, made_by, facts FROM training WHERE {_OF_STUDY}")
-            return {
-                key: Outcome(
-                    key=key,
-                    status=status,
-                    made_by=Maker(**json.loads(made_by)),
-                    curves=lines.get(key, {}),
-                    **json.loads(facts),
-                )
-                for key, status, made_by, facts in rows
-            }
+    def curves(self, keys: Sequence[str]) -> dict[str, Curves]:
+        """Return the curves of these trainings, by key."""
+        found: dict[str, Curves] = {}
+        for key, told, lines, numbers in self._joined("curve", "lines, numbers", keys):
+            if told != packing.digest(str(lines).encode(), numbers):
+                raise self._damaged(f"the curves of training {key}")
+            found[key] = packing.unpack(lines, numbers)
+        return found
+
+    def _joined(self, name: str, wanted: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Yield key, digest and more from the table ``name``, which has the digest in `training`."""
+        with _sensibly(self.path):
+            for some in _parts(keys):
+                query = f"SELECT key, {name}, {wanted} FROM training JOIN {name} USING (id) WHERE key IN"
+                yield from self._db.execute(
+                    f"{query} ({', '.join('?' * len(some))}) ORDER BY id", some
+                ).fetchall()
+
+    def outcomes(self, keys: Iterable[str] | None = None) -> Iterator[Outcome]:
+        """Yield stored trainings whole, by default those of the study: the grid's, and those at rates not chosen."""
+        if keys is None:
+            with _sensibly(self.path):
+                keys = [
+                    key
+                    for (key,) in self._db.execute(f"SELECT key FROM training WHERE {_OF_STUDY} ORDER BY id")
+                ]
+        for some in _parts(keys):
+            places = ", ".join("?" * len(some))
+            with self.reading():
+                query = f"SELECT {_COLUMNS} FROM training WHERE key IN ({places}) ORDER BY id"
+                rows = self._db.execute(query, some).fetchall()
+                details, curves = self.details(some), self.curves(some)
+            for row in rows:
+                self._check(row)
+                diagnosis, proofs = details[row[0]]
+                yield outcome(row, self.maker(row[2]), diagnosis, proofs, curves[row[0]])
+
+    def deciding(self, decide: str) -> dict[str, float]:
+        """Return what decides for each training that a row chooses from, see `natal.store.search.deciding`."""
+        with _sensibly(self.path):
+            rows = self._db.execute(
+                f"SELECT {_COLUMNS} FROM training WHERE key IN (SELECT key FROM tried)"
+            ).fetchall()
+        for row in rows:
+            self._check(row)
+        metric, best = COLUMNS.index("val_metric"), COLUMNS.index("best_step")
+        found = {}
+        for some in _parts(rows):
+            curves = self.curves([row[0] for row in some]) if decide == "val-loss" else {}
+            for row in some:
+                found[row[0]] = deciding(row[metric], row[best], curves.get(row[0], {}), decide)
+        return found
+
+    def deterministic(self) -> bool:
+        """Whether all trainings of the study were made with deterministic algorithms."""
+        with _sensibly(self.path):
+            loose = f"SELECT 1 FROM training WHERE NOT deterministic AND {_OF_STUDY} LIMIT 1"
+            return self._db.execute(loose).fetchone() is None
+
+    def damage(self) -> list[str]:
+        """Look at every page and every digest; return what is wrong, a line each."""
+        found: list[str] = []
+        with _sensibly(self.path):
+            found += [
+                f"{self.path}: {said}" for (said,) in self._db.execute("PRAGMA quick_check") if said != "ok"
+            ]
+            keys = [key for (key,) in self._db.execute("SELECT key FROM training ORDER BY id")]
+        for some in _parts(keys):
+            try:
+                for _ in self.outcomes(some):
+                    pass
+            except NatalError as error:
+                found.append(str(error))
+        return found
+
+    def _check(self, row: Sequence[Any]) -> None:
+        """Raise NatalError unless a training's row, from ``key`` to ``digest``, is as it was written."""
+        if packing.digest_of_row(row[:-1]) != row[-1] or row[1] not in STATUSES:
+            raise self._damaged(f"training {row[0]!a}")
+
+    def _damaged(self, what: str) -> NatalError:
+        return NatalError(
+            f"{self.path} is damaged: {what} is not what was written; restore the file, or run the study with --fresh"
+        )
 
 
+STATUSES = ("finished", "diverged")
+"""What a stored training can have come to."""
+_COLUMNS = ", ".join(COLUMNS)
 _OF_STUDY = "key IN (SELECT key FROM grid UNION SELECT key FROM tried)"
+
+
+def _parts(things: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(things)
+    while some := list(islice(rest, AT_ONCE)):
+        yield some
 
 
 def _found(path: Path) -> None:
@@ -317,8 +456,42 @@ def _found(path: Path) -> None:
     draft.rename(path)
 
 
+def shares_memory(path: Path) -> bool:
+    """Whether processes can share memory through files beside ``path``, which SQLite's writing ahead needs.
+
+    Not on file systems that several hosts share. Where the system does not say what it has, none are expected.
+    """
+    try:
+        mounts = Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return True
+    here, kind = path.resolve(), ""
+    deepest = -1
+    for mount in mounts:
+        _, point, is_of, *_ = mount.split(" ")
+        place = Path(point.encode().decode("unicode_escape"))
+        if here.is_relative_to(place) and len(place.parts) >= deepest:
+            deepest, kind = len(place.parts), is_of
+    return kind not in _SHARED and not kind.startswith("fuse.")
+
+
+_SHARED = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "afs", "9p", "glusterfs",
+           "pvfs2", "orangefs", "virtiofs", "fuse", "ocfs2", "gfs2", "panfs", "wekafs", "ncpfs", "vboxsf"}  # fmt: skip
+"""File systems that hosts share, as Linux calls them."""
+
+
+def _to_read(path: Path) -> sqlite3.Connection:
+    """Return a connection that only reads; what a killed command left beside the file may need the right to write."""
+    may_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    with path.open("rb") as file:
+        ahead = file.read(20)[18:] == b"\2\2"  # written ahead, by a command that could not tidy up
+    alone = ahead and not path.with_name(f"{path.name}-wal").exists()
+    mode = "mode=rw" if may_write else "immutable=1" if alone else "mode=ro"
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", PATIENCE, uri=True, isolation_level=None)
+
+
 def _recognise(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Return ``db`` if it is a whole natal store, else close it and say what it is."""
+    """Return ``db`` if it is a natal store, else close it and say what it is."""
     try:
         _inspect(db, path)
     except BaseException:
@@ -328,6 +501,7 @@ def _recognise(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 
 
 def _inspect(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("BEGIN")  # nobody changes the file while it is looked at
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION:
         raise NatalError(f"{path} is not a natal run store; name another directory with --out")
@@ -336,12 +510,15 @@ def _inspect(db: sqlite3.Connection, path: Path) -> None:
             f"{path} has store format {_version(db)}, this natal reads {min(MIGRATIONS)} to {FORMAT}; "
             "name another directory with --out"
         )
-    (page,) = db.execute("PRAGMA page_size").fetchone()
-    # SQLite fills a cut page up with zeros and finds nothing wrong with them
-    if db.execute("PRAGMA quick_check").fetchone() != ("ok",) or path.stat().st_size % page:
+    (page,), (pages,) = (db.execute(f"PRAGMA {what}").fetchone() for what in ("page_size", "page_count"))
+    # SQLite finds nothing wrong with a file that was cut; what was written ahead lies beside it
+    ahead = path.with_name(f"{path.name}-wal")
+    if not ahead.exists() and path.stat().st_size != page * pages:
         raise NatalError(
             f"{path} is damaged; nothing was changed; restore it or name another directory with --out"
         )
+    db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    db.execute("COMMIT")
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -349,10 +526,31 @@ def _version(db: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _bring_up_to_date(db: sqlite3.Connection) -> None:
-    for version in range(_version(db), FORMAT):
-        MIGRATIONS[version](db)
-        db.execute(f"PRAGMA user_version = {version + 1}")
+def _bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
+    written = _version(db)
+    try:
+        for version in range(written, FORMAT):
+            MIGRATIONS[version](db)
+            db.execute(f"PRAGMA user_version = {version + 1}")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise NatalError(
+            f"{path} has store format {written} and cannot be brought up to date ({str(error).splitlines()[0]}); "
+            "restore it or name another directory with --out"
+        ) from None
+
+
+@contextmanager
+def _sensibly(path: Path) -> Iterator[None]:
+    """Turn what is no training, though SQLite finds nothing wrong with it, into one line, too."""
+    try:
+        with _plainly(path):
+            yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise NatalError(
+            f"{path} is damaged: it holds what natal did not write ({type(error).__name__}: {said}); restore the file, "
+            "or run the study with --fresh"
+        ) from None
 
 
 @contextmanager

@@ -93,6 +93,8 @@ def study_bytes(study: Study) -> bytes:
     table = study.model_dump(mode="json")
     # what a claim does not say is left out; what a training does without is said
     table["claims"] = [{k: v for k, v in claim.items() if v is not None} for claim in table["claims"]]
+    if table["training"]["learning_rate"] is None:  # the tasks' own, which is said by leaving it out
+        del table["training"]["learning_rate"]
     lines = [head, *(f"{key} = {toml(value)}" for key, value in table.items())]
     return ("\n".join(lines) + "\n").encode()
 

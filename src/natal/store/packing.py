@@ -1,0 +1,61 @@
+"""How a training's numbers lie in the store, and the digests that tell when a bit of them has flipped. No torch here.
+
+A digest is 64 bits of BLAKE2b: of a row's values as Python writes them in ASCII, of curves and details as stored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def digest(*parts: bytes) -> int:
+    """Return 64 bits of BLAKE2b of some bytes, as SQLite keeps a whole number."""
+    made = blake2b(digest_size=8)
+    for part in parts:
+        made.update(part)
+    return int.from_bytes(made.digest(), "little", signed=True)
+
+
+def digest_of_row(values: Sequence[object]) -> int:
+    """Return the digest of a row's values: None, whole numbers, float64 and text."""
+    return digest(ascii(tuple(values)).encode())
+
+
+def pack(curves: Mapping[str, NDArray[np.float64]]) -> tuple[str, bytes]:
+    """Return curves as they are stored: what lines there are, as JSON, and their numbers one after the other.
+
+    A line takes four bytes a number where float32 holds each exactly, as it does what torch measured, else
+    eight. Compression would save a third more, and cost the coordinator more time than all else it does for a run.
+    """
+    lines, numbers = [], []
+    for name, line in curves.items():
+        line = np.asarray(line, np.float64)
+        with np.errstate(over="ignore"):
+            half = line.astype("<f4")
+        exact = np.array_equal(half, line, equal_nan=True)
+        lines.append([name, "<f4" if exact else "<f8", len(line)])
+        numbers.append((half if exact else line.astype("<f8", copy=False)).tobytes())
+    return json.dumps(lines), b"".join(numbers)
+
+
+def unpack(lines: str, numbers: bytes) -> dict[str, NDArray[np.float64]]:
+    """Return curves from how they are stored; raises ValueError or TypeError if that makes no sense."""
+    found, at = {}, 0
+    for name, kind, length in json.loads(lines):
+        found[str(name)] = np.frombuffer(numbers, kind, length, at).astype(np.float64)
+        at += length * np.dtype(kind).itemsize
+    if at != len(numbers):
+        raise ValueError(f"{len(numbers)} bytes instead of {at}")
+    return found
+
+
+def number(value: Any) -> float | None:
+    """Return a number as SQLite keeps it, which has no NaN."""
+    return None if value is None or math.isnan(value) else float(value)
