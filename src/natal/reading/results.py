@@ -137,12 +137,13 @@ class Results:
         Raises NatalError if the store has lost them since the runs were read.
         """
 
-        def read(places: range) -> list[Curve]:
-            runs = [self.runs[i] for i in places]
-            stored = self._read(Store.curves, [run.key for run in runs])
-            return [curve(run, line) for run, line in zip(runs, stored, strict=True)]
+        return InParts(len(self.runs), self.curves_of)
 
-        return InParts(len(self.runs), read)
+    def curves_of(self, places: Sequence[int]) -> list[Curve]:
+        """Return the curves of some of ``runs``, by place; raises NatalError like ``curves``."""
+        runs = [self.runs[i] for i in places]
+        stored = self._read(Store.curves, [run.key for run in runs])
+        return [curve(run, line) for run, line in zip(runs, stored, strict=True)]
 
     @cached_property
     def lines(self) -> list[Line]:

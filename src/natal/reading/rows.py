@@ -157,6 +157,23 @@ class Runs(tuple[Row, ...]):
     """Rows that remember their cells: the rows that differ in seed alone."""
 
     @cached_property
+    def memory(self) -> dict[Any, Any]:
+        """What functions have found out about these rows, so that none computes it twice."""
+        return {}
+
+    @cached_property
+    def settings(self) -> Mapping[Setting, Runs]:
+        """The rows of each setting, in the order they first appear."""
+        found: dict[Setting, list[Row]] = {}
+        for row in self:
+            found.setdefault(row.setting, []).append(row)
+        return (
+            {setting: Runs(rows) for setting, rows in found.items()}
+            if len(found) > 1
+            else dict.fromkeys(found, self)
+        )
+
+    @cached_property
     def cells(self) -> Mapping[Where, Runs]:
         """The rows of each setting, strategy and sparsity, in the order they first appear."""
         found: dict[Where, list[Row]] = {}

@@ -175,12 +175,9 @@ def _findings(view: View, number: Mapping[Any, int]) -> Iterator[tuple[int, str,
 def _curves(view: View, runs: Sequence[Row]) -> Data:
     """Return learning curves, a row per run, each a list of numbers per column."""
     chosen = _sample(range(len(runs)), CURVES)
-    wanted = {runs[i].run: i for i in chosen}
+    place = {id(run): at for at, run in enumerate(view.results.runs)}
     rows = []
-    for run, curve in zip(view.results.runs, view.results.curves, strict=True):
-        i = wanted.get(run.run)
-        if i is None:
-            continue
+    for i, curve in zip(chosen, view.results.curves_of([place[id(runs[i])] for i in chosen]), strict=True):
         kept = _kept(len(curve.step))
         numbers = (curve.epoch, curve.train_loss, curve.val_loss, curve.val_metric, curve.test_metric)
         rows.append((i, *(_thin(values, kept) for values in numbers)))

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from natal.reading import claims, figures, stats
 from natal.reading.results import Results
-from natal.reading.rows import Row
+from natal.reading.rows import Runs
 from natal.study import Setting
 from natal.wording import percent
 
@@ -36,12 +36,9 @@ class View:
         return "task" if len(self.study.networks) == 1 else "setting"
 
     @cached_property
-    def runs_of(self) -> Mapping[Setting, list[Row]]:
+    def runs_of(self) -> Mapping[Setting, Runs]:
         """The runs of each setting; no comparison crosses settings, so everything is read from these."""
-        found: dict[Setting, list[Row]] = {setting: [] for setting in self.settings}
-        for run in self.results.runs:
-            found[run.setting].append(run)
-        return found
+        return {setting: self.results.runs.settings.get(setting, Runs()) for setting in self.settings}
 
     @cached_property
     def cells(self) -> Mapping[Where, list[stats.Cell]]:
@@ -62,10 +59,7 @@ class View:
     @cached_property
     def findings(self) -> Mapping[Where, list[stats.Found]]:
         """The mask doctor's findings over all runs of each setting and strategy."""
-        grouped: dict[Where, list[Row]] = {}
-        for run in self.results.runs:
-            grouped.setdefault((run.setting, run.strategy), []).append(run)
-        return {where: stats.findings(runs) for where, runs in grouped.items()}
+        return stats.findings_of_strategies(self.results.runs)
 
     @cached_property
     def flags(self) -> list[stats.Flag]:
