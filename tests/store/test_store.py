@@ -289,8 +289,9 @@ def test_what_natal_never_wrote_is_one_line_in_every_reader(store: Store, statem
     tamper(store.path.parent, statement)
     with Store.read(store.path.parent) as again:
         readers: list[Callable[[], object]] = [
-            again.statuses, again.makers, again.manifest, again.table, again.finished, lambda: list(again.outcomes()),
-            lambda: again.details(["key-0"]), lambda: again.curves(["key-0"]), again.study,
+            again.statuses, again.makers, again.manifest, again.table, again.finished, again.study,
+            lambda: list(again.outcomes()), lambda: again.details(["key-0"], "diagnosis"),
+            lambda: again.details(["key-0"], "proofs"), lambda: again.curves(["key-0"]),
         ]  # fmt: skip
         refusals = again.damage()
         for read in readers:

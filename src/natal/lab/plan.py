@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from natal.lab import DATA
 from natal.machine import cores
 from natal.notebook import Rows, Shown
 from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
-from natal.study import Maker, Run, Setting, Study, load_study, stage_of
+from natal.study import Maker, Run, Setting, Stage, Study, load_study, stage_of
 from natal.study.stages import Known
 from natal.wording import plural
 
@@ -92,22 +93,22 @@ class Plan(Shown):
         yield "to do", f"{len(self.pending)} in {plural(len(self.jobs), 'job')}"
         yield "where", f"{self.device}, {plural(self.workers, 'worker')}"
 
-    @property
+    @cached_property
     def pending(self) -> list[Pending]:
         """The trainings still to be done, each once."""
         return [training for job in self.jobs for training in job.trainings]
 
-    @property
+    @cached_property
     def trainings(self) -> int:
         """Number of different trainings behind the grid's rows."""
         return len({key for keys in self._keys() for key in keys})
 
-    @property
+    @cached_property
     def shared(self) -> int:
         """Number of rows that reuse another row's training."""
         return len(self.grid) - len({key for _, key in self.grid})
 
-    @property
+    @cached_property
     def done(self) -> list[tuple[Run, str]]:
         """The rows whose trainings are all stored already."""
         missing = {training.key for training in self.pending} - self.again
@@ -128,6 +129,7 @@ def plan(
     device: str = "cpu",
     fresh: bool = False,
     data: str | Path | None = None,
+    part: str | None = None,
 ) -> Plan:
     """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
@@ -135,12 +137,12 @@ def plan(
     """
     study = load_study(study, overrides)
     directory = writable(out, workers)
+    of_parts = None if part is None else part_of(part)
     if data is not None:
         os.environ[DATA] = os.path.abspath(data)
     from natal.lab import birth, worker
     from natal.lab.chains import Growth, drawn
     from natal.lab.engines import choose, engine_named
-    from natal.lab.tasks import tasks
 
     asked = engine_named(engine)
     check_device(device)
@@ -161,17 +163,21 @@ def plan(
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
-    known: Known = {}
-    for position, run in enumerate(study.runs()):
-        own = settings[run.setting]
-        rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
+    early = {own.engine: _early(own.engine, device, makers) for own in settings.values()}
+    for position, (run, own, stages) in enumerate(_stages(study, settings)):
         keys = {}
-        for rate in rates:
-            stage = stage_of(study, run, rate, len(own.setting.split.fit), known)
-            old = _stored_by_0_2(study, run, own.engine, device, rate, makers, statuses)
-            keys[rate] = old or growth.ask(stage)
-        grid.append((run, keys[rates[0]]))
-        if len(rates) > 1:
+        for rate, stage in stages.items():
+            key = growth.key(stage)
+            if key not in statuses and early[own.engine]:
+                old = _stored_by_0_2(study, run, early[own.engine], rate, statuses)
+                if old is not None:
+                    keys[rate] = old
+                    continue
+            if of_parts is None or _in_part(growth.key(stage.trunk), of_parts):
+                growth.ask(stage)
+            keys[rate] = key
+        grid.append((run, next(iter(keys.values()))))
+        if len(keys) > 1:
             tried[position] = keys
     pending = growth.pending()
     jobs, flops = _jobs(study, device, pending, settings)
@@ -205,24 +211,60 @@ def _stored_makers(directory: Path) -> dict[Maker, int]:
         return store.makers()
 
 
-def _stored_by_0_2(
-    study: Study,
-    run: Run,
-    engine: Engine,
-    device: str,
-    rate: float,
-    makers: Mapping[Maker, int],
-    stored: Collection[str],
-) -> str | None:
-    """Return the key natal 0.2 stored the same training under, None if it did not, or today's natal has."""
-    from natal.lab import birth
+def _stages(
+    study: Study, settings: Mapping[Setting, Chosen]
+) -> Iterator[tuple[Run, Chosen, dict[float, Stage]]]:
+    """Yield each row of a study's grid, how its setting is trained, and its own stage at each learning rate."""
+    from natal.lab.tasks import tasks
+
+    known: Known = {}
+    cell = None
+    for run in study.runs():
+        if cell != (run.task, run.network, run.strategy, run.sparsity):
+            cell = run.task, run.network, run.strategy, run.sparsity
+            own = settings[run.setting]
+            rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
+            stages = {rate: stage_of(study, run, rate, len(own.setting.split.fit), known) for rate in rates}
+            alone = run.sparsity > 0 and all(stage.parent is None for stage in stages.values())
+        elif alone:
+            # a cut at birth knows of its seed by its run alone
+            stages = {
+                rate: Stage(run, s.training, rate, s.steps, s.recipe, s.targets) for rate, s in stages.items()
+            }
+        else:
+            stages = {rate: stage_of(study, run, rate, len(own.setting.split.fit), known) for rate in rates}
+        yield run, own, stages
+
+
+def _in_part(trunk: str, part: tuple[int, int]) -> bool:
+    """Whether a chain belongs to a part; ``trunk``: the key of the stage that it begins with."""
+    number, count = part
+    return int(trunk, 16) % count == number - 1
+
+
+def part_of(words: str) -> tuple[int, int]:
+    """Return which of how many parts ``3/8`` means; raise NatalError if it means none."""
+    number, slash, count = words.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise NatalError(f"part {words!r}: write it as 3/8, the third of eight")
+    return int(number), int(count)
+
+
+def _early(engine: Engine, device: str, makers: Mapping[Maker, int]) -> list[Maker]:
+    """Return the makers of a store that are natal 0.2, doing what an engine does today."""
     from natal.lab.engines import made_by
 
-    early = [maker for maker in makers if maker.natal.startswith("0.2.")]
-    today = made_by(engine, device).identity if early else None
-    if today is None or birth.key_of(study, run, engine, device, rate) in stored:
-        return None
-    old = (birth.key_0_2(study, run, maker, rate) for maker in early if maker.identity == today)
+    today = made_by(engine, device).identity
+    return [maker for maker in makers if maker.natal.startswith("0.2.") and maker.identity == today]
+
+
+def _stored_by_0_2(
+    study: Study, run: Run, early: Sequence[Maker], rate: float, stored: Collection[str]
+) -> str | None:
+    """Return the key natal 0.2 stored the same training under, None if it did not."""
+    from natal.lab import birth
+
+    old = (birth.key_0_2(study, run, maker, rate) for maker in early)
     return next((key for key in old if key in stored), None)
 
 
@@ -241,9 +283,14 @@ def _jobs(
 
     cost: dict[str, float] = {}
     tail: dict[str, float] = {}
+    alike: dict[object, float] = {}  # all seeds of a cell cost the same
     for training in reversed(pending):
-        own = settings[training.run.setting]
-        cost[training.key] = own.engine.cost(training, own.setting) * training.stage.share(own.setting.steps)
+        stage, run = training.stage, training.run
+        which = run.task, run.network, run.strategy, run.sparsity, stage.first, stage.steps
+        if which not in alike:
+            own = settings[run.setting]
+            alike[which] = own.engine.cost(training, own.setting) * stage.share(own.setting.steps)
+        cost[training.key] = alike[which]
         tail[training.key] = cost[training.key] + tail.get(training.key, 0.0)
         for place in training.needs:
             tail[place.key] = max(tail.get(place.key, 0.0), tail[training.key])
@@ -312,7 +359,7 @@ def _facts(
 
 def _rate_of_task(study: Study, task: str, own: float) -> float | None:
     """Return the learning rate of every network on a task, None if they have several."""
-    run = study.runs()[0]._replace(task=task)
+    run = Run(task, study.strategies[0].name, study.sparsities[0], study.seeds[0])
     rates = {study.learning_rates(run._replace(network=network), own) for network in study.network_names}
     return next(iter(rates))[0] if len(rates) == 1 and len(next(iter(rates))) == 1 else None
 

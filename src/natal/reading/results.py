@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +89,12 @@ class Results:
     def _rows(self, runs: Sequence[Run], at: NDArray[np.int64]) -> Runs:
         found = self._columns(runs, at)
         keys = found["key"]
-        details = InParts(len(runs), lambda places: self._read(Store.details, [keys[i] for i in places]))
-        return rows(found, details.__getitem__)
+
+        def said(which: Literal["diagnosis", "proofs"]) -> InParts[Mapping[str, Any]]:
+            what: Callable[[Store, list[str]], Any] = lambda store, some: store.details(some, which)  # noqa: E731
+            return InParts(len(runs), lambda places: self._read(what, [keys[i] for i in places]))
+
+        return rows(found, said("diagnosis").__getitem__, said("proofs").__getitem__)
 
     def _read(self, what: Callable[[Store, list[str]], Mapping[str, Any]], keys: list[str]) -> list[Any]:
         """Return what lies apart from the rows of these trainings."""

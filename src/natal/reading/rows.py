@@ -36,7 +36,12 @@ class Later(Mapping[str, Any]):
         return len(self._read(self._what))
 
     def __repr__(self) -> str:
-        return repr(dict(self._read(self._what)))
+        return repr(plain(self))
+
+
+def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as a dictionary, for whoever looks into it more than once."""
+    return dict(mapping._read(mapping._what) if isinstance(mapping, Later) else mapping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +280,11 @@ _PERHAPS = (
 )
 
 
-def rows(
-    found: Mapping[str, Any], details: Callable[[int], tuple[Mapping[str, Any], Mapping[str, Any]]]
-) -> Runs:
-    """Return rows from their `columns`; ``details``: diagnosis and proofs of the row of this number."""
+_Read = Callable[[int], Mapping[str, Any]]
+
+
+def rows(found: Mapping[str, Any], diagnoses: _Read, proofs: _Read) -> Runs:
+    """Return rows from their `columns`; the others return the diagnosis and the proofs of the row of this number."""
     lists = {
         name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in found.items()
     }
@@ -288,8 +294,8 @@ def rows(
         lists[name] = [whole(value) for value in lists[name]]
     count = len(lists["key"])
     lists["densities"] = [Later(_densities, text) for text in lists["densities"]]
-    lists["diagnosis"] = [Later(lambda i: details(i)[0], i) for i in range(count)]
-    lists["proofs"] = [Later(lambda i: details(i)[1], i) for i in range(count)]
+    lists["diagnosis"] = [Later(diagnoses, i) for i in range(count)]
+    lists["proofs"] = [Later(proofs, i) for i in range(count)]
     return Runs(map(Row, *(lists[field.name] for field in dataclasses.fields(Row))))
 
 

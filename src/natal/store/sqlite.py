@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -323,15 +323,16 @@ class Store:
         parts = parts or [table([])]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def details(self, keys: Sequence[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-        """Return diagnosis and proofs of these trainings, by key."""
+    def details(
+        self, keys: Sequence[str], which: Literal["diagnosis", "proofs"]
+    ) -> dict[str, dict[str, Any]]:
+        """Return diagnoses or proofs of these trainings, by key."""
         found = {}
         with _sensibly(self.path):
             for key, told, *texts in self._joined("detail", "diagnosis, proofs", keys):
                 if told != packing.digest(*(str(text).encode() for text in texts)):
                     raise self._damaged(f"what the doctor said of training {key!a}")
-                diagnosis, proofs = (dict(json.loads(text).items()) for text in texts)
-                found[key] = diagnosis, proofs
+                found[key] = dict(json.loads(texts[which == "proofs"]).items())
         return found
 
     def curves(self, keys: Sequence[str]) -> dict[str, Curves]:
@@ -366,11 +367,13 @@ class Store:
             with self.reading():
                 query = f"SELECT {_COLUMNS} FROM training WHERE key IN ({places}) ORDER BY id"
                 rows = self._db.execute(query, some).fetchall()
-                details, curves = self.details(some), self.curves(some)
+                curves = self.curves(some)
+                diagnoses, proofs = self.details(some, "diagnosis"), self.details(some, "proofs")
             for row in rows:
                 with _sensibly(self.path):
                     self._check(row)
-                    one = outcome(row, self.maker(row[2]), *details[row[0]], curves[row[0]])
+                    key = row[0]
+                    one = outcome(row, self.maker(row[2]), diagnoses[key], proofs[key], curves[key])
                 yield one
 
     def deciding(self, decide: str) -> dict[str, float]:
@@ -536,6 +539,8 @@ def _sensibly(path: Path) -> Iterator[None]:
     try:
         with _plainly(path):
             yield
+    except NatalError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise NatalError(
