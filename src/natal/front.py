@@ -23,6 +23,7 @@ def run(
     device: str = "cpu",
     fresh: bool = False,
     data: str | Path | None = None,
+    part: str | None = None,
     watcher: Watcher | None = None,
 ) -> Results:
     """Run a study into a directory, going on from what the directory already holds, and return its results.
@@ -31,6 +32,7 @@ def run(
     ``workers``: processes; by default one per core, or none beside this one when the work is small. ``engine``: one of
     `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: forget what the directory holds.
     ``data``: the folder of data files for tasks that need one; NATAL_DATA in the environment names it, too.
+    ``part``: such as ``3/8``: train only this part of the study, see `natal.plan`.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     study = load_study(study, overrides)
@@ -43,7 +45,8 @@ def run(
         device=device,
         fresh=fresh,
         data=data,
+        part=part,
         watcher=watcher or Silent(),
-        afterwards=report.write,
+        afterwards=lambda directory: report.write(directory, anew=False),
     )
     return load(directory)

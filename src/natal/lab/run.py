@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from dataclasses import asdict
@@ -71,6 +71,8 @@ def train(
     data: str | Path | None,
     watcher: Watcher,
     afterwards: Callable[[Path], object],
+    part: str | None = None,
+    only: Collection[Run] | None = None,
 ) -> None:
     """Train what ``directory`` lacks of ``study`` and keep it; then, still alone there, call ``afterwards``.
 
@@ -79,8 +81,9 @@ def train(
     if device == "cpu" and (cores() if workers is None else workers) > 1:
         prepare()
     look = partial(
-        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data
-    )
+        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data, part=part,
+        only=only,
+    )  # fmt: skip
     planned = look()
     with _alone(directory), Store.create(directory) as store:
         if fresh:
@@ -94,7 +97,8 @@ def train(
         if planned.tried:
             runs = [run for run, _ in planned.grid]
             store.choose(chosen(runs, planned.tried, store.deciding(study.training.decide)))
-        if store.manifest()["finished_at"] is None:
+        kept, total = store.complete()
+        if kept == total and store.manifest("finished_at")["finished_at"] is None:
             store.note(finished_at=_now(), deterministic=store.deterministic())
         afterwards(directory)
 

@@ -149,6 +149,11 @@ class Results:
         stored = self._read(Store.curves, [run.key for run in runs])
         return [curve(run, line) for run, line in zip(runs, stored, strict=True)]
 
+    def count(self) -> tuple[int, int]:
+        """Return how many rows show a training, and how many of those diverged, without reading them."""
+        with Store.read(self.directory) as store:
+            return store.count()
+
     @cached_property
     def lines(self) -> list[Line]:
         """The lines between trainings that share a beginning, where the study measures connectivity."""
@@ -253,8 +258,11 @@ class Results:
         order = [field.name for field in fields(Row) if field.name in found]
         return pandas.DataFrame({**{name: found[name] for name in order}, **layers})
 
-    def curves_frame(self) -> pd.DataFrame:
-        """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers."""
+    def curves_frame(self, places: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers.
+
+        ``places``: of which of ``runs``, by default all.
+        """
         import pandas
 
         parts = [
@@ -265,7 +273,7 @@ class Results:
                 },
                 index=range(len(curve.step)),
             )
-            for curve in self.curves
+            for curve in (self.curves if places is None else self.curves_of(places))
         ]
         empty = pandas.DataFrame(columns=[field.name for field in fields(Curve)])
         return pandas.concat(parts, ignore_index=True) if parts else empty

@@ -29,7 +29,7 @@ from natal.store.migrations import MIGRATIONS
 from natal.store.record import Curves, Outcome
 from natal.store.search import deciding
 from natal.store.training import COLUMNS, SCHEMA, Table, columns, insert, maker, outcome, table
-from natal.study import Maker, Run, Study
+from natal.study import Maker, Run, Study, digest
 
 T = TypeVar("T")
 FILE = "study.sqlite"
@@ -210,6 +210,9 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Let everything read inside be of one moment, whatever is written meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
         with _plainly(self.path):
             self._db.execute("BEGIN")
             try:
@@ -388,6 +391,23 @@ class Store:
                     self._check(row)
                     found[row[0]] = deciding(row[metric], row[best], curves.get(row[0], {}), decide)
         return found
+
+    def state(self) -> str:
+        """Return a word that changes whenever the study, its trainings, or anything said of them does."""
+        sums = [
+            f"SELECT COUNT(*), TOTAL(digest & 4294967295) FROM {table}"
+            for table in ("training", "grid", "tried")
+        ]
+        sums.append("SELECT name, digest FROM manifest ORDER BY name")
+        with _sensibly(self.path):
+            return digest([self._db.execute(query).fetchall() for query in sums])
+
+    def count(self) -> tuple[int, int]:
+        """Return how many of the grid's rows show a training, and how many of those diverged."""
+        shown = "SELECT COUNT(*), TOTAL(status = 'diverged') FROM grid JOIN training USING (key)"
+        with _sensibly(self.path):
+            trained, diverged = self._db.execute(shown).fetchone()
+            return int(trained), int(diverged)
 
     def deterministic(self) -> bool:
         """Whether all trainings of the study were made with deterministic algorithms."""
