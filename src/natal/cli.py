@@ -72,7 +72,9 @@ _Engine = Annotated[
     ),
 ]
 _Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
-_Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
+_Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start again; what DIR holds stays until all is trained anew.")
+]
 _Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DIR", help="Folder of MNIST's or CIFAR's files; or set NATAL_DATA."),
@@ -158,7 +160,7 @@ def run(
         stop = _stop_behind(error)
         if stop is None:
             raise
-        _say_what_is_kept(Path(out))
+        _say_what_is_kept(Path(out), fresh)
         raise typer.Exit(128 + stop) from None
 
 
@@ -190,10 +192,10 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.lab.estimate import measure
     from natal.progress import outdated
     from natal.reading.wording import network, power
-    from natal.wording import duration, percent, plural
+    from natal.wording import duration, on_one_line, percent, plural
 
     study, total = planned.study, len(planned.grid)
-    yield "study", f"{study.name}: {study.description}" if study.description else study.name
+    yield "study", f"{study.name}: {on_one_line(study.description)}" if study.description else study.name
     yield "tasks", ", ".join(study.task_names)
     for about in planned.networks:
         refused = planned.settings[about.setting].refused
@@ -461,17 +463,19 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
     return overrides
 
 
-def _say_what_is_kept(out: Path) -> None:
+def _say_what_is_kept(out: Path, fresh: bool) -> None:
     from natal.store import FILE, Store
 
+    place = out / ".fresh" if fresh else out
     kept = total = 0
-    if (out / FILE).is_file():
-        with Store.read(out) as store:
+    if (place / FILE).is_file():
+        with Store.read(place) as store:
             kept, total = store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     runs = f"{kept} of {total} runs are" if total else "no run is"
+    before = f"; {out} keeps what it held until all are" if fresh and (out / FILE).is_file() else ""
     print(
-        f"{start}natal: stopped, {runs} stored in {out}; the same command goes on from there.",
+        f"{start}natal: stopped, {runs} stored in {place}; the same command goes on from there{before}.",
         file=sys.stderr,
     )
 

@@ -30,7 +30,8 @@ def run(
 
     ``study``: a preset's name, a TOML file, a mapping of its keys, or a Study. ``overrides``: as for ``--set``.
     ``workers``: processes; by default one per core, or none beside this one when the work is small. ``engine``: one of
-    `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: forget what the directory holds.
+    `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: start again; what the directory holds
+    stays until all is trained anew, and the same call goes on with one that was stopped.
     ``data``: the folder of data files for tasks that need one; NATAL_DATA in the environment names it, too.
     ``part``: such as ``3/8``: train only this part of the study, see `natal.plan`.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
 from natal.lab import DATA
+from natal.lab.fresh import begun, is_of
 from natal.machine import cores
 from natal.notebook import Rows, Shown
 from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
@@ -162,7 +163,9 @@ def plan(
             settings[name] = Chosen(at, *choose(asked, at, device))
     worker.check(study)
 
-    makers = _stored_makers(directory) if not fresh else {}
+    if fresh:
+        directory = begun(directory, study)
+    makers = _stored_makers(directory) if not fresh or is_of(directory, study) else {}
     statuses: dict[str, str] = {}
     if makers:
         with Store.read(directory) as store:
@@ -379,6 +382,8 @@ def writable(out: str | Path, workers: int | None) -> Path:
     """Return the directory that ``out`` names; raise NatalError for what is wrong with the options."""
     if workers is not None and workers < 1:
         raise NatalError(f"workers must be at least 1, got {workers}")
+    if any(ord(letter) < 32 or letter == "\x7f" for letter in str(out)):
+        raise NatalError(f"{str(out)!a} is no name for a directory; name one of plain letters with --out")
     if out == "" or (Path(out).exists() and not Path(out).is_dir()):
         raise NatalError(f"{str(out)!r} is not a directory; name one that can be written with --out")
     if not _ours(Path(out)):

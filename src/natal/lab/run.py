@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
+from natal.lab.fresh import adopt, clear, is_of
 from natal.lab.plan import Job, Plan, plan
 from natal.machine import cores, processor
-from natal.store import Outcome, States, Store, chosen
+from natal.store import Outcome, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
 
@@ -85,11 +86,20 @@ def train(
         only=only,
     )  # fmt: skip
     planned = look()
-    with _alone(directory), Store.create(directory) as store:
+    with _alone(directory):
+        if fresh and not is_of(planned.directory, study):
+            clear(planned.directory)
+        _fill(planned, look, watcher)
         if fresh:
-            store.clear()
-            States(directory).sweep((), ())
-        elif not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
+            adopt(directory)
+        afterwards(directory)
+
+
+def _fill(planned: Plan, look: Callable[[], Plan], watcher: Watcher) -> None:
+    """Train what is planned; ``look`` plans again."""
+    study = planned.study
+    with Store.create(planned.directory) as store:
+        if not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
             planned = look()  # another command has finished some of them in the meantime
         if planned.pending or not _declared(store, planned):
             _declare(store, planned)
@@ -100,7 +110,6 @@ def train(
         kept, total = store.complete()
         if kept == total and store.manifest("finished_at")["finished_at"] is None:
             store.note(finished_at=_now(), deterministic=store.deterministic())
-        afterwards(directory)
 
 
 class _alone:

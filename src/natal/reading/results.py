@@ -28,7 +28,7 @@ from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, InParts, Row, Runs, columns, curve, rows
 from natal.store import FILE, NetworkFacts, Store, Table, TaskFacts, chosen
 from natal.study import PAPERS, Maker, Run, Setting, Study
-from natal.wording import describe, plural
+from natal.wording import describe, on_one_line, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,7 +224,7 @@ class Results:
         return html(repr(self)[1:-1], self._table())
 
     def _table(self) -> Rows:
-        yield "study", self.study.description or self.study.name
+        yield "study", on_one_line(self.study.description) or self.study.name
         yield "runs", f"{len(self.runs)} of {len(self.runs) + len(self.missing)}"
         yield "strategies", ", ".join(recipe.name for recipe in self.study.strategies)
         for setting in self.study.settings():
@@ -448,16 +448,28 @@ def read_published(path: str | Path) -> list[PublishedRun]:
         return published_objects(load(path))
     try:
         objects = json.loads((path / "results.json" if path.is_dir() else path).read_text("utf-8"))["results"]
-        if all(set(IDENTITY) <= set(run) for run in objects):
+        if all(_is_run(run) for run in objects):
             return list(objects)
     except OSError as error:
         raise NatalError(
             f"{error.filename}: {error.strerror}; name a results directory or a results.json"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise NatalError(
-        f'{path} is not in the published format: it needs {{"results": [objects with {", ".join(IDENTITY)}]}}'
+        f'{path} is not in the published format: it needs {{"results": [objects with {", ".join(IDENTITY)}]}}, names '
+        "being printable text, a sparsity a number and a seed a whole one"
+    )
+
+
+def _is_run(run: Any) -> bool:
+    """Whether something is a run of the published format: what identifies it makes sense, whatever else it has."""
+    names = [run["task"], run["strategy"], run.get("network", PAPERS)]
+    return (
+        all(isinstance(name, str) and name.isprintable() for name in (*names, *run))
+        and type(run["sparsity"]) in (int, float)
+        and math.isfinite(run["sparsity"])
+        and type(run["seed"]) is int
     )
 
 

@@ -109,6 +109,13 @@ class Store:
                 _bring_up_to_date(db, path)
             return cls(path, db)
 
+    @classmethod
+    def recognise(cls, directory: Path) -> None:
+        """Raise NatalError unless the file in ``directory`` is a natal store, of any format that this natal reads."""
+        path = directory / FILE
+        with _plainly(path):
+            _recognise(_to_read(path), path).close()
+
     def close(self) -> None:
         """Close the file; a writer leaves one file, which can be read where nothing can be written."""
         with suppress(sqlite3.Error):

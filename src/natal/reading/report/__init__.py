@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 
 from natal.errors import NatalError
+from natal.machine import version
 from natal.reading import figures
 from natal.reading.report import browser, charts, files
 from natal.reading.report.document import Document
@@ -92,7 +92,7 @@ def write(directory: str | Path = "results", *, anew: bool = True) -> list[Path]
     """
     results = load(directory)
     with Store.read(results.directory) as store:
-        made_of = {"natal": metadata.version("natal"), "store": store.state()}
+        made_of = {"natal": version("natal"), "store": store.state()}
     place = results.directory / WRITTEN
     names = [] if anew else _untouched(place, made_of)
     if names:

@@ -23,14 +23,14 @@ from natal.reading.report.document import (
 from natal.reading.report.view import FEW_PAIRS, View
 from natal.reading.wording import interval, number, show_level
 from natal.study import Setting
-from natal.wording import percent, plural
+from natal.wording import on_one_line, percent, plural
 
 
 def head(view: View) -> Iterator[Block]:
     """Yield what stands before everything: what the study is, and what no reader may overlook."""
     results = view.results
     if results.study.description:
-        yield Prose(results.study.description)
+        yield Prose(on_one_line(results.study.description))
     if results.missing:
         count = f"{len(results.missing)} of {len(results.study.runs())} runs are missing"
         yield Loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
