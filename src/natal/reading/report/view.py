@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from natal.reading import claims, figures, stats
+from natal.reading.connectivity import Barrier, barriers
 from natal.reading.results import Results
 from natal.reading.rows import Runs
 from natal.study import Setting
@@ -111,6 +112,11 @@ class View:
     def controlled(self) -> list[stats.Controlled]:
         """Every strategy beside its controls."""
         return stats.compare_controls(self.results.runs, self.study)
+
+    @cached_property
+    def barriers(self) -> list[Barrier]:
+        """The error barriers of each cell and clock; none if the study does not measure connectivity."""
+        return barriers(self.results.lines) if self.study.measure.connectivity else []
 
     @cached_property
     def checked(self) -> list[claims.Checked]:
