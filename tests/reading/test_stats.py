@@ -699,7 +699,8 @@ def test_rows_that_remember_their_cells_are_compared_as_others() -> None:
                 for b in runs
                 if (a.strategy, b.strategy, a.seed, b.seed) == ("a", "b", seed, seed)
                 and a.sparsity == b.sparsity > 0
-                and None not in (a.test_metric, b.test_metric)
+                and a.test_metric is not None
+                and b.test_metric is not None
             ]
         )
     }
