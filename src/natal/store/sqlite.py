@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -422,16 +422,18 @@ class Store:
             loose = f"SELECT 1 FROM training WHERE NOT deterministic AND {_OF_STUDY} LIMIT 1"
             return self._db.execute(loose).fetchone() is None
 
-    def damage(self) -> list[str]:
-        """Look at every page and every digest; return what is wrong, a line each."""
+    def damage(self, apart_from: Collection[str] = ()) -> list[str]:
+        """Look at every page and every digest; return what is wrong, a line each.
+
+        ``apart_from``: keys of trainings that are looked at by somebody else.
+        """
         found: list[str] = []
         self._makers.clear()
         with _sensibly(self.path):
-            found += [
-                f"{self.path}: {said}" for (said,) in self._db.execute("PRAGMA quick_check") if said != "ok"
-            ]
+            pages = self._db.execute("PRAGMA quick_check").fetchall()
+            found += [f"{self.path}: {said}" for (said,) in pages if said != "ok"]
             keys = [key for (key,) in self._db.execute("SELECT key FROM training ORDER BY id")]
-        for some in _parts(keys):
+        for some in _parts(key for key in keys if key not in apart_from):
             try:
                 for _ in self.outcomes(some):
                     pass
