@@ -449,15 +449,23 @@ def layers(view: View, setting: Setting) -> Chart:
 
 def barriers(view: View, setting: Setting) -> Chart:
     """Return the error barrier against sparsity, a panel per state that two trainings parted at."""
-    error = "error" if view.results.tasks[setting.task].metric == "accuracy" else "loss"
+    accuracy = view.results.tasks[setting.task].metric == "accuracy"
+    error = "error" if accuracy else "loss"
+    stable = f"; the dashed line is at {STABLE:g}, below which a network is called stable" if accuracy else ""
+    # the threshold is one of error, not of loss
+    rule = [
+        {
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": {"$": "soft"}},
+            "encoding": {"y": {"datum": STABLE, "type": "quantitative"}},
+        }
+    ]
     clocks = list(dict.fromkeys(b.clock for b in view.barriers if b.setting == setting))
     y: Spec = {"type": "quantitative", "title": f"{error} barrier"}
     return Chart(
         "barriers",
         f"Error barrier between trainings that part: {view.words(setting)}",
         f"Highest test {error} on the line between two trainings from one state, minus the mean of its ends; a panel "
-        f"per state. Mean with the 95% t-interval over seeds; the dashed line is at {STABLE:g}, below which a network "
-        "is called stable.",
+        f"per state. Mean with the 95% t-interval over seeds{stable}.",
         {
             "data": {"name": "barriers"},
             "facet": {"field": "clock", "type": "nominal", "title": None, "sort": clocks},
@@ -466,10 +474,7 @@ def barriers(view: View, setting: Setting) -> Chart:
                 "width": {"$": "panel"},
                 "height": 190,
                 "layer": [
-                    {
-                        "mark": {"type": "rule", "strokeDash": [4, 4], "color": {"$": "soft"}},
-                        "encoding": {"y": {"datum": STABLE, "type": "quantitative"}},
-                    },
+                    *(rule if accuracy else ()),
                     {
                         "transform": [{"filter": f"{_CHOSEN} && datum.barrier_low != null"}],
                         "mark": {"type": "rule", "strokeWidth": 1.5, "clip": True, "opacity": 0.6},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -139,8 +140,8 @@ def _connectivity(view: View) -> Iterator[Block]:
         "connectivity",
         "Two trainings go on from one state in different orders of the data; the error barrier is the highest test "
         "error (loss, where a task has no accuracy) on the straight line between their last weights, minus the mean of "
-        f"its ends. Frankle et al. (2020) call a network stable where it stays below {STABLE:g}. Mean and "
-        "Student-t 95% CI over n seeds; lines with an end that diverged are left out.",
+        f"its ends. Frankle et al. (2020) call a network stable where that of its error stays below {STABLE:g}. Mean "
+        "and Student-t 95% CI over n seeds; lines with an end that diverged are left out.",
         (
             Column("strategy", "strategy", left=True),
             Column("sparsity", "sparsity"),
@@ -151,14 +152,16 @@ def _connectivity(view: View) -> Iterator[Block]:
             Column("stable", "stable", left=True),
         ),
         tuple(
-            Part(view.words(setting), tuple(map(_barrier, those)), setting)
+            Part(view.words(setting), tuple(_barrier(view, b) for b in those), setting)
             for setting, those in of_setting.items()
         ),
     )
 
 
-def _barrier(b: Barrier) -> Line:
+def _barrier(view: View, b: Barrier) -> Line:
     mean = b.barrier.mean
+    # the threshold is one of error; what is stable in a loss nobody has said
+    known = math.isfinite(mean) and view.results.tasks[b.setting.task].metric == "accuracy"
     return Line(
         (
             b.strategy,
@@ -167,7 +170,7 @@ def _barrier(b: Barrier) -> Line:
             Value(number(mean), mean),
             interval(b.barrier),
             Value(str(b.barrier.n), b.barrier.n),
-            "yes" if mean < STABLE else "no" if mean >= STABLE else "n/a",
+            ("yes" if mean < STABLE else "no") if known else "n/a",
         ),
         (b.strategy,),
         b.sparsity,
