@@ -16,7 +16,7 @@ import torch
 import natal
 from conftest import tiny, trainings
 from natal import NatalError, Run, load_study
-from natal.lab import birth, worker
+from natal.lab import birth, connectivity, worker
 from natal.lab.engines import ENGINES
 from natal.lab.plan import Job
 from natal.lab.state import State
@@ -267,7 +267,7 @@ def test_two_trainings_from_one_state_and_the_line_between(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[tuple[Trial, State, State]] = []
-    real = worker.along
+    real = connectivity.along
 
     def along(trial: Trial, first: State, last: State, points: int) -> dict[str, list[float]]:
         ends.append((trial, first, last))
