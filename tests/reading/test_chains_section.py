@@ -36,7 +36,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         },
         measure={"connectivity": {"from": ["init", "8it"], "orders": 2, "points": 5}},
     )
-    return natal.run(study, tmp_path_factory.mktemp("chained"), workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda directory, **_: [])  # no figures
+        return natal.run(study, tmp_path_factory.mktemp("chained"), workers=1, engine="torch")
 
 
 def test_chains_say_what_was_shared_and_what_each_round_reached(results: Results) -> None:
