@@ -44,7 +44,7 @@ SCOPES: tuple[dict[str, str], ...] = (
     {"scope": "global", "control": "reinit"},
     {"scope": "erk"},
 )
-CRITERIA = ("magnitude", "random", "snip", "synflow", "grasp")
+CRITERIA = ("magnitude", "random", "snip", "lamp", "grasp")
 TASKS = 2
 
 

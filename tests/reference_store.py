@@ -121,6 +121,9 @@ def build(
     return directory
 
 
+GRID_3 = "position, task, strategy, sparsity, seed, network, key"
+
+
 def tamper(directory: Path, *statements: str, sealed: bool = True) -> None:
     """Change a store by hand; ``sealed``: with digests that agree, as if natal had written it so."""
     db = sqlite3.connect(directory / FILE, isolation_level=None)
@@ -135,6 +138,13 @@ def tamper(directory: Path, *statements: str, sealed: bool = True) -> None:
             db.execute("UPDATE training SET curve = ? WHERE id = ?", (told, i))
         for i, *row in db.execute(f"SELECT id, {', '.join(COLUMNS[:-1])} FROM training").fetchall():
             db.execute("UPDATE training SET digest = ? WHERE id = ?", (packing.digest_of_row(row), i))
+        for table, of in (("grid", GRID_3), ("tried", "position, learning_rate, key")):
+            for row in db.execute(f"SELECT {of} FROM {table}").fetchall():
+                told = packing.digest_of_row(row)
+                db.execute(
+                    f"UPDATE {table} SET digest = ? WHERE ({of}) = ({', '.join('?' * len(row))})",
+                    (told, *row),
+                )
         for name, value in db.execute("SELECT name, value FROM manifest").fetchall():
             told = packing.digest(name.encode(), value.encode())
             db.execute("UPDATE manifest SET digest = ? WHERE name = ?", (told, name))

@@ -16,11 +16,11 @@ import pytest
 
 from conftest import tiny
 from natal import NatalError, Run, load_study
-from natal.store import FILE, Failure, Outcome, Store, chosen
+from natal.store import FILE, Failure, Outcome, Store, chosen, sqlite
 from natal.store.migrations import MIGRATIONS, one_to_two
 from natal.store.sqlite import APPLICATION, FORMAT
 from natal.study import Maker
-from reference_store import FACTS_1, old
+from reference_store import FACTS_1, old, tamper
 
 STUDY = load_study(tiny())
 GRID = [(run, f"key-{i}") for i, run in enumerate(STUDY.runs())]
@@ -214,6 +214,142 @@ def test_a_rate_can_be_chosen_by_validation_loss(store: Store) -> None:
     store.declare(STUDY, GRID, {}, {0: {1.0: "key-1"}})
     store.add([DIVERGED])
     assert store.deciding("val-loss") == {"key-1": -math.inf}
+
+
+# -- bits that flip, readers that stay, files that are moved -----------------------------------------------------
+
+
+def _everything(directory: Path) -> object:
+    with Store.read(directory) as store:
+        return (
+            store.grid(),
+            store.manifest(),
+            store.tried(),
+            [
+                (
+                    o.key,
+                    o.status,
+                    o.made_by,
+                    o.facts(),
+                    {name: line.tobytes() for name, line in o.curves.items()},
+                )
+                for o in store.outcomes(sorted(store.finished()))
+            ],
+        )
+
+
+def test_a_flipped_bit_changes_nothing_unseen(tmp_path: Path) -> None:
+    source = tmp_path / "whole"
+    with Store.create(source) as store:
+        store.declare(STUDY, GRID, {"threads": 1})
+        store.add([replace(o, key=f"key-{i}") for i, o in enumerate([FINISHED, DIVERGED, *[FINISHED] * 16])])
+    whole, before = (source / FILE).read_bytes(), _everything(source)
+    where = np.random.default_rng(0).choice(8 * len(whole), 150, replace=False)
+    seen = 0
+    for bit in where.tolist():
+        spoilt = bytearray(whole)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        (tmp_path / FILE).write_bytes(spoilt)
+        try:
+            read = _everything(tmp_path)
+        except NatalError:
+            seen += 1
+        else:
+            assert read == before
+    assert seen > 30  # most of a small file is empty
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE training SET test_metric = 0.5 WHERE key = 'key-0'",
+    "UPDATE training SET status = 'diverged' WHERE key = 'key-0'",
+    "UPDATE maker SET made_by = replace(made_by, '2.13', '2.12')",
+    "UPDATE detail SET proofs = '{\"held\": false}'",
+    "UPDATE curve SET numbers = zeroblob(length(numbers))",
+    "UPDATE curve SET lines = replace(lines, 'val_loss', 'val_less')",
+])  # fmt: skip
+def test_whoever_reads_what_was_changed_says_so(store: Store, statement: str) -> None:
+    store.add([FINISHED])
+    assert store.damage() == []
+    store._db.execute(statement)
+    [line] = store.damage()
+    assert "is not what was written; restore the file, or run the study with --fresh" in line
+    with pytest.raises(NatalError, match="is not what was written"):
+        list(store.outcomes())
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE training SET prunable = 0", "UPDATE training SET kept = 'many'", "UPDATE training SET densities = '['",
+    "UPDATE detail SET diagnosis = '[1]'", "UPDATE curve SET lines = '{}'", "UPDATE maker SET made_by = '[]'",
+    "UPDATE training SET status = 'fine'", "UPDATE manifest SET value = '[' WHERE name = 'study'",
+    "UPDATE detail SET proofs = '" + "[" * 100_000 + "'",
+])  # fmt: skip
+def test_what_natal_never_wrote_is_one_line_in_every_reader(store: Store, statement: str) -> None:
+    store.add([FINISHED])
+    store.close()
+    tamper(store.path.parent, statement)
+    with Store.read(store.path.parent) as again:
+        readers: list[Callable[[], object]] = [
+            again.statuses, again.makers, again.manifest, again.table, again.finished, again.study,
+            lambda: list(again.outcomes()), lambda: again.details(["key-0"], "diagnosis"),
+            lambda: again.details(["key-0"], "proofs"), lambda: again.curves(["key-0"]),
+        ]  # fmt: skip
+        refusals = again.damage()
+        for read in readers:
+            try:
+                read()
+            except NatalError as refusal:
+                refusals.append(str(refusal))
+    assert refusals
+    assert all("\n" not in refusal for refusal in refusals)
+
+
+def test_a_reader_never_stops_the_writer(store: Store) -> None:
+    store.add([FINISHED])
+    reader = sqlite3.connect(store.path, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT COUNT(*) FROM training").fetchone() == (1,)
+    store._db.execute("PRAGMA busy_timeout = 0")
+    store.add([DIVERGED])  # at once, though the reader goes on reading what was there when it began
+    assert reader.execute("SELECT COUNT(*) FROM training").fetchone() == (1,)
+    reader.close()
+    assert store.finished() == {"key-0", "key-1"}
+
+
+def test_where_no_memory_is_shared_the_writer_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "shares_memory", lambda path: False)
+    with Store.create(tmp_path) as store:
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert store._db.execute("PRAGMA busy_timeout").fetchone() == (600_000,)
+        store.add([FINISHED])
+    with Store.read(tmp_path) as reader:
+        assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (600_000,)
+
+
+def test_file_systems_that_hosts_share_are_told_apart(tmp_path: Path) -> None:
+    mounts = f"/dev/vda / ext4 rw 0 0\nhost:/home {tmp_path}/my\\040home nfs4 rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n"
+    assert sqlite.shares_memory(tmp_path / FILE, mounts)
+    assert not sqlite.shares_memory(tmp_path / "my home" / "results" / FILE, mounts)
+    assert not sqlite.shares_memory(Path("/big/x"), "none / ext4 rw 0 0\nx /big fuse.sshfs rw 0 0\n")
+    assert sqlite.shares_memory(Path("/big/x"), "")
+
+
+def test_what_a_killed_writer_left_is_read_where_nothing_can_be_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([FINISHED])
+    copy = tmp_path / "killed"
+    shutil.copytree(store.path.parent, copy)  # in the midst of it: with what was written ahead
+    assert {path.name for path in copy.iterdir()} > {FILE}
+    with Store.read(copy) as reader:
+        assert reader.finished() == {"key-0"}
+    (copy / f"{FILE}-wal").unlink(missing_ok=True)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Store.read(copy) as reader:
+        reader.finished()
+    monkeypatch.undo()
+    with Store.create(copy) as writer:
+        writer.add([DIVERGED])
+    assert [path.name for path in copy.iterdir()] == [FILE]
 
 
 # -- stores of earlier versions --------------------------------------------------------------------------------

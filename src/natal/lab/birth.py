@@ -412,6 +412,11 @@ def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str, parent
     return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run), parent)
 
 
+def keys_of(study: Study) -> chains.Keys:
+    """Return the keys of a study's trainings, likewise."""
+    return chains.Keys(study, lambda run: _fingerprints(study, run))
+
+
 def key_0_2(study: Study, run: Run, maker: Maker, learning_rate: float) -> str | None:
     """Return the key under which natal 0.2 stored that training, see `natal.study.keys.key_0_2`."""
     return chains.key_0_2(study, run, maker, learning_rate, _fingerprints(study, run))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from natal.lab import birth, states
-from natal.lab.engines import Pending
+from natal.lab.engines import Pending, made_by
 from natal.store import Place
 from natal.study import Setting, Stage, Study, Timeline, siblings_of
 from natal.wording import percent, plural
@@ -38,26 +38,30 @@ class Growth:
         self._there = {place for place in kept | passing if place.key in statuses}
         self._wanted: dict[str, tuple[Stage, set[str]]] = {}
         self._keys: dict[int, tuple[Stage, str]] = {}
+        self._making = birth.keys_of(study)
+        self._makers = {name: made_by(own.engine, device) for name, own in settings.items()}
+        self._recipes = {recipe.name: recipe for recipe in study.strategies}
         self.kept: set[Place] = set()
         self.lines: dict[str, list[tuple[str, int, str]]] = {}
         self.asked: dict[str, Stage] = {}
 
     def ask(self, stage: Stage) -> str:
         """Have a row's own training there at the end, with the states that the study keeps; return its key."""
-        key = self._key(stage)
+        key = self.key(stage)
         if key in self.asked:
             return key
         self.asked[key] = stage
         if key not in self.statuses:
             self._train(key, stage)
-        clocks = self._clocks(stage)
+        clocks = self._clocks(stage) if self.study.keep else set()
         self.kept |= {Place(key, clock) for clock in clocks}
         # one that diverged has no state to give
         if self.statuses.get(key) != "diverged":
             for clock in clocks:
                 self._have(Place(key, clock), stage, self._kept_there)
-        for sibling in siblings_of(self.study, stage, self._rows(stage)):
-            other = self._key(sibling)
+        measured = self.study.measure.connectivity is not None
+        for sibling in siblings_of(self.study, stage, self._rows(stage)) if measured else ():
+            other = self.key(sibling)
             self.lines.setdefault(key, []).append((sibling.at, sibling.order, other))
             if other not in self.statuses:
                 self._train(other, sibling)
@@ -69,7 +73,7 @@ class Growth:
             Pending(
                 stage.run,
                 key,
-                self.study.recipe(stage.run.strategy),
+                self._recipes[stage.run.strategy],
                 stage.learning_rate,
                 stage,
                 self._needs(stage),
@@ -92,7 +96,9 @@ class Growth:
 
         The most there is if all chains go on side by side.
         """
-        sizes = {training.key: self._size(training) for training in pending}
+        of = {training.run.setting: training for training in pending}
+        of_setting = {setting: self._size(training) for setting, training in of.items()}
+        sizes = {training.key: of_setting[training.run.setting] for training in pending}
         kept = sum(
             sizes[place.key] for place in self.kept if place.key in sizes and place not in self._kept_there
         )
@@ -129,14 +135,18 @@ class Growth:
         self._wanted[place.key][1].add(place.clock)
 
     def _needs(self, stage: Stage) -> tuple[Place, ...]:
-        return tuple(Place(self._key(need.stage), need.clock) for need in stage.needs)
+        if stage.parent is None:
+            return ()
+        return tuple(Place(self.key(need.stage), need.clock) for need in stage.needs)
 
-    def _key(self, stage: Stage) -> str:
+    def key(self, stage: Stage) -> str:
         """Return a stage's key; stages of one chain are the same objects, see `stage_of`."""
         if id(stage) not in self._keys:
-            engine = self.settings[stage.run.setting].engine
-            parent = None if stage.parent is None else self._key(stage.parent)
-            self._keys[id(stage)] = stage, birth.key_of_stage(self.study, stage, engine, self.device, parent)
+            parent = None if stage.parent is None else self.key(stage.parent)
+            self._keys[id(stage)] = (
+                stage,
+                self._making.of_stage(stage, self._makers[stage.run.setting], parent),
+            )
         return self._keys[id(stage)][1]
 
     def _clocks(self, stage: Stage) -> set[str]:
@@ -172,9 +182,10 @@ def drawn(study: Study, asked: Mapping[str, Stage]) -> list[str]:
     """Return the chains of a study in words, a line a strategy that has one: its stages, and what it shares."""
     lines = []
     one = study.settings()[0]
+    chained = [s for s in asked.values() if s.parent is not None]
+    chained = [s for s in chained if s.run.seed == study.seeds[0] and s.run.setting == one]
     for recipe in study.strategies:
-        rows = [s for s in asked.values() if s.run.strategy == recipe.name and s.run.setting == one]
-        rows = [s for s in rows if s.parent is not None and s.run.seed == study.seeds[0]]
+        rows = [s for s in chained if s.run.strategy == recipe.name]
         if not rows:
             continue
         longest = max(rows, key=lambda stage: (len(list(stage)), stage.run.sparsity))

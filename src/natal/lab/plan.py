@@ -6,20 +6,23 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
 from natal.lab import DATA
+from natal.lab.fresh import begun, is_of
 from natal.machine import cores
 from natal.notebook import Rows, Shown
 from natal.store import FILE, Failure, NetworkFacts, Place, States, Store, TaskFacts
-from natal.study import Maker, Run, Setting, Study, load_study, stage_of
+from natal.study import Maker, Run, Setting, Stage, Study, load_study, stage_of
 from natal.study.stages import Known
 from natal.wording import plural
 
 if TYPE_CHECKING:
     from natal.lab import engines
+    from natal.lab.chains import Growth
     from natal.lab.engines import Engine, Pending
 
 SMALL = 20e9
@@ -59,7 +62,8 @@ class Plan(Shown):
     by the row's position. ``jobs``: the trainings still to be done, in the portions that workers take, in the order
     they are started. ``flops``: about what is to be computed at most, were no training to stop early. ``outdated``:
     trainings stored in the directory that another engine's revision or another version of torch or NumPy made. They
-    are kept, but never mixed with this one's. ``failed``: of the pending trainings those that failed before.
+    are kept, but never mixed with this one's. ``part``: of the study, if only that is to be trained here. ``stored``:
+    the status of every training in the directory, by key. ``failed``: those pending that failed before.
     """
 
     study: Study
@@ -80,6 +84,8 @@ class Plan(Shown):
     chains: Sequence[str] = field(default=(), repr=False)
     lines: Mapping[str, list[tuple[str, int, str]]] = field(default_factory=dict, repr=False)
     state_bytes: tuple[int, int] = (0, 0)
+    part: str | None = None
+    stored: Mapping[str, str] = field(default_factory=dict, repr=False)
     failed: Mapping[str, Failure] = field(default_factory=dict, repr=False)
 
     def _line(self) -> str:
@@ -93,26 +99,26 @@ class Plan(Shown):
         yield "to do", f"{len(self.pending)} in {plural(len(self.jobs), 'job')}"
         yield "where", f"{self.device}, {plural(self.workers, 'worker')}"
 
-    @property
+    @cached_property
     def pending(self) -> list[Pending]:
         """The trainings still to be done, each once."""
         return [training for job in self.jobs for training in job.trainings]
 
-    @property
+    @cached_property
     def trainings(self) -> int:
         """Number of different trainings behind the grid's rows."""
         return len({key for keys in self._keys() for key in keys})
 
-    @property
+    @cached_property
     def shared(self) -> int:
         """Number of rows that reuse another row's training."""
         return len(self.grid) - len({key for _, key in self.grid})
 
-    @property
+    @cached_property
     def done(self) -> list[tuple[Run, str]]:
         """The rows whose trainings are all stored already."""
-        missing = {training.key for training in self.pending} - self.again
-        return [row for row, keys in zip(self.grid, self._keys(), strict=True) if missing.isdisjoint(keys)]
+        stored = self.stored.keys()
+        return [row for row, keys in zip(self.grid, self._keys(), strict=True) if stored >= keys]
 
     def _keys(self) -> Iterator[set[str]]:
         for position, (_, key) in enumerate(self.grid):
@@ -129,19 +135,23 @@ def plan(
     device: str = "cpu",
     fresh: bool = False,
     data: str | Path | None = None,
+    part: str | None = None,
+    only: Collection[Run] | None = None,
 ) -> Plan:
     """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
-    Every task, network and strategy of the study is tried out once. Raises NatalError for the first that does not work.
+    Every task, network and strategy of the study is tried out once. ``part``: such as ``3/8``, to train a part of the
+    study on a machine that shares nothing with those that train the others; chains stay whole, and `natal merge` joins
+    the parts. ``only``: train these rows, and what they start from. Raises NatalError for the first that does not work.
     """
     study = load_study(study, overrides)
     directory = writable(out, workers)
+    of_parts = None if part is None else part_of(part)
     if data is not None:
         os.environ[DATA] = os.path.abspath(data)
     from natal.lab import birth, worker
     from natal.lab.chains import Growth, drawn
     from natal.lab.engines import choose, engine_named
-    from natal.lab.tasks import tasks
 
     asked = engine_named(engine)
     check_device(device)
@@ -154,26 +164,33 @@ def plan(
             settings[name] = Chosen(at, *choose(asked, at, device))
     worker.check(study)
 
-    makers = _stored_makers(directory) if not fresh else {}
+    if fresh:
+        directory = begun(directory, study)
+    goes_on = (directory / FILE).exists() and (not fresh or is_of(directory, study))
+    makers: Mapping[Maker, int] = {}
     statuses: dict[str, str] = {}
     failures: Mapping[str, Failure] = {}
-    if not fresh and (directory / FILE).exists():
+    if goes_on:
         with Store.read(directory) as store:
-            statuses, failures = store.statuses(), store.failures()
+            makers, statuses, failures = store.makers(), store.statuses(), store.failures()
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
-    known: Known = {}
-    for position, run in enumerate(study.runs()):
-        own = settings[run.setting]
-        rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
+    early = {own.engine: _early(own.engine, device, makers) for own in settings.values()}
+    for position, (run, own, stages) in enumerate(_stages(study, settings)):
         keys = {}
-        for rate in rates:
-            stage = stage_of(study, run, rate, len(own.setting.split.fit), known)
-            old = _stored_by_0_2(study, run, own.engine, device, rate, makers, statuses)
-            keys[rate] = old or growth.ask(stage)
-        grid.append((run, keys[rates[0]]))
-        if len(rates) > 1:
+        for rate, stage in stages.items():
+            key = growth.key(stage)
+            if key not in statuses and early[own.engine]:
+                old = _stored_by_0_2(study, run, early[own.engine], rate, statuses)
+                if old is not None:
+                    keys[rate] = old
+                    continue
+            if (only is None or run in only) and _in_part(growth, stage, of_parts):
+                growth.ask(stage)
+            keys[rate] = key
+        grid.append((run, next(iter(keys.values()))))
+        if len(keys) > 1:
             tried[position] = keys
     pending = growth.pending()
     jobs, flops = _jobs(study, device, pending, settings)
@@ -197,35 +214,68 @@ def plan(
         chains=drawn(study, growth.asked),
         lines=growth.lines,
         state_bytes=(kept, passing),
+        part=part,
+        stored=statuses,
         failed={t.key: failures[t.key] for t in pending if t.key in failures},
     )
 
 
-def _stored_makers(directory: Path) -> dict[Maker, int]:
-    if not (directory / FILE).exists():
-        return {}
-    with Store.read(directory) as store:
-        return store.makers()
+def _stages(
+    study: Study, settings: Mapping[Setting, Chosen]
+) -> Iterator[tuple[Run, Chosen, dict[float, Stage]]]:
+    """Yield each row of a study's grid, how its setting is trained, and its own stage at each learning rate."""
+    from natal.lab.tasks import tasks
+
+    known: Known = {}
+    cell = None
+    for run in study.runs():
+        if cell != (run.task, run.network, run.strategy, run.sparsity):
+            cell = run.task, run.network, run.strategy, run.sparsity
+            own = settings[run.setting]
+            rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
+            stages = {rate: stage_of(study, run, rate, len(own.setting.split.fit), known) for rate in rates}
+            alone = run.sparsity > 0 and all(stage.parent is None for stage in stages.values())
+        elif alone:
+            # a cut at birth knows of its seed by its run alone
+            stages = {
+                rate: Stage(run, s.training, rate, s.steps, s.recipe, s.targets) for rate, s in stages.items()
+            }
+        else:
+            stages = {rate: stage_of(study, run, rate, len(own.setting.split.fit), known) for rate in rates}
+        yield run, own, stages
+
+
+def _in_part(growth: Growth, stage: Stage, part: tuple[int, int] | None) -> bool:
+    """Whether a row's chain belongs to a part, which the key of the stage that it begins with decides."""
+    if part is None:
+        return True
+    number, count = part
+    return int(growth.key(stage.trunk), 16) % count == number - 1
+
+
+def part_of(words: str) -> tuple[int, int]:
+    """Return which of how many parts ``3/8`` means; raise NatalError if it means none."""
+    number, slash, count = words.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise NatalError(f"part {words!r}: write it as 3/8, the third of eight")
+    return int(number), int(count)
+
+
+def _early(engine: Engine, device: str, makers: Mapping[Maker, int]) -> list[Maker]:
+    """Return the makers of a store that are natal 0.2, doing what an engine does today."""
+    from natal.lab.engines import made_by
+
+    today = made_by(engine, device).identity
+    return [maker for maker in makers if maker.natal.startswith("0.2.") and maker.identity == today]
 
 
 def _stored_by_0_2(
-    study: Study,
-    run: Run,
-    engine: Engine,
-    device: str,
-    rate: float,
-    makers: Mapping[Maker, int],
-    stored: Collection[str],
+    study: Study, run: Run, early: Sequence[Maker], rate: float, stored: Collection[str]
 ) -> str | None:
-    """Return the key natal 0.2 stored the same training under, None if it did not, or today's natal has."""
+    """Return the key natal 0.2 stored the same training under, None if it did not."""
     from natal.lab import birth
-    from natal.lab.engines import made_by
 
-    early = [maker for maker in makers if maker.natal.startswith("0.2.")]
-    today = made_by(engine, device).identity if early else None
-    if today is None or birth.key_of(study, run, engine, device, rate) in stored:
-        return None
-    old = (birth.key_0_2(study, run, maker, rate) for maker in early if maker.identity == today)
+    old = (birth.key_0_2(study, run, maker, rate) for maker in early)
     return next((key for key in old if key in stored), None)
 
 
@@ -244,9 +294,14 @@ def _jobs(
 
     cost: dict[str, float] = {}
     tail: dict[str, float] = {}
+    alike: dict[object, float] = {}  # all seeds of a cell cost the same
     for training in reversed(pending):
-        own = settings[training.run.setting]
-        cost[training.key] = own.engine.cost(training, own.setting) * training.stage.share(own.setting.steps)
+        stage, run = training.stage, training.run
+        which = run.task, run.network, run.strategy, run.sparsity, stage.first, stage.steps
+        if which not in alike:
+            own = settings[run.setting]
+            alike[which] = own.engine.cost(training, own.setting) * stage.share(own.setting.steps)
+        cost[training.key] = alike[which]
         tail[training.key] = cost[training.key] + tail.get(training.key, 0.0)
         for place in training.needs:
             tail[place.key] = max(tail.get(place.key, 0.0), tail[training.key])
@@ -315,7 +370,7 @@ def _facts(
 
 def _rate_of_task(study: Study, task: str, own: float) -> float | None:
     """Return the learning rate of every network on a task, None if they have several."""
-    run = study.runs()[0]._replace(task=task)
+    run = Run(task, study.strategies[0].name, study.sparsities[0], study.seeds[0])
     rates = {study.learning_rates(run._replace(network=network), own) for network in study.network_names}
     return next(iter(rates))[0] if len(rates) == 1 and len(next(iter(rates))) == 1 else None
 
@@ -324,6 +379,8 @@ def writable(out: str | Path, workers: int | None) -> Path:
     """Return the directory that ``out`` names; raise NatalError for what is wrong with the options."""
     if workers is not None and workers < 1:
         raise NatalError(f"workers must be at least 1, got {workers}")
+    if any(ord(letter) < 32 or letter == "\x7f" for letter in str(out)):
+        raise NatalError(f"{str(out)!a} is no name for a directory; name one of plain letters with --out")
     if out == "" or (Path(out).exists() and not Path(out).is_dir()):
         raise NatalError(f"{str(out)!r} is not a directory; name one that can be written with --out")
     if not _ours(Path(out)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
+from natal.lab.fresh import adopt, clear, is_of
 from natal.lab.plan import Job, Plan, plan
 from natal.machine import cores, processor
-from natal.store import Failure, Outcome, States, Store, chosen
+from natal.store import Failure, Outcome, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
 
@@ -77,6 +78,8 @@ def train(
     data: str | Path | None,
     watcher: Watcher,
     afterwards: Callable[[Path], object],
+    part: str | None = None,
+    only: Collection[Run] | None = None,
 ) -> None:
     """Train what ``directory`` lacks of ``study`` and keep it; then, still alone there, call ``afterwards``.
 
@@ -86,14 +89,24 @@ def train(
     if device == "cpu" and (cores() if workers is None else workers) > 1:
         prepare()
     look = partial(
-        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data
-    )
+        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data, part=part,
+        only=only,
+    )  # fmt: skip
     planned = look()
-    with _alone(directory), Store.create(directory) as store:
+    with _alone(directory):
+        if fresh and not is_of(planned.directory, study):
+            clear(planned.directory)
+        _fill(planned, look, watcher)
         if fresh:
-            store.clear()
-            States(directory).sweep((), ())
-        elif not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
+            adopt(directory)
+        afterwards(directory)
+
+
+def _fill(planned: Plan, look: Callable[[], Plan], watcher: Watcher) -> None:
+    """Train what is planned; ``look`` plans again."""
+    study = planned.study
+    with Store.create(planned.directory) as store:
+        if not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
             planned = look()  # another command has finished some of them in the meantime
         if planned.pending or not _declared(store, planned):
             _declare(store, planned)
@@ -101,9 +114,9 @@ def train(
         if planned.tried:
             runs = [run for run, _ in planned.grid]
             store.choose(chosen(runs, planned.tried, store.deciding(study.training.decide)))
-        if store.manifest()["finished_at"] is None and not store.failed():
+        kept, total = store.complete()
+        if kept == total and store.manifest("finished_at")["finished_at"] is None:
             store.note(finished_at=_now(), deterministic=store.deterministic())
-        afterwards(directory)
 
 
 class _alone:

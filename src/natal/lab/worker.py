@@ -26,6 +26,7 @@ from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
 from natal.store import MASK, Failure, Outcome, Place
 from natal.study import STRATEGIES, Run, Study
+from natal.wording import on_one_line
 
 if TYPE_CHECKING:
     from natal.lab.plan import Job
@@ -248,7 +249,7 @@ def said(error: BaseException) -> str:
 
 
 def _line_of(text: str) -> str:
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    line = on_one_line(text)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 

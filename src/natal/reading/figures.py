@@ -22,7 +22,7 @@ import numpy as np
 
 from natal.errors import NatalError
 from natal.reading import stats
-from natal.reading.rows import Row
+from natal.reading.rows import Row, Runs
 from natal.registry import did_you_mean
 from natal.study import Setting, Study
 
@@ -315,16 +315,16 @@ def _frame(axes: Axes, results: Results, setting: Setting, kind: Kind) -> list[t
 
 def _strategy(axes: Axes, results: Results, setting: Setting, line: _Line, kind: Kind, axis: Axis) -> None:
     """Draw one strategy: every seed, the means with their intervals, and its critical sparsity; a grey one's means."""
-    runs = [run for run in _runs(results, setting) if run.strategy == line.name]
     low, high = axes.get_ylim()
     cells = [
         (_x(s, axis), mean if mean >= low else math.nan, interval)
-        for s, mean, interval in _means(results, setting, runs, kind)
+        for s, mean, interval in _means(results, setting, line.name, kind)
     ]  # what lies below the panel is left to the arrows
     xs, means = [x for x, _, _ in cells], [mean for _, mean, _ in cells]
     if line.place is None:
         axes.plot(xs, means, zorder=1.5, **_OTHERS)
         return
+    runs = [run for run in _runs(results, setting) if run.strategy == line.name]
     seeds = [(_x(run.sparsity, axis), _value(run, kind)) for run in runs if run.test_metric is not None]
     shown = [(x, y) for x, y in seeds if y >= low]
     axes.plot(
@@ -340,7 +340,7 @@ def _strategy(axes: Axes, results: Results, setting: Setting, line: _Line, kind:
         label=_said(line.name), color=line.colour, marker=line.marker, zorder=4, **_MEAN,
     )  # fmt: skip
     if kind == "metric":
-        critical = stats.critical_sparsity(_runs(results, setting), setting, line.name)
+        critical = stats.critical_sparsity(results.runs, setting, line.name)
         if critical is not None:
             axes.axvline(_x(critical, axis), color=line.colour, zorder=1, **_CRITICAL)
             # several strategies' dashes: whose they are must be seen in grey, too
@@ -365,8 +365,8 @@ def _say_clipped(axes: Axes, runs: Sequence[Row]) -> None:
         axes.text(0.02, 0.06, words, transform=axes.transAxes, bbox=paper, **_SMALL)
 
 
-def _runs(results: Results, setting: Setting) -> list[Row]:
-    return [run for run in results.runs if run.setting == setting]
+def _runs(results: Results, setting: Setting) -> Runs:
+    return results.runs.settings.get(setting, Runs())
 
 
 def _value(run: Row, kind: Kind) -> float:
@@ -374,12 +374,12 @@ def _value(run: Row, kind: Kind) -> float:
 
 
 def _means(
-    results: Results, setting: Setting, runs: Sequence[Row], kind: Kind
+    results: Results, setting: Setting, strategy: str, kind: Kind
 ) -> list[tuple[float, float, tuple[float, float]]]:
     """Return sparsity, mean and interval of each of one strategy's cells that has any, within what can be."""
     budget, metric = results.networks[setting].epochs, results.tasks[setting.task].metric
     found = []
-    for c in stats.cells(runs):
+    for c in stats.cells(results.runs, setting, strategy):
         m = c.test if kind == "metric" else c.epochs
         ends = possible(metric, m.low, m.high) if kind == "metric" else (max(m.low, 0.0), min(m.high, budget))
         if m.n:

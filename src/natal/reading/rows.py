@@ -36,7 +36,12 @@ class Later(Mapping[str, Any]):
         return len(self._read(self._what))
 
     def __repr__(self) -> str:
-        return repr(dict(self._read(self._what)))
+        return repr(plain(self))
+
+
+def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as a dictionary, for whoever looks into it more than once."""
+    return dict(mapping._read(mapping._what) if isinstance(mapping, Later) else mapping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,23 @@ class Runs(tuple[Row, ...]):
     """Rows that remember their cells: the rows that differ in seed alone."""
 
     @cached_property
+    def memory(self) -> dict[Any, Any]:
+        """What functions have found out about these rows, so that none computes it twice."""
+        return {}
+
+    @cached_property
+    def settings(self) -> Mapping[Setting, Runs]:
+        """The rows of each setting, in the order they first appear."""
+        found: dict[Setting, list[Row]] = {}
+        for row in self:
+            found.setdefault(row.setting, []).append(row)
+        return (
+            {setting: Runs(rows) for setting, rows in found.items()}
+            if len(found) > 1
+            else dict.fromkeys(found, self)
+        )
+
+    @cached_property
     def cells(self) -> Mapping[Where, Runs]:
         """The rows of each setting, strategy and sparsity, in the order they first appear."""
         found: dict[Where, list[Row]] = {}
@@ -258,10 +280,11 @@ _PERHAPS = (
 )
 
 
-def rows(
-    found: Mapping[str, Any], details: Callable[[int], tuple[Mapping[str, Any], Mapping[str, Any]]]
-) -> Runs:
-    """Return rows from their `columns`; ``details``: diagnosis and proofs of the row of this number."""
+_Read = Callable[[int], Mapping[str, Any]]
+
+
+def rows(found: Mapping[str, Any], diagnoses: _Read, proofs: _Read) -> Runs:
+    """Return rows from their `columns`; the others return the diagnosis and the proofs of the row of this number."""
     lists = {
         name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in found.items()
     }
@@ -271,8 +294,8 @@ def rows(
         lists[name] = [whole(value) for value in lists[name]]
     count = len(lists["key"])
     lists["densities"] = [Later(_densities, text) for text in lists["densities"]]
-    lists["diagnosis"] = [Later(lambda i: details(i)[0], i) for i in range(count)]
-    lists["proofs"] = [Later(lambda i: details(i)[1], i) for i in range(count)]
+    lists["diagnosis"] = [Later(diagnoses, i) for i in range(count)]
+    lists["proofs"] = [Later(proofs, i) for i in range(count)]
     return Runs(map(Row, *(lists[field.name] for field in dataclasses.fields(Row))))
 
 

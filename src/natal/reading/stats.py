@@ -13,16 +13,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtrc, stdtrit
 
-from natal.reading.rows import Attempt, Curve, Row
+from natal.reading.rows import Attempt, Curve, Row, Runs, plain
 from natal.store import TaskFacts
 from natal.study import Recipe, Setting, Study
 
 Rows = Sequence[Row]
+Numbers = NDArray[np.float64]
 DENSE = "dense"
 """What a flag calls the unpruned network, which belongs to no strategy."""
 PATIENCE = 100
@@ -47,12 +50,12 @@ class Summary:
     high: float
 
 
-def summarise(values: Iterable[float], level: float = 0.95) -> Summary:
+def summarise(values: Iterable[float] | Numbers, level: float = 0.95) -> Summary:
     """Summarise numbers: mean, standard deviation with ddof 0, Student-t interval with ddof 1.
 
     mean ± t(1 - (1 - level) / 2, n - 1) · s / √n, with s² = Σ(x - mean)² / (n - 1).
     """
-    x = np.array(list(values), dtype=np.float64)
+    x = values if isinstance(values, np.ndarray) else np.array(list(values), dtype=np.float64)
     n = len(x)
     if n == 0:
         return Summary(0, math.nan, math.nan, math.nan, math.nan)
@@ -61,6 +64,25 @@ def summarise(values: Iterable[float], level: float = 0.95) -> Summary:
         return Summary(1, mean, std, math.nan, math.nan)
     half = float(stdtrit(n - 1, 0.5 + level / 2) * x.std(ddof=1) / math.sqrt(n))
     return Summary(n, mean, std, mean - half, mean + half)
+
+
+def summarise_all(those: Sequence[Numbers], level: float = 0.95) -> list[Summary]:
+    """Return `summarise` of each, those of one length together."""
+    found: list[Summary] = [summarise(())] * len(those)
+    for n, places in _by_length(those).items():
+        if n < 2:
+            for i in places:
+                found[i] = summarise(those[i], level)
+            continue
+        x = np.array([those[i] for i in places])
+        half = stdtrit(n - 1, 0.5 + level / 2) * x.std(axis=1, ddof=1) / math.sqrt(n)
+        mean, std = x.mean(axis=1), x.std(axis=1)
+        numbers = zip(
+            mean.tolist(), std.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True
+        )
+        for i, four in zip(places, numbers, strict=True):
+            found[i] = Summary(n, *four)
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,17 +107,37 @@ class Cell:
 
 def cells(runs: Rows, setting: Setting | None = None, strategy: str | None = None) -> list[Cell]:
     """Return the cells of ``runs``, in the order they first appear; of one setting or strategy if named."""
-    grouped: dict[tuple[Setting, str, float], list[Row]] = {}
-    for run in runs:
-        if setting in (None, run.setting) and strategy in (None, run.strategy):
-            grouped.setdefault((run.setting, run.strategy, run.sparsity), []).append(run)
-    return [_cell(*which, rows) for which, rows in grouped.items()]
+    made = _all_cells(runs)
+    if setting is not None and strategy is not None:
+        return list(made.get((setting, strategy), ()))
+    return [
+        c
+        for (of, name), those in made.items()
+        if setting in (None, of) and strategy in (None, name)
+        for c in those
+    ]
+
+
+def _all_cells(runs: Rows) -> Mapping[tuple[Setting, str], list[Cell]]:
+    """Return the cells of each setting and strategy."""
+    runs = remembering(runs)
+    if "cells" not in runs.memory:
+        found: dict[tuple[Setting, str], list[Cell]] = {}
+        for where, rows in runs.cells.items():
+            found.setdefault(where[:2], []).append(_cell(*where, rows))
+        runs.memory["cells"] = found
+    known: Mapping[tuple[Setting, str], list[Cell]] = runs.memory["cells"]
+    return known
+
+
+def remembering(runs: Rows) -> Runs:
+    """Return rows that remember what is found out about them, themselves if they do already."""
+    return runs if isinstance(runs, Runs) else Runs(runs)
 
 
 def cell(runs: Rows, setting: Setting, strategy: str, sparsity: float) -> Cell | None:
     """Return one cell, or None if it has no run yet."""
-    found = cells([run for run in runs if run.sparsity == sparsity], setting, strategy)
-    return found[0] if found else None
+    return next((c for c in cells(runs, setting, strategy) if c.sparsity == sparsity), None)
 
 
 def _cell(setting: Setting, strategy: str, sparsity: float, rows: Rows) -> Cell:
@@ -118,8 +160,7 @@ def _cell(setting: Setting, strategy: str, sparsity: float, rows: Rows) -> Cell:
 
 def dense_baseline(runs: Rows, setting: Setting) -> Cell | None:
     """Return the cell of the unpruned network, which all strategies share; None if ``runs`` has none."""
-    dense = cells([run for run in runs if run.sparsity == 0], setting)
-    return dense[0] if dense else None
+    return next((c for c in cells(runs, setting) if c.sparsity == 0), None)
 
 
 def threshold(runs: Rows, setting: Setting) -> float | None:
@@ -247,16 +288,81 @@ def paired(
     Seeds that one side lacks or that diverged drop out; over levels, each seed uses the levels both sides
     have. None if no seed is left.
     """
-    values: dict[str, dict[tuple[int, float], float]] = {first: {}, second: {}}
-    for run in runs:
-        level = run.sparsity > 0 if sparsity is None else run.sparsity == sparsity
-        if level and run.setting == setting and run.strategy in values and run.test_metric is not None:
-            values[run.strategy][run.seed, run.sparsity] = run.test_metric
-    by_seed: dict[int, list[float]] = {}
-    for which, value in values[first].items():
-        if which in values[second]:
-            by_seed.setdefault(which[0], []).append(value - values[second][which])
-    return _paired(setting, first, second, sparsity, [float(np.mean(d)) for d in by_seed.values()])
+    return _compared(runs, [(setting, first, second, sparsity)])[0]
+
+
+_Which = tuple[Setting, str, str, float | None]
+
+
+def _compared(runs: Rows, wanted: Sequence[_Which]) -> list[Paired | None]:
+    """Return comparisons in the order given, None for those without a seed; each is made once, all together."""
+    runs = remembering(runs)
+    known: dict[_Which, Paired | None] = runs.memory.setdefault("compared", {})
+    for which in wanted:
+        setting, first, second, sparsity = which
+        other = known.get((setting, second, first, sparsity))
+        if which not in known and other is not None:
+            d = other.difference
+            turned = Summary(d.n, -d.mean, d.std, -d.high, -d.low)
+            known[which] = replace(other, first=first, second=second, difference=turned)
+    new = [which for which in dict.fromkeys(wanted) if which not in known]
+    differences = list(_differences(runs, new))
+    summaries, values = summarise_all(differences), sign_flips(differences)
+    for which, summary, p in zip(new, summaries, values, strict=True):
+        known[which] = Paired(*which, summary, p, smallest_p(summary.n)) if summary.n else None
+    return [known[which] for which in wanted]
+
+
+def _differences(runs: Runs, wanted: Sequence[_Which]) -> Iterator[Numbers]:
+    """Yield the differences of two strategies by seed, at a level or over the mean of all pruned levels."""
+    tables: dict[Setting, _Metrics] = {}
+    for setting, first, second, sparsity in wanted:
+        if setting not in tables:
+            tables[setting] = _metrics(runs, setting)
+        table = tables[setting]
+        a, b = table.strategies.get(first), table.strategies.get(second)
+        if a is None or b is None:
+            yield np.empty(0)
+        elif sparsity is not None:
+            level = table.levels.get(sparsity)
+            d = np.empty(0) if level is None else table.values[a, level] - table.values[b, level]
+            yield d if not np.isnan(d).any() else d[~np.isnan(d)]
+        else:
+            pruned = [i for level, i in table.levels.items() if level > 0]
+            d = np.ascontiguousarray((table.values[a, pruned] - table.values[b, pruned]).T)
+            there = ~np.isnan(d)
+            if there.all() and d.size:
+                yield d.mean(axis=1)
+                continue
+            # a seed comes where its first level does, as in the order of the runs
+            seeds = sorted(
+                np.flatnonzero(there.any(axis=1)).tolist(), key=lambda seed: int(there[seed].argmax())
+            )
+            yield np.array([d[seed][there[seed]].mean() for seed in seeds])
+
+
+class _Metrics(NamedTuple):
+    """A setting's test metrics by strategy, level and seed, NaN where there is none, and the place of each."""
+
+    strategies: Mapping[str, int]
+    levels: Mapping[float, int]
+    values: NDArray[np.float64]
+
+
+def _metrics(runs: Runs, setting: Setting) -> _Metrics:
+    known: dict[Setting, _Metrics] = runs.memory.setdefault("metrics", {})
+    if setting not in known:
+        rows = runs.settings.get(setting, Runs())
+        strategies, levels, seeds = (
+            {value: i for i, value in enumerate(_distinct(rows, name))}
+            for name in ("strategy", "sparsity", "seed")
+        )
+        values = np.full((len(strategies), len(levels), len(seeds)), np.nan)
+        for row in rows:
+            if row.test_metric is not None:
+                values[strategies[row.strategy], levels[row.sparsity], seeds[row.seed]] = row.test_metric
+        known[setting] = _Metrics(strategies, levels, values)
+    return known[setting]
 
 
 def against_dense(runs: Rows, setting: Setting, strategy: str, sparsity: float) -> Paired | None:
@@ -265,64 +371,94 @@ def against_dense(runs: Rows, setting: Setting, strategy: str, sparsity: float) 
     if pruned is None or dense is None:
         return None
     shared = [seed for seed in pruned.values if seed in dense.values]
-    differences = [pruned.values[seed] - dense.values[seed] for seed in shared]
-    return _paired(setting, strategy, DENSE, sparsity, differences)
-
-
-def _paired(
-    setting: Setting, first: str, second: str, sparsity: float | None, differences: Sequence[float]
-) -> Paired | None:
-    if not differences:
+    differences = np.array([pruned.values[seed] - dense.values[seed] for seed in shared])
+    if not shared:
         return None
-    n = len(differences)
-    return Paired(
-        setting, first, second, sparsity, summarise(differences), sign_flip(differences), smallest_p(n)
-    )
+    summary, p = summarise(differences), sign_flip(differences)
+    return Paired(setting, strategy, DENSE, sparsity, summary, p, smallest_p(len(shared)))
 
 
 def compare_overall(runs: Rows) -> list[Paired]:
     """Compare every two strategies of each setting over all pruned levels' mean, Holm-corrected together."""
-    return _family(paired(both, setting, a, b) for setting, a, b, both in _couples(runs))
+    return _family(runs, "overall", lambda: [(*couple, None) for couple in _couples(runs)])
 
 
 def compare_levels(runs: Rows) -> list[Paired]:
     """Compare every two strategies of each setting at every pruned level, Holm-corrected together."""
-    return _family(
-        paired(both, setting, a, b, level)
-        for setting, a, b, both in _couples(runs)
-        for level in sorted(_distinct(runs, "sparsity"))
-        if level > 0
-    )
+
+    def wanted() -> list[_Which]:
+        levels = [level for level in sorted(_distinct(runs, "sparsity")) if level > 0]
+        return [(*couple, level) for couple in _couples(runs) for level in levels]
+
+    return _family(runs, "levels", wanted)
 
 
-def _couples(runs: Rows) -> Iterator[tuple[Setting, str, str, Rows]]:
-    """Yield every two strategies of each setting with the runs of both."""
-    grouped: dict[tuple[Setting, str], list[Row]] = {}
-    for run in runs:
-        grouped.setdefault((run.setting, run.strategy), []).append(run)
+def _couples(runs: Rows) -> Iterator[tuple[Setting, str, str]]:
+    """Yield every two strategies of each setting."""
+    strategies = _distinct(runs, "strategy")
     for setting in _distinct(runs, "setting"):
-        for a, b in itertools.combinations(_distinct(runs, "strategy"), 2):
-            yield setting, a, b, [*grouped.get((setting, a), []), *grouped.get((setting, b), [])]
+        for a, b in itertools.combinations(strategies, 2):
+            yield setting, a, b
 
 
-def sign_flip(differences: Sequence[float]) -> float:
+def sign_flip(differences: Sequence[float] | Numbers) -> float:
     """Return the two-sided p-value of paired differences under sign flips: exact up to 16 pairs.
 
     p = share of the 2^n sign patterns s with |Σ s_i d_i| >= |Σ d_i|; the null hypothesis is that each
     difference is as likely to be d as -d. Beyond 16 pairs a fixed draw of 100,000 patterns estimates it,
     (hits + 1) / (draws + 1).
     """
-    d = np.asarray(differences, dtype=np.float64)
-    n, observed = len(d), abs(d.sum())
+    return sign_flips([np.asarray(differences, np.float64)])[0]
+
+
+DRAWS = 100_000
+AT_ONCE = 1_000
+"""So many sign patterns are drawn at a time; a multiple of four, so that they are those of a single draw."""
+
+
+def sign_flips(differences: Sequence[Numbers]) -> list[float]:
+    """Return `sign_flip` of each; those with as many pairs share their sign patterns, and a matrix product."""
+    found = [math.nan] * len(differences)
+    for n, places in _by_length(differences).items():
+        if n <= 16:
+            # 2^n sums a comparison: as many comparisons at once as a few megabytes hold
+            step = max(2**18 >> n, 1)
+            for part in (places[i : i + step] for i in range(0, len(places), step)):
+                d = np.array([differences[i] for i in part]).reshape(len(part), n)
+                sums = np.zeros((len(part), 1))
+                for k in range(n):
+                    value = d[:, k : k + 1]
+                    sums = np.concatenate([sums + value, sums - value], axis=1)
+                shares = (np.abs(sums) >= _reach(d)[:, None]).mean(axis=1)
+                for i, share in zip(part, shares.tolist(), strict=True):
+                    found[i] = share
+            continue
+        d = np.array([differences[i] for i in places])
+        reach, hits = _reach(d), np.zeros(len(places), np.int64)
+        rng = np.random.default_rng(0)
+        for _ in range(DRAWS // AT_ONCE):
+            signs = (rng.integers(0, 2, (AT_ONCE, n), dtype=np.int8) * 2 - 1).astype(np.float64)
+            for first in range(0, len(d), 128):  # what stays in a processor's cache
+                some = slice(first, first + 128)
+                sums = np.abs(signs @ d[some].T)
+                hits[some] += np.count_nonzero(sums >= reach[some], axis=0)
+        for i, count in zip(places, hits.tolist(), strict=True):
+            found[i] = (count + 1) / (DRAWS + 1)
+    return found
+
+
+def _reach(d: Numbers) -> Numbers:
+    """Return what a sum of each row of differences must reach to count, a little less than its own."""
     # sums of equal terms in another order differ in the last bits of the terms, and must count as ties
-    reach = observed - 1e-12 * np.abs(d).sum()
-    if n > 16:
-        signs = np.random.default_rng(0).integers(0, 2, (100_000, n), dtype=np.int8) * 2 - 1
-        return (int((np.abs(signs @ d) >= reach).sum()) + 1) / 100_001
-    sums = np.zeros(1)
-    for value in d:
-        sums = np.concatenate([sums + value, sums - value])
-    return float((np.abs(sums) >= reach).mean())
+    reached: Numbers = np.abs(d.sum(axis=1)) - 1e-12 * np.abs(d).sum(axis=1)
+    return reached
+
+
+def _by_length(those: Sequence[Numbers]) -> Mapping[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for i, one in enumerate(those):
+        found.setdefault(len(one), []).append(i)
+    return found
 
 
 def smallest_p(n: int) -> float:
@@ -348,9 +484,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _family(comparisons: Iterable[Paired | None]) -> list[Paired]:
-    made = [c for c in comparisons if c is not None]
-    return [replace(c, p_holm=p) for c, p in zip(made, holm([c.p for c in made]), strict=True)]
+def _family(runs: Rows, name: str, wanted: Callable[[], Sequence[_Which]]) -> list[Paired]:
+    """Return comparisons that are Holm-corrected together."""
+    runs = remembering(runs)
+    families: dict[str, list[Paired]] = runs.memory.setdefault("families", {})
+    if name not in families:
+        made = [c for c in _compared(runs, wanted()) if c is not None]
+        corrected = holm([c.p for c in made])
+        families[name] = [replace(c, p_holm=p) for c, p in zip(made, corrected, strict=True)]
+    return list(families[name])
 
 
 # -- a strategy and its controls -------------------------------------------------------------------------
@@ -398,17 +540,15 @@ def compare_controls(runs: Rows, study: Study) -> list[Controlled]:
     """Compare every strategy with each of its controls, seed by seed, on every setting."""
     pairs = [(setting, *names) for setting in study.settings() for names in controls(study)]
     levels = [s for s in study.sparsities if s > 0]
-    overall = [paired(runs, setting, strategy, control) for setting, strategy, control, _ in pairs]
-    single = [
-        paired(runs, setting, strategy, control, s) for setting, strategy, control, _ in pairs for s in levels
-    ]
+    overall = _family(runs, "controls", lambda: [(*which, None) for *which, _ in pairs])  # type: ignore[misc]
+    single = _family(runs, "controls by level", lambda: [(*w, s) for *w, _ in pairs for s in levels])  # type: ignore[misc]
     by_level: dict[tuple[Setting, str, str], list[Paired]] = {}
-    for p in _family(single):
+    for p in single:
         by_level.setdefault((p.setting, p.first, p.second), []).append(p)
     kinds = {(setting, strategy, control): kind for setting, strategy, control, kind in pairs}
     return [
         Controlled(kinds[which], p, tuple(by_level[which]))
-        for p in _family(overall)
+        for p in overall
         for which in [(p.setting, p.first, p.second)]
     ]
 
@@ -444,7 +584,7 @@ def ranking(runs: Rows, setting: Setting) -> list[Ranked]:
     pruned level of the setting: without its hardest level, a strategy would climb. One without such a seed comes
     last. Nothing is ranked where nothing pruned was trained.
     """
-    levels = {run.sparsity for run in runs if run.setting == setting and run.sparsity > 0}
+    levels = {c.sparsity for c in cells(runs, setting) if c.sparsity > 0}
     if not levels:
         return []
     apart = {
@@ -453,7 +593,7 @@ def ranking(runs: Rows, setting: Setting) -> list[Ranked]:
         if p.setting == setting and p.p_holm <= 0.05
     }
     means = {}
-    for strategy in _distinct([run for run in runs if run.setting == setting], "strategy"):
+    for strategy in dict.fromkeys(c.strategy for c in cells(runs, setting)):
         by_seed: dict[int, list[float]] = {}
         for c in cells(runs, setting, strategy):
             for seed, value in c.values.items() if c.sparsity > 0 else ():
@@ -507,21 +647,33 @@ def findings(runs: Rows) -> list[Found]:
 
     Sentences that differ in numbers or brackets alone are one finding.
     """
-    grouped: dict[tuple[Severity, str], list[tuple[Row, str]]] = {}
-    for run in runs:
-        for severity, text in run.diagnosis.get("findings", ()):
-            grouped.setdefault((severity, _NUMBERS.sub("#", text)), []).append((run, text))
-    found = [
-        Found(
-            severity,
-            text=those[0][1],
-            runs=len(those),
-            sparsities=tuple(sorted({run.sparsity for run, _ in those})),
-            varies=len({text for _, text in those}) > 1,
-        )
-        for (severity, _), those in grouped.items()
-    ]
-    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -f.runs))
+    return _merged((where[2], told.findings) for where, told in _doctor(runs).items())
+
+
+def findings_of_strategies(runs: Rows) -> dict[tuple[Setting, str], list[Found]]:
+    """Return `findings` of each setting and strategy."""
+    grouped: dict[tuple[Setting, str], list[Any]] = {}
+    for (setting, strategy, sparsity), told in _doctor(runs).items():
+        grouped.setdefault((setting, strategy), []).append((sparsity, told.findings))
+    return {where: _merged(told) for where, told in grouped.items()}
+
+
+def _merged(
+    told: Iterable[tuple[float, Mapping[tuple[Severity, str], tuple[str, int, bool]]]],
+) -> list[Found]:
+    """Return the findings of several cells, those at a sparsity and how many runs have them, as one list."""
+    found: dict[tuple[Severity, str], Found] = {}
+    for sparsity, of in told:
+        for (severity, alike), (text, count, varies) in of.items():
+            f = found.get((severity, alike), Found(severity, text, 0, (), False))
+            found[severity, alike] = Found(
+                severity,
+                f.text,
+                f.runs + count,
+                tuple(sorted({*f.sparsities, sparsity})),
+                f.varies or varies or text != f.text,
+            )
+    return sorted(found.values(), key=lambda f: (SEVERITIES.index(f.severity), -f.runs))
 
 
 # a number by itself, not one in a layer's name (0.weight), and whatever stands in brackets
@@ -592,11 +744,44 @@ class Diagnosed:
 
 def diagnoses(runs: Rows, setting: Setting | None = None, strategy: str | None = None) -> list[Diagnosed]:
     """Return what the mask doctor said of each pruned cell, in order; of one setting or strategy if named."""
-    grouped: dict[tuple[Setting, str, float], list[Row]] = {}
-    for run in runs:
-        if run.diagnosis and setting in (None, run.setting) and strategy in (None, run.strategy):
-            grouped.setdefault((run.setting, run.strategy, run.sparsity), []).append(run)
-    return [_diagnosed(*which, rows) for which, rows in grouped.items()]
+    return [
+        known.diagnosed
+        for (of, name, _), known in _doctor(runs).items()
+        if known.diagnosed is not None and setting in (None, of) and strategy in (None, name)
+    ]
+
+
+class _Told(NamedTuple):
+    """What the mask doctor said of a cell: the means, and its findings with how many runs have each."""
+
+    diagnosed: Diagnosed | None
+    findings: Mapping[tuple[Severity, str], tuple[str, int, bool]]
+
+
+def _doctor(runs: Rows) -> Mapping[tuple[Setting, str, float], _Told]:
+    """Return what was said of each cell; every diagnosis is read once."""
+    runs = remembering(runs)
+    if "doctor" not in runs.memory:
+        found: dict[tuple[Setting, str, float], _Told] = {}
+        for where, rows in runs.cells.items():
+            read = [(row, plain(row.diagnosis)) for row in rows]
+            known = [(row, diagnosis) for row, diagnosis in read if diagnosis]
+            told: dict[tuple[Severity, str], tuple[str, int, bool]] = {}
+            for _, diagnosis in read:
+                for severity, text in diagnosis.get("findings", ()):
+                    which = severity, _alike(text)
+                    first, count, varies = told.get(which, (text, 0, False))
+                    told[which] = first, count + 1, varies or text != first
+            found[where] = _Told(_diagnosed(*where, known, told) if known else None, told)
+        runs.memory["doctor"] = found
+    said: Mapping[tuple[Setting, str, float], _Told] = runs.memory["doctor"]
+    return said
+
+
+@lru_cache(10_000)
+def _alike(text: str) -> str:
+    """Return a finding's sentence without its numbers and brackets."""
+    return _NUMBERS.sub("#", text)
 
 
 def gravest_first(cells: Iterable[Diagnosed]) -> list[Diagnosed]:
@@ -605,11 +790,18 @@ def gravest_first(cells: Iterable[Diagnosed]) -> list[Diagnosed]:
     return sorted(cells, key=lambda c: (order.index(c.severity), -c.fatal))
 
 
-def _diagnosed(setting: Setting, strategy: str, sparsity: float, rows: Rows) -> Diagnosed:
-    layers = tuple(_layer(those) for those in zip(*(run.diagnosis["layers"] for run in rows), strict=True))
+def _diagnosed(
+    setting: Setting,
+    strategy: str,
+    sparsity: float,
+    known: Sequence[tuple[Row, Mapping[str, Any]]],
+    told: Mapping[tuple[Severity, str], tuple[str, int, bool]],
+) -> Diagnosed:
+    rows = [row for row, _ in known]
+    layers = tuple(_layer(those) for those in zip(*(of["layers"] for _, of in known), strict=True))
     hidden, last = layers[:-1], layers[-1]
     relus = [layer for layer in layers if not math.isnan(layer.always_off)]
-    severities = [{severity for severity, _ in run.diagnosis["findings"]} for run in rows]
+    severities = [{severity for severity, _ in of["findings"]} for _, of in known]
     return Diagnosed(
         setting,
         strategy,
@@ -628,7 +820,7 @@ def _diagnosed(setting: Setting, strategy: str, sparsity: float, rows: Rows) -> 
         ),
         scale=last.scale,
         collapses_at=min((run.collapses_at for run in rows if run.collapses_at is not None), default=None),
-        findings=tuple(findings(rows)),
+        findings=tuple(_merged([(sparsity, told)])),
         layers=layers,
     )
 
@@ -698,6 +890,7 @@ def flags(runs: Rows, study: Study, tasks: Mapping[str, TaskFacts]) -> list[Flag
     ``tasks``: the manifest's facts of each task. The dense runs that all strategies share are looked at once.
     """
     found: dict[tuple[Kind, Setting, str], list[float]] = {}
+    runs = remembering(runs)
 
     def file(kind: Kind, setting: Setting, strategy: str, sparsity: float) -> None:
         found.setdefault((kind, setting, DENSE if sparsity == 0 else strategy), []).append(sparsity)
@@ -774,10 +967,11 @@ def dense_at_chance(runs: Rows, setting: Setting, facts: TaskFacts) -> bool:
 
 def _chance_bound(runs: Rows, setting: Setting, facts: TaskFacts) -> float:
     """Return `chance_bound` of a setting's test metric."""
-    metric = next(run.metric for run in runs if run.setting == setting)
+    metric = remembering(runs).settings[setting][0].metric
     return chance_bound(metric, facts.chance, facts.test_rows)
 
 
+@lru_cache(10_000)
 def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float:
     """Return the metric up to which a network cannot be told from one that has learned nothing.
 
@@ -870,10 +1064,8 @@ def early_failures(runs: Rows, setting: Setting, strategy: str) -> tuple[int, in
     bar = threshold(runs, setting)
     early = [
         run.test_metric
-        for run in runs
-        if (run.setting, run.strategy) == (setting, strategy)
-        and run.ended_early
-        and run.test_metric is not None
+        for run in remembering(runs).settings.get(setting, ())
+        if run.strategy == strategy and run.ended_early and run.test_metric is not None
     ]
     return len(early), sum(bar is None or value < bar for value in early)
 

@@ -22,7 +22,7 @@ import numpy as np
 from natal.errors import NatalError
 from natal.reading import figures, report, stats
 from natal.reading.results import Results, load
-from natal.reading.rows import Curve, Row
+from natal.reading.rows import Curve, Row, plain
 from natal.store import NetworkFacts, Store
 from natal.study import Recipe, Stage, stage_of
 from natal.wording import describe, percent, plural
@@ -54,9 +54,12 @@ def validate(directory: str | Path = "results") -> list[str]:
     """Return what is wrong with the results in ``directory``, one line each; nothing wrong, an empty list."""
     try:
         results = load(directory)
+        read = {row.key for row in results.runs}  # what the checks read they check for damage, too
+        with Store.read(results.directory) as store:
+            damage = store.damage(read)
+        return damage or [line for check in _CHECKS for line in check(results)]
     except NatalError as error:
         return [str(error)]
-    return [line for check in _CHECKS for line in check(results)]
 
 
 def notes(directory: str | Path = "results") -> list[str]:
@@ -107,7 +110,8 @@ def _complete(results: Results) -> Iterator[str]:
             "`natal run` with the same study resumes"
         )
     yield from _few(f"{describe(run)} failed: {failure.reason}" for run, failure in results.failed)
-    strangers = [run for run in there if run not in set(wanted)]
+    asked = set(wanted)
+    strangers = [run for run in there if run not in asked]
     if strangers:
         yield f"{plural(len(strangers), 'run')} not in the study, the first {describe(strangers[0])}"
     cells = Counter((run.setting, run.strategy, run.sparsity) for run in there.elements())
@@ -201,34 +205,114 @@ def _numbers(results: Results) -> Iterator[str]:
 
 
 def _stage(results: Results, row: Row) -> Stage:
-    """Return the stage that a run's training should be."""
-    return stage_of(results.study, row.run, row.learning_rate or 0.0, results.tasks[row.task].fit_rows)
+    """Return the stage that a run's training should be; of its seed it knows by its run alone."""
+    known: dict[object, Stage] = results.runs.memory.setdefault("stages", {})
+    which = row.setting, row.strategy, row.sparsity, row.learning_rate
+    if which not in known:
+        rows = results.tasks[row.task].fit_rows
+        known[which] = stage_of(results.study, row.run, row.learning_rate or 0.0, rows)
+    return known[which]
 
 
-def _curves(results: Results) -> Iterator[str]:
-    training = results.study.training
+class _Few:
+    """The first errors of one kind, and how many more there are."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.more = 0
+
+    def add(self, errors: Iterable[str]) -> None:
+        for error in errors:
+            if len(self.shown) < SHOWN:
+                self.shown.append(error)
+            else:
+                self.more += 1
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.shown
+        if self.more:
+            yield f"... and {self.more} more like the last"
+
+
+def _each(results: Results) -> Iterator[str]:
+    """Yield what is wrong with single runs: curves, masks, proofs and diagnoses, each read once."""
+    study = results.study
+    training = study.training
     measured = ["train_loss", "val_loss", "val_metric", *["test_metric"] * training.test_curve]
-    pairs = [(row, curve) for row, curve in zip(results.runs, results.curves, strict=True) if row.begun]
+    small = {r.name for r in study.strategies if r.control == SMALL_DENSE}
+    small |= {r.name for r in study.strategies if r.spread is not None and r.regrow is None}
+    recipes = {recipe.name: recipe for recipe in study.strategies}
+    cut, best, masks, proofs, never, other, less = (_Few() for _ in range(7))
+    batches: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row, curve in zip(results.runs, results.curves, strict=True):
+        proven = plain(row.proofs)
+        begun = proven.get("restarted")
+        if begun is not None:
+            first = batches.setdefault((row.setting, row.seed, begun["step"]), {})
+            first.setdefault(str(begun["batch"]), row)
+        if "never_begun" in proven:
+            continue
+        if not _whole(row, curve, measured):
+            cut.add([_cut_short(row, curve, measured)])
+        best.add(f"{_name(row)}: {wrong}" for wrong in _best(row, curve, training.decide))
+        masks.add(
+            f"{_name(row)}: {wrong}"
+            for wrong in _mask(row, recipes[row.strategy], results.networks[row.setting])
+        )
+        proofs.add(f"{_name(row)}: {wrong}" for wrong in _proof(results, row, recipes[row.strategy], proven))
+        if row.sparsity > 0 and row.strategy not in small:
+            diagnosis = plain(row.diagnosis)
+            if not diagnosis:
+                never.add([f"{_name(row)}: its mask was never diagnosed; `natal run --fresh` does so"])
+            elif (kept := sum(layer["kept"] for layer in diagnosis["layers"])) != row.kept:
+                other.add(
+                    [
+                        f"{_name(row)}: its diagnosis is of another mask: {kept} weights kept, {row.kept} in the mask"
+                    ]
+                )
+            if row.effective_sparsity is not None and row.effective_sparsity < row.realised_sparsity - 1e-12:
+                less.add(
+                    [
+                        f"{_name(row)}: effective sparsity {row.effective_sparsity:.4f} is less than the mask's own "
+                        f"{row.realised_sparsity:.4f}"
+                    ]
+                )
+    yield from cut
+    yield from best
+    yield from _search(results)
+    yield from masks
+    yield from proofs
     yield from _few(
+        f"{_name(second)}: its first batch is not that of {_name(first)}, which begins at the same step of the clock"
+        for first, second, *_ in (list(rows.values()) for rows in batches.values() if len(rows) > 1)
+    )
+    yield from never
+    yield from other
+    yield from less
+
+
+def _cut_short(row: Row, curve: Curve, measured: Sequence[str]) -> str:
+    return (
         f"{_name(row)}: its curves end at step {int(curve.step[-1]) if len(curve.step) else 0} with "
         f"{', '.join(f'{len(curve[name])} of {name}' for name in measured if len(curve[name]))}; "
         f"{row.evaluations} evaluations of {row.steps_trained} steps were made"
-        for row, curve in pairs
-        if not _whole(row, curve, measured)
     )
-    best = {
-        "val-metric": "validation curve is highest",
-        "val-loss": "validation loss is lowest",
-        "end": "last step is",
-    }
-    yield from _few(
-        f"{_name(row)}: its {best[training.decide]} at step {at}, its best step is {row.best_step}"
-        for row, curve in pairs
-        if row.status != "diverged"
-        and len(deciding := curve.deciding(training.decide))
-        and len(deciding) == len(curve.step)
-        and (at := int(curve.step[np.nan_to_num(deciding, nan=-math.inf).argmax()])) != row.best_step
-    )
+
+
+_BEST = {
+    "val-metric": "validation curve is highest",
+    "val-loss": "validation loss is lowest",
+    "end": "last step is",
+}
+
+
+def _best(row: Row, curve: Curve, decide: str) -> Iterator[str]:
+    deciding = curve.deciding(decide)
+    if row.status == "diverged" or not len(deciding) or len(deciding) != len(curve.step):
+        return
+    at = int(curve.step[np.nan_to_num(deciding, nan=-math.inf).argmax()])
+    if at != row.best_step:
+        yield f"its {_BEST[decide]} at step {at}, its best step is {row.best_step}"
 
 
 def _whole(row: Row, curve: Curve, measured: Sequence[str]) -> bool:
@@ -255,16 +339,6 @@ def _search(results: Results) -> Iterator[str]:
 
 
 # -- the masks -------------------------------------------------------------------------------------------
-
-
-def _masks(results: Results) -> Iterator[str]:
-    study = results.study
-    yield from _few(
-        f"{_name(row)}: {wrong}"
-        for row in results.runs
-        if row.begun
-        for wrong in _mask(row, study.recipe(row.strategy), results.networks[row.setting])
-    )
 
 
 def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
@@ -368,26 +442,9 @@ def _unlike(wanted: Mapping[str, int], found: Mapping[str, int]) -> Iterator[str
         yield f"its layers keep {dict(found)} weights, the study asks for {dict(wanted)}"
 
 
-def _proofs(results: Results) -> Iterator[str]:
+def _proof(results: Results, row: Row, recipe: Recipe, proofs: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the lab found broken while it trained, and what a protocol's run should prove and does not."""
-    yield from _few(
-        f"{_name(row)}: {wrong}" for row in results.runs if row.begun for wrong in _proof(results, row)
-    )
-    batches: dict[tuple[object, ...], dict[str, Row]] = {}
-    for row in results.runs:
-        begun = row.proofs.get("restarted")
-        if begun is not None:
-            batches.setdefault((row.setting, row.seed, begun["step"]), {}).setdefault(
-                str(begun["batch"]), row
-            )
-    yield from _few(
-        f"{_name(second)}: its first batch is not that of {_name(first)}, which begins at the same step of the clock"
-        for first, second, *_ in (list(rows.values()) for rows in batches.values() if len(rows) > 1)
-    )
-
-
-def _proof(results: Results, row: Row) -> Iterator[str]:
-    recipe, proofs, stage = results.study.recipe(row.strategy), row.proofs, _stage(results, row)
+    stage = _stage(results, row)
     if not proofs:
         if stage.beyond_birth:
             yield "nothing proves that its mask held and its weights were wound back; `natal run --fresh` does so"
@@ -408,31 +465,13 @@ def _proof(results: Results, row: Row) -> Iterator[str]:
     elif begun["optimiser"] != ("kept" if goes_on else "fresh"):
         yield f"its optimiser began {begun['optimiser']}, which is not what rewind = {recipe.rewind!r} means"
     elif row.learning_rate is not None:
-        factor = stage.training.factors(results.tasks[row.task].fit_rows)[stage.first]
+        factors: dict[object, float] = results.runs.memory.setdefault("factors", {})
+        which = id(stage), row.task
+        if which not in factors:
+            factors[which] = stage.training.factors(results.tasks[row.task].fit_rows)[stage.first]
+        factor = factors[which]
         if not math.isclose(begun["learning_rate"], row.learning_rate * factor, rel_tol=1e-12):
             yield f"its first learning rate was {begun['learning_rate']}, the study says {row.learning_rate * factor}"
-
-
-def _diagnosed(results: Results) -> Iterator[str]:
-    small = {r.name for r in results.study.strategies if r.control == SMALL_DENSE}
-    small |= {r.name for r in results.study.strategies if r.spread is not None and r.regrow is None}
-    pruned = [row for row in results.runs if row.sparsity > 0 and row.strategy not in small and row.begun]
-    yield from _few(
-        f"{_name(row)}: its mask was never diagnosed; `natal run --fresh` does so"
-        for row in pruned
-        if not row.diagnosis
-    )
-    yield from _few(
-        f"{_name(row)}: its diagnosis is of another mask: {kept} weights kept, {row.kept} in the mask"
-        for row in pruned
-        if row.diagnosis and (kept := sum(layer["kept"] for layer in row.diagnosis["layers"])) != row.kept
-    )
-    yield from _few(
-        f"{_name(row)}: effective sparsity {row.effective_sparsity:.4f} is less than the mask's own "
-        f"{row.realised_sparsity:.4f}"
-        for row in pruned
-        if row.effective_sparsity is not None and row.effective_sparsity < row.realised_sparsity - 1e-12
-    )
 
 
 # -- the outputs -----------------------------------------------------------------------------------------
@@ -490,15 +529,14 @@ def _first_difference(content: bytes, wanted: bytes) -> int:
     return next(same, min(len(ours), len(theirs)))
 
 
-_CHECKS = (_complete, _dense, _provenance, _numbers, _curves, _search, _masks, _proofs, _diagnosed, _outputs)
+_CHECKS = (_complete, _dense, _provenance, _numbers, _each, _outputs)
 
 
 def _few(errors: Iterable[str]) -> Iterator[str]:
     """Yield the first errors of one kind and count the rest."""
-    found = list(errors)
-    yield from found[:SHOWN]
-    if len(found) > SHOWN:
-        yield f"... and {len(found) - SHOWN} more like the last"
+    found = _Few()
+    found.add(errors)
+    yield from found
 
 
 def _name(row: Row) -> str:

@@ -91,6 +91,13 @@ def two_to_three(db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM curve_2 WHERE key <= ?", (last,))
     db.execute("DROP TABLE training_2")
     db.execute("DROP TABLE curve_2")
+    db.create_function("digest_of_row", -1, lambda *row: packing.digest_of_row(row))
+    for table, columns_ in (
+        ("grid", "position, task, strategy, sparsity, seed, network, key"),
+        ("tried", "position, learning_rate, key"),
+    ):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN digest INTEGER NOT NULL DEFAULT 0")
+        db.execute(f"UPDATE {table} SET digest = digest_of_row({columns_})")
     db.execute("ALTER TABLE manifest ADD COLUMN digest INTEGER NOT NULL DEFAULT 0")
     for name, value in db.execute("SELECT name, value FROM manifest").fetchall():
         db.execute(

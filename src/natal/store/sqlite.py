@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from natal.store.migrations import MIGRATIONS
 from natal.store.record import Curves, Failure, Outcome
 from natal.store.search import deciding
 from natal.store.training import COLUMNS, SCHEMA, Table, columns, insert, maker, outcome, table
-from natal.study import Maker, Run, Study
+from natal.study import Maker, Run, Study, digest
 
 T = TypeVar("T")
 FILE = "study.sqlite"
@@ -42,8 +42,10 @@ AT_ONCE = 500
 
 _SCHEMA = f"""{SCHEMA}
 CREATE TABLE grid (position INTEGER PRIMARY KEY, task TEXT NOT NULL, strategy TEXT NOT NULL, sparsity REAL NOT NULL,
-                   seed INTEGER NOT NULL, key TEXT NOT NULL, network TEXT NOT NULL DEFAULT 'mlp');
+                   seed INTEGER NOT NULL, key TEXT NOT NULL, network TEXT NOT NULL DEFAULT 'mlp',
+                   digest INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE tried (position INTEGER NOT NULL, learning_rate REAL NOT NULL, key TEXT NOT NULL,
+                    digest INTEGER NOT NULL DEFAULT 0,
                     PRIMARY KEY (position, learning_rate)) WITHOUT ROWID;
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL, digest INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
@@ -62,6 +64,7 @@ class Store:
         self._db = connection
         self._writes = writes
         self._makers: dict[int, Maker] = {}
+        connection.create_function("digest_of_row", -1, lambda *row: packing.digest_of_row(row))
 
     @classmethod
     def create(cls, directory: Path) -> Self:
@@ -106,6 +109,13 @@ class Store:
                 _bring_up_to_date(db, path)
             return cls(path, db)
 
+    @classmethod
+    def recognise(cls, directory: Path) -> None:
+        """Raise NatalError unless the file in ``directory`` is a natal store, of any format that this natal reads."""
+        path = directory / FILE
+        with _plainly(path):
+            _recognise(_to_read(path), path).close()
+
     def close(self) -> None:
         """Close the file; a writer leaves one file, which can be read where nothing can be written."""
         with suppress(sqlite3.Error):
@@ -136,15 +146,17 @@ class Store:
         with self._transaction():
             self._db.execute("DELETE FROM grid")
             self._db.executemany(
-                "INSERT INTO grid (position, task, strategy, sparsity, seed, network, key) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(i, *run, key) for i, (run, key) in enumerate(grid)],
+                f"INSERT INTO grid ({_GRID}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (*row, packing.digest_of_row(row))
+                    for row in ((i, *run, key) for i, (run, key) in enumerate(grid))
+                ),
             )
             self._db.execute("DELETE FROM tried")
             self._db.executemany(
-                "INSERT INTO tried VALUES (?, ?, ?)",
+                "INSERT INTO tried VALUES (?, ?, ?, ?)",
                 [
-                    (i, rate, key)
+                    (i, rate, key, packing.digest_of_row((i, rate, key)))
                     for i, candidates in (tried or {}).items()
                     for rate, key in candidates.items()
                 ],
@@ -161,6 +173,9 @@ class Store:
         with self._transaction():
             self._db.executemany(
                 "UPDATE grid SET key = ? WHERE position = ?", [(k, p) for p, k in keys.items()]
+            )
+            self._db.executemany(
+                f"UPDATE grid SET digest = digest_of_row({_GRID}) WHERE position = ?", [(p,) for p in keys]
             )
 
     def clear(self) -> None:
@@ -212,6 +227,9 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Let everything read inside be of one moment, whatever is written meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
         with _plainly(self.path):
             self._db.execute("BEGIN")
             try:
@@ -222,7 +240,10 @@ class Store:
     def finished(self) -> set[str]:
         """Return the keys of all trainings stored, whichever study made them."""
         with _sensibly(self.path):
-            return {key for (key,) in self._db.execute("SELECT key FROM training")}
+            found = {key for (key,) in self._db.execute("SELECT key FROM training")}
+            if not all(isinstance(key, str) for key in found):
+                raise ValueError("a training's key is no text")
+            return found
 
     def statuses(self) -> dict[str, str]:
         """Return the status of every training stored, whichever study made it, by key."""
@@ -296,10 +317,10 @@ class Store:
         same: dict[Any, Any] = {}
         runs, keys = [], []
         with _sensibly(self.path):
-            rows = self._db.execute(
-                "SELECT task, strategy, sparsity, seed, network, key FROM grid ORDER BY position"
-            )
-            for task, strategy, sparsity, seed, network, key in rows:
+            for *row, told in self._db.execute(f"SELECT {_GRID}, digest FROM grid ORDER BY position"):
+                if told != packing.digest_of_row(row):
+                    raise self._damaged(f"row {row[0]!a} of the grid")
+                _, task, strategy, sparsity, seed, network, key = row
                 name = task, strategy, sparsity, network
                 task, strategy, sparsity, network = same.setdefault(name, name)  # few cells, many seeds
                 runs.append(Run(task, strategy, sparsity, seed, network))
@@ -320,7 +341,9 @@ class Store:
         """Return the key of the training at each learning rate, for the grid's rows that choose among several."""
         found: dict[int, dict[float, str]] = {}
         with _sensibly(self.path):
-            for position, rate, key in self._db.execute("SELECT position, learning_rate, key FROM tried"):
+            for position, rate, key, told in self._db.execute("SELECT * FROM tried"):
+                if told != packing.digest_of_row((position, rate, key)):
+                    raise self._damaged(f"what row {position} tried")
                 found.setdefault(position, {})[rate] = key
         return found
 
@@ -336,23 +359,26 @@ class Store:
         parts = parts or [table([])]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def details(self, keys: Sequence[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-        """Return diagnosis and proofs of these trainings, by key."""
+    def details(
+        self, keys: Sequence[str], which: Literal["diagnosis", "proofs"]
+    ) -> dict[str, dict[str, Any]]:
+        """Return diagnoses or proofs of these trainings, by key."""
         found = {}
-        for key, told, *texts in self._joined("detail", "diagnosis, proofs", keys):
-            if told != packing.digest(*(str(text).encode() for text in texts)):
-                raise self._damaged(f"what the doctor said of training {key}")
-            diagnosis, proofs = map(json.loads, texts)
-            found[key] = diagnosis, proofs
+        with _sensibly(self.path):
+            for key, told, *texts in self._joined("detail", "diagnosis, proofs", keys):
+                if told != packing.digest(*(str(text).encode() for text in texts)):
+                    raise self._damaged(f"what the doctor said of training {key!a}")
+                found[key] = dict(json.loads(texts[which == "proofs"]).items())
         return found
 
     def curves(self, keys: Sequence[str]) -> dict[str, Curves]:
         """Return the curves of these trainings, by key."""
         found: dict[str, Curves] = {}
-        for key, told, lines, numbers in self._joined("curve", "lines, numbers", keys):
-            if told != packing.digest(str(lines).encode(), numbers):
-                raise self._damaged(f"the curves of training {key}")
-            found[key] = packing.unpack(lines, numbers)
+        with _sensibly(self.path):
+            for key, told, lines, numbers in self._joined("curve", "lines, numbers", keys):
+                if told != packing.digest(str(lines).encode(), bytes(numbers)):
+                    raise self._damaged(f"the curves of training {key!a}")
+                found[key] = packing.unpack(lines, numbers)
         return found
 
     def _joined(self, name: str, wanted: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -377,27 +403,47 @@ class Store:
             with self.reading():
                 query = f"SELECT {_COLUMNS} FROM training WHERE key IN ({places}) ORDER BY id"
                 rows = self._db.execute(query, some).fetchall()
-                details, curves = self.details(some), self.curves(some)
+                curves = self.curves(some)
+                diagnoses, proofs = self.details(some, "diagnosis"), self.details(some, "proofs")
             for row in rows:
-                self._check(row)
-                diagnosis, proofs = details[row[0]]
-                yield outcome(row, self.maker(row[2]), diagnosis, proofs, curves[row[0]])
+                with _sensibly(self.path):
+                    self._check(row)
+                    key = row[0]
+                    one = outcome(row, self.maker(row[2]), diagnoses[key], proofs[key], curves[key])
+                yield one
 
     def deciding(self, decide: str) -> dict[str, float]:
         """Return what decides for each training that a row chooses from, see `natal.store.search.deciding`."""
-        with _sensibly(self.path):
-            rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM training WHERE key IN (SELECT key FROM tried)"
-            ).fetchall()
-        for row in rows:
-            self._check(row)
         metric, best = COLUMNS.index("val_metric"), COLUMNS.index("best_step")
         found = {}
-        for some in _parts(rows):
-            curves = self.curves([row[0] for row in some]) if decide == "val-loss" else {}
-            for row in some:
-                found[row[0]] = deciding(row[metric], row[best], curves.get(row[0], {}), decide)
+        with _sensibly(self.path):
+            query = f"SELECT {_COLUMNS} FROM training WHERE key IN (SELECT key FROM tried)"
+            for some in _parts(self._db.execute(query).fetchall()):
+                curves = self.curves([row[0] for row in some]) if decide == "val-loss" else {}
+                for row in some:
+                    self._check(row)
+                    found[row[0]] = deciding(row[metric], row[best], curves.get(row[0], {}), decide)
         return found
+
+    def state(self) -> str:
+        """Return a word that changes whenever the study, its trainings, or anything said of them does."""
+        sums = [
+            f"SELECT COUNT(*), TOTAL(digest & 4294967295) FROM {table}"
+            for table in ("training", "grid", "tried")
+        ]
+        sums += [
+            "SELECT name, digest FROM manifest ORDER BY name",
+            "SELECT key, reason FROM failure ORDER BY key",
+        ]
+        with _sensibly(self.path):
+            return digest([self._db.execute(query).fetchall() for query in sums])
+
+    def count(self) -> tuple[int, int]:
+        """Return how many of the grid's rows show a training, and how many of those diverged."""
+        shown = "SELECT COUNT(*), TOTAL(status = 'diverged') FROM grid JOIN training USING (key)"
+        with _sensibly(self.path):
+            trained, diverged = self._db.execute(shown).fetchone()
+            return int(trained), int(diverged)
 
     def deterministic(self) -> bool:
         """Whether all trainings of the study were made with deterministic algorithms."""
@@ -405,15 +451,18 @@ class Store:
             loose = f"SELECT 1 FROM training WHERE NOT deterministic AND {_OF_STUDY} LIMIT 1"
             return self._db.execute(loose).fetchone() is None
 
-    def damage(self) -> list[str]:
-        """Look at every page and every digest; return what is wrong, a line each."""
+    def damage(self, apart_from: Collection[str] = ()) -> list[str]:
+        """Look at every page and every digest; return what is wrong, a line each.
+
+        ``apart_from``: keys of trainings that are looked at by somebody else.
+        """
         found: list[str] = []
+        self._makers.clear()
         with _sensibly(self.path):
-            found += [
-                f"{self.path}: {said}" for (said,) in self._db.execute("PRAGMA quick_check") if said != "ok"
-            ]
+            pages = self._db.execute("PRAGMA quick_check").fetchall()
+            found += [f"{self.path}: {said}" for (said,) in pages if said != "ok"]
             keys = [key for (key,) in self._db.execute("SELECT key FROM training ORDER BY id")]
-        for some in _parts(keys):
+        for some in _parts(key for key in keys if key not in apart_from):
             try:
                 for _ in self.outcomes(some):
                     pass
@@ -435,6 +484,7 @@ class Store:
 STATUSES = ("finished", "diverged")
 """What a stored training can have come to."""
 _COLUMNS = ", ".join(COLUMNS)
+_GRID = "position, task, strategy, sparsity, seed, network, key"
 _OF_STUDY = "key IN (SELECT key FROM grid UNION SELECT key FROM tried)"
 
 
@@ -456,18 +506,20 @@ def _found(path: Path) -> None:
     draft.rename(path)
 
 
-def shares_memory(path: Path) -> bool:
+def shares_memory(path: Path, mounts: str | None = None) -> bool:
     """Whether processes can share memory through files beside ``path``, which SQLite's writing ahead needs.
 
-    Not on file systems that several hosts share. Where the system does not say what it has, none are expected.
+    Not on file systems that several hosts share. ``mounts``: as Linux lists them; where a system does not, none of
+    those is expected.
     """
-    try:
-        mounts = Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return True
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text("utf-8", "surrogateescape")
+        except OSError:
+            return True
     here, kind = path.resolve(), ""
     deepest = -1
-    for mount in mounts:
+    for mount in mounts.splitlines():
         _, point, is_of, *_ = mount.split(" ")
         place = Path(point.encode().decode("unicode_escape"))
         if here.is_relative_to(place) and len(place.parts) >= deepest:
@@ -545,6 +597,8 @@ def _sensibly(path: Path) -> Iterator[None]:
     try:
         with _plainly(path):
             yield
+    except NatalError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise NatalError(

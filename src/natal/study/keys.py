@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 def digest(value: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a value's JSON, keys sorted."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _sha(_json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -54,58 +61,121 @@ class Maker:
         return self.engine, self.revision, self.device, self.torch, self.numpy
 
 
-def birth(study: Study, run: Run, fingerprints: Mapping[str, str]) -> str:
-    """Return the key of a run's network at birth, with its data: where every chain begins.
+Fingerprints = Callable[["Run"], Mapping[str, str]]
+"""For a run, digests of plugin files by the name of the entry that they define; the same for all seeds and levels."""
 
-    ``fingerprints``: digests of plugin files, by the name of the entry that they define.
-    """
-    task, network = study.task(run.task), study.network(run.network)
-    return digest(
-        {
-            "task": [task.entry, task.options],
-            "network": [network.entry, network.options],
-            "init": network.init.model_dump(),
-            "seed": run.seed,
-            "plugins": _of(fingerprints, task.entry, network.entry),
+
+class Keys:
+    """The keys of a study's trainings; what many of them share is put into JSON once."""
+
+    def __init__(self, study: Study, fingerprints: Fingerprints) -> None:
+        self.study = study
+        self._fingerprints = fingerprints
+        self._births: dict[tuple[str, str, int], str] = {}
+        self._parts: dict[object, tuple[str, str, object]] = {}
+
+    def birth(self, run: Run) -> str:
+        """Return the key of a run's network at birth, with its data: where every chain begins."""
+        which = run.task, run.network, run.seed
+        if which not in self._births:
+            before, after = self._birth(run)
+            self._births[which] = _sha(f"{before}{run.seed}{after}")
+        return self._births[which]
+
+    def of_run(self, run: Run, maker: Maker, learning_rate: float) -> str:
+        """Return the key of a training from birth, under at most one mask cut there, at one learning rate.
+
+        At sparsity 0 no recipe enters it, so every strategy's dense run is one training; in a study that does not
+        ``share``, the strategy's name does, so that every row is trained on its own.
+        """
+        recipe = self.study.recipe(run.strategy) if run.sparsity else None
+        mask = None if recipe is None else _cut(recipe, {"name"}, run.sparsity, self._fingerprints(run))
+        training = self.study.training.alone
+        return digest({"parent": self.birth(run), **self._link(run, mask, training, learning_rate, maker)})
+
+    def of_stage(self, stage: Stage, maker: Maker, parent: str | None = None) -> str:
+        """Return the key of one stage, by those of the stages before it in its chain; ``parent``: the last of them, if
+        known.
+
+        A stage from birth has the key of a training that knows no chains, `of_run`, but that of a mask made in rounds
+        the sparsities on the way enter, too.
+        """
+        if stage.parent is None:
+            parent = self.birth(stage.run)
+        parent = parent or self.of_stage(stage.parent, maker)  # type: ignore[arg-type]
+        run = stage.run
+        which = (
+            *(run.task, run.network, run.strategy, id(stage.recipe), stage.targets, id(stage.training)),
+            *(stage.learning_rate, stage.parent is None, stage.at, stage.start, stage.order, id(maker)),
+        )
+        if which not in self._parts:
+            # what is told apart by being the same object has to stay
+            self._parts[which] = *self._around(stage, maker), (stage.recipe, stage.training, maker)
+        before, after, _ = self._parts[which]
+        return _sha(f'{before}"{parent}"{after}')
+
+    def _birth(self, run: Run) -> tuple[str, str]:
+        """Return the JSON of what a birth depends on, before and after the seed."""
+        which = run.task, run.network
+        if which not in self._parts:
+            task, network = self.study.task(run.task), self.study.network(run.network)
+            values = {
+                "task": [task.entry, task.options],
+                "network": [network.entry, network.options],
+                "init": network.init.model_dump(),
+                "plugins": _of(self._fingerprints(run), task.entry, network.entry),
+            }
+            self._parts[which] = *_split(values, "seed"), None
+        return self._parts[which][:2]
+
+    def _around(self, stage: Stage, maker: Maker) -> tuple[str, str]:
+        """Return the JSON of what a stage's key depends on, before and after its parent's key."""
+        mask: dict[str, object] | None = None
+        if stage.recipe is not None:
+            apart = {"name", "rounds"} if stage.parent is None else {"name", "rounds", "at", "rewind"}
+            mask = _cut(stage.recipe, apart, stage.targets[-1], self._fingerprints(stage.run))
+            if stage.targets[1:]:
+                mask["targets"] = list(stage.targets[:-1])
+        before = {}
+        if stage.parent is not None:
+            before = {"at": stage.at, "start": stage.start}
+            if stage.order:
+                before["order"] = f"{stage.order}, {self.study.measure.connectivity}"
+        link = self._link(stage.run, mask, stage.training, stage.learning_rate, maker)
+        return _split({**before, **link}, "parent")
+
+    def _link(
+        self, run: Run, mask: dict[str, object] | None, training: Training, learning_rate: float, maker: Maker
+    ) -> dict[str, object]:
+        return {
+            "cut": mask if self.study.share else [run.strategy, mask],
+            "train": {**training.model_dump(), "learning_rate": learning_rate},
+            "maker": maker.identity,
         }
-    )
+
+
+def _split(values: Mapping[str, object], name: str) -> tuple[str, str]:
+    """Return a table as JSON, before and after the value of one more name."""
+    first = "".join(f'"{n}":{_json(values[n])},' for n in sorted(values) if n < name)
+    last = "".join(f',"{n}":{_json(values[n])}' for n in sorted(values) if n > name)
+    return f'{{{first}"{name}":', f"{last}}}"
+
+
+def birth(study: Study, run: Run, fingerprints: Mapping[str, str]) -> str:
+    """Return `Keys.birth`; ``fingerprints``: digests of plugin files, by the name of the entry that they define."""
+    return Keys(study, lambda run: fingerprints).birth(run)
 
 
 def key(study: Study, run: Run, maker: Maker, learning_rate: float, fingerprints: Mapping[str, str]) -> str:
-    """Return the key of a training from birth, under at most one mask cut there, at one learning rate.
-
-    At sparsity 0 no recipe enters it, so every strategy's dense run is one training; in a study that does not
-    ``share``, the strategy's name does, so that every row is trained on its own.
-    """
-    recipe = study.recipe(run.strategy) if run.sparsity else None
-    mask = None if recipe is None else _cut(recipe, {"name"}, run.sparsity, fingerprints)
-    before = {"parent": birth(study, run, fingerprints)}
-    return _link(study, run.strategy, before, mask, study.training.alone, learning_rate, maker)
+    """Return `Keys.of_run`, likewise."""
+    return Keys(study, lambda run: fingerprints).of_run(run, maker, learning_rate)
 
 
 def key_of_stage(
     study: Study, stage: Stage, maker: Maker, fingerprints: Mapping[str, str], parent: str | None = None
 ) -> str:
-    """Return the key of one stage, by those of the stages before it in its chain; ``parent``: the last of them, if
-    known.
-
-    A stage from birth has the `key` of a training that knows no chains, but that of a mask made in rounds the
-    sparsities on the way enter, too.
-    """
-    mask: dict[str, object] | None = None
-    if stage.recipe is not None:
-        apart = {"name", "rounds"} if stage.parent is None else {"name", "rounds", "at", "rewind"}
-        mask = _cut(stage.recipe, apart, stage.targets[-1], fingerprints)
-        if stage.targets[1:]:
-            mask["targets"] = list(stage.targets[:-1])
-    if stage.parent is None:
-        before = {"parent": birth(study, stage.run, fingerprints)}
-    else:
-        parent = parent or key_of_stage(study, stage.parent, maker, fingerprints)
-        before = {"parent": parent, "at": stage.at, "start": stage.start}
-        if stage.order:
-            before["order"] = f"{stage.order}, {study.measure.connectivity}"
-    return _link(study, stage.run.strategy, before, mask, stage.training, stage.learning_rate, maker)
+    """Return `Keys.of_stage`, likewise."""
+    return Keys(study, lambda run: fingerprints).of_stage(stage, maker, parent)
 
 
 def _cut(
@@ -113,25 +183,6 @@ def _cut(
 ) -> dict[str, object]:
     plugins = _of(fingerprints, recipe.criterion)
     return {**recipe.model_dump(exclude=apart), "sparsity": sparsity, "plugins": plugins}
-
-
-def _link(
-    study: Study,
-    strategy: str,
-    before: dict[str, str],
-    mask: dict[str, object] | None,
-    training: Training,
-    learning_rate: float,
-    maker: Maker,
-) -> str:
-    return digest(
-        {
-            **before,
-            "cut": mask if study.share else [strategy, mask],
-            "train": {**training.model_dump(), "learning_rate": learning_rate},
-            "maker": maker.identity,
-        }
-    )
 
 
 def _of(fingerprints: Mapping[str, str], *names: str) -> dict[str, str]:

@@ -55,6 +55,10 @@ def data(view: View) -> Mapping[str, Data]:
         "layers": Data(
             ("cell", "layer", "density", "effective"), _sample(list(_layers(view, number)), LAYERS)
         ),
+        "barriers": Data(
+            ("cell", "clock", "barrier", "barrier_low", "barrier_high", "lines"),
+            list(_barriers(view, number)),
+        ),
         "findings": Data(("cell", "severity", "text"), _sample(list(_findings(view, number)), FINDINGS)),
         "curves": _curves(view, runs),
     }
@@ -163,6 +167,13 @@ def _layers(view: View, number: Mapping[Any, int]) -> Iterator[tuple[int, str, f
                     yield cell, name, _short(layer.density, 4), _short(layer.effective, 4)
 
 
+def _barriers(view: View, number: Mapping[Any, int]) -> Iterator[tuple[Any, ...]]:
+    for b in view.barriers:
+        cell = number.get((b.setting, b.strategy, b.sparsity))
+        if cell is not None and b.barrier.n:
+            yield cell, b.clock, *map(_short, (b.barrier.mean, b.barrier.low, b.barrier.high)), b.barrier.n
+
+
 def _findings(view: View, number: Mapping[Any, int]) -> Iterator[tuple[int, str, str]]:
     for d in stats.gravest_first(d for those in view.diagnosed.values() for d in those):
         cell = number.get((d.setting, d.strategy, d.sparsity))
@@ -175,12 +186,9 @@ def _findings(view: View, number: Mapping[Any, int]) -> Iterator[tuple[int, str,
 def _curves(view: View, runs: Sequence[Row]) -> Data:
     """Return learning curves, a row per run, each a list of numbers per column."""
     chosen = _sample(range(len(runs)), CURVES)
-    wanted = {runs[i].run: i for i in chosen}
+    place = {id(run): at for at, run in enumerate(view.results.runs)}
     rows = []
-    for run, curve in zip(view.results.runs, view.results.curves, strict=True):
-        i = wanted.get(run.run)
-        if i is None:
-            continue
+    for i, curve in zip(chosen, view.results.curves_of([place[id(runs[i])] for i in chosen]), strict=True):
         kept = _kept(len(curve.step))
         numbers = (curve.epoch, curve.train_loss, curve.val_loss, curve.val_metric, curve.test_metric)
         rows.append((i, *(_thin(values, kept) for values in numbers)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from natal.reading import claims, figures, stats
+from natal.reading.connectivity import Barrier, barriers
 from natal.reading.results import Results
-from natal.reading.rows import Row
+from natal.reading.rows import Runs
 from natal.study import Setting
 from natal.wording import percent
 
@@ -15,6 +17,12 @@ FEW = 3
 """Up to so many strategies a report spells everything out; more are ranked and shown side by side."""
 FEW_PAIRS = 15
 """Up to so many pairs of strategies a setting are all printed; of more, those that tell most."""
+LARGE = 20_000
+"""Up to so many runs a study has files of a line a run beside its report."""
+MANY_PAIRS = 200_000
+"""Up to so many comparisons are made level by level; of more, a report says that there are more."""
+WIDE = 24
+"""Up to so many levels stand side by side in a text; a table of more is named there, and lies in files of its own."""
 Where = tuple[Setting, str]
 """A setting and a strategy's name."""
 
@@ -36,12 +44,9 @@ class View:
         return "task" if len(self.study.networks) == 1 else "setting"
 
     @cached_property
-    def runs_of(self) -> Mapping[Setting, list[Row]]:
+    def runs_of(self) -> Mapping[Setting, Runs]:
         """The runs of each setting; no comparison crosses settings, so everything is read from these."""
-        found: dict[Setting, list[Row]] = {setting: [] for setting in self.settings}
-        for run in self.results.runs:
-            found[run.setting].append(run)
-        return found
+        return {setting: self.results.runs.settings.get(setting, Runs()) for setting in self.settings}
 
     @cached_property
     def cells(self) -> Mapping[Where, list[stats.Cell]]:
@@ -62,10 +67,7 @@ class View:
     @cached_property
     def findings(self) -> Mapping[Where, list[stats.Found]]:
         """The mask doctor's findings over all runs of each setting and strategy."""
-        grouped: dict[Where, list[Row]] = {}
-        for run in self.results.runs:
-            grouped.setdefault((run.setting, run.strategy), []).append(run)
-        return {where: stats.findings(runs) for where, runs in grouped.items()}
+        return stats.findings_of_strategies(self.results.runs)
 
     @cached_property
     def flags(self) -> list[stats.Flag]:
@@ -82,15 +84,39 @@ class View:
         """Every two strategies over all pruned levels."""
         return stats.compare_overall(self.results.runs)
 
+    @property
+    def large(self) -> bool:
+        """Whether the study has more runs than files of a line a run are for."""
+        return len(self.results.runs) > LARGE
+
+    @property
+    def wide(self) -> bool:
+        """Whether the study has more levels than a text has room for."""
+        return len(self.study.sparsities) > WIDE
+
+    @cached_property
+    def too_many_pairs(self) -> int:
+        """How many comparisons level by level there would be, if they are too many to be made, else 0."""
+        pruned = sum(s > 0 for s in self.study.sparsities)
+        count = math.comb(len(self.strategies), 2) * len(self.settings) * pruned
+        return count if count > MANY_PAIRS else 0
+
     @cached_property
     def by_level(self) -> list[stats.Paired]:
-        """Every two strategies level by level."""
+        """Every two strategies level by level, unless they are too many."""
+        if self.too_many_pairs:
+            return []
         return stats.compare_levels(self.results.runs)
 
     @cached_property
     def controlled(self) -> list[stats.Controlled]:
         """Every strategy beside its controls."""
         return stats.compare_controls(self.results.runs, self.study)
+
+    @cached_property
+    def barriers(self) -> list[Barrier]:
+        """The error barriers of each cell and clock; none if the study does not measure connectivity."""
+        return barriers(self.results.lines) if self.study.measure.connectivity else []
 
     @cached_property
     def checked(self) -> list[claims.Checked]:

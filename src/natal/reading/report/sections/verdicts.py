@@ -24,14 +24,14 @@ from natal.reading.report.view import FEW_PAIRS, View
 from natal.reading.wording import interval, number, show_level
 from natal.store import Failure
 from natal.study import Run, Setting
-from natal.wording import describe, percent, plural
+from natal.wording import describe, on_one_line, percent, plural
 
 
 def head(view: View) -> Iterator[Block]:
     """Yield what stands before everything: what the study is, and what no reader may overlook."""
     results = view.results
     if results.study.description:
-        yield Prose(results.study.description)
+        yield Prose(on_one_line(results.study.description))
     if results.missing:
         count = f"{len(results.missing)} of {len(results.study.runs())} runs are missing"
         yield Loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
