@@ -53,7 +53,7 @@ class Command:
     @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._process.is_alive()
+        return bool(self._process.is_alive())
 
     def wait(self) -> subprocess.CompletedProcess[str]:
         """Wait for its end; return its exit status and what it wrote."""

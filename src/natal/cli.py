@@ -87,6 +87,19 @@ _Part = Annotated[
         help="Train only this part; `natal merge` joins parts that were trained apart.",
     ),
 ]
+_On = Annotated[
+    str,
+    typer.Option("--on", help="Where: `processes`, `inline`, `dask`, `ray` or `slurm`; see docs/cluster.md."),
+]
+_Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDRESS", help="Of Dask's scheduler, or of a Ray cluster (`auto`)."),
+]
+_Partition = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Slurm's partition.")]
+_Time = Annotated[
+    str | None, typer.Option("--time", metavar="2h", help="The most that a job of Slurm may take.")
+]
+_Jobs = Annotated[int | None, typer.Option("--jobs", metavar="40", help="Jobs of Slurm at a time.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -119,11 +132,13 @@ def natal_(
 def run(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
-    data: _Data = None, part: _Part = None, quiet: _Quiet = False,
+    data: _Data = None, part: _Part = None, on: _On = "processes", address: _Address = None,
+    partition: _Partition = None, time: _Time = None, jobs: _Jobs = None, quiet: _Quiet = False,
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
+    options = {"address": address, "partition": partition, "time": time, "jobs": jobs}
     try:
-        if device == "cpu" and workers != 1:
+        if device == "cpu" and workers != 1 and on == "processes":
             from natal.lab.executors import prepare
 
             prepare()  # workers import torch meanwhile
@@ -146,6 +161,8 @@ def run(
                 fresh=fresh,
                 data=data,
                 part=part,
+                on=on,
+                options={name: value for name, value in options.items() if value is not None},
                 watcher=watcher,
             )
         if not quiet:

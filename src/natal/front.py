@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def run(
     fresh: bool = False,
     data: str | Path | None = None,
     part: str | None = None,
+    on: str | Executor = "processes",
+    options: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> Results:
     """Run a study into a directory, going on from what the directory already holds, and return its results.
@@ -33,6 +36,9 @@ def run(
     `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: start again; what the directory holds
     stays until all is trained anew, and the same call goes on with one that was stopped.
     ``data``: the folder of data files for tasks that need one; NATAL_DATA in the environment names it, too.
+    ``on``: where trainings run, ``processes`` or ``inline``, ``dask``, ``ray``, ``slurm``; or any executor of
+    `concurrent.futures`, such as ``natal.lab.executors.Dask("tcp://scheduler:8786")``, which is left open.
+    ``options``: of an executor that is named: ``address``, or for Slurm ``partition``, ``time`` and ``jobs``.
     ``part``: such as ``3/8``: train only this part of the study, see `natal.plan`.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
@@ -47,6 +53,8 @@ def run(
         fresh=fresh,
         data=data,
         part=part,
+        on=on,
+        options=options,
         watcher=watcher or Silent(),
         afterwards=lambda directory: report.write(directory, anew=False),
     )

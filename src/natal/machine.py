@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+HOME = Path(__file__).parent
+"""Where natal's own modules lie."""
 LAB = ("torch", "numba", "safetensors")
 READING = ("numpy", "scipy", "pandas", "matplotlib", "pydantic", "typer")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -137,12 +138,14 @@ def plan(
     data: str | Path | None = None,
     part: str | None = None,
     only: Collection[Run] | None = None,
+    beyond: bool = False,
 ) -> Plan:
     """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
     Every task, network and strategy of the study is tried out once. ``part``: such as ``3/8``, to train a part of the
     study on a machine that shares nothing with those that train the others; chains stay whole, and `natal merge` joins
-    the parts. ``only``: train these rows, and what they start from. Raises NatalError for the first that does not work.
+    the parts. ``only``: train these rows, and what they start from. ``beyond``: whether workers are other programs than
+    this one's. Raises NatalError for the first that does not work.
     """
     study = load_study(study, overrides)
     directory = writable(out, workers)
@@ -201,7 +204,7 @@ def plan(
         directory,
         asked,
         device,
-        _workers(workers, device, flops, len(jobs), study),
+        _workers(workers, device, flops, len(jobs), study, beyond),
         grid,
         tried,
         jobs,
@@ -408,17 +411,23 @@ def check_device(device: str) -> None:
         raise NatalError(f"unknown device {device!r}; this machine has: {', '.join(has)}")
 
 
-def _workers(asked: int | None, device: str, flops: float, jobs: int, study: Study) -> int:
+def _workers(asked: int | None, device: str, flops: float, jobs: int, study: Study, beyond: bool) -> int:
     """Return how many worker processes to use; 1 means none beside this one."""
-    homemade = _homemade(study)
-    if asked is not None and asked > 1 and homemade:
+    homemade, childless = _homemade(study), multiprocessing.current_process().daemon
+    if homemade and (beyond or (asked is not None and asked > 1)):
+        who = "other workers" if beyond else f"workers={asked}"
         raise NatalError(
-            f"workers={asked} cannot import a task, network or criterion made in this script or notebook; put it "
+            f"{who} cannot import a task, network or criterion made in this script or notebook; put it "
             "in a module and name that in the study's plugins, or leave workers at 1"
+        )
+    if childless and not beyond and asked is not None and asked > 1:
+        raise NatalError(
+            f"workers={asked}: this process is itself a worker of multiprocessing.Pool, which may start no other; "
+            "leave workers at 1"
         )
     if asked is not None:
         return asked
-    if device != "cpu" or flops < SMALL or homemade:
+    if device != "cpu" or flops < SMALL or homemade or childless:
         return 1
     return max(1, min(cores(), jobs))
 

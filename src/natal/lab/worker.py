@@ -181,14 +181,24 @@ def prepare(study: Study, engines: tuple[str, ...], device: str) -> None:
 def load_plugins(study: Study) -> None:
     """Import the study's plugin modules, from beside the study file or the Python path.
 
-    Raises NatalError naming the plugin and what its import said.
+    What lies beside them by the name of a library is never taken for it. Raises NatalError naming the plugin and what
+    its import said.
     """
-    for folder in ("", study.folder) if study.plugins else ():
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    folders = ("", study.folder) if study.plugins else ()
+    sys.path += [folder for folder in folders if folder not in sys.path]
     for plugin in study.plugins:
         with named(f"plugin {plugin!r} does not import"):
-            importlib.import_module(plugin)
+            module = importlib.import_module(plugin)
+        found = str(getattr(module, "__file__", None) or "a part of Python")
+        for folder in folders:
+            meant = Path(folder, plugin.split(".")[0])
+            beside = meant.is_dir() or meant.with_suffix(".py").is_file()
+            if beside and not found.startswith(str(meant.absolute())):
+                raise NatalError(
+                    f"plugin {plugin!r} has the name of an installed module, {found}; give it another name"
+                )
+        if sys.stdout is not None and sys.stdout.closed:
+            raise NatalError(f"plugin {plugin!r} closed the standard output; leave it open")
 
 
 def check_names(study: Study) -> None:
@@ -242,9 +252,9 @@ def said(error: BaseException) -> str:
     """Return what went wrong and where, in one line of printable characters."""
     if isinstance(error, NatalError):
         return _line_of(str(error))
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    inside = not frame.filename.startswith("<frozen importlib")
-    place = f" ({Path(frame.filename).name}, line {frame.lineno})" if inside else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and not frames[-1].filename.startswith("<frozen importlib")
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if inside else ""
     return _line_of(f"{type(error).__name__}: {error}".removesuffix(": ")) + place
 
 

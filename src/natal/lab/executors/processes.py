@@ -3,54 +3,166 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
+
+from natal.errors import NatalError
+from natal.lab.executors.workers import Unstarted, Workers
+from natal.machine import HOME
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["natal.lab.preload"])
+# elsewhere there is none, or it is not safe to fork what has loaded the system's libraries
+_context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    _context.set_forkserver_preload(["natal.lab.preload"])
 
 
 def prepare() -> None:
     """Start the fork server, which loads torch and kernels while the coordinator imports torch too; returns at once."""
-    with _signals_wait():
-        multiprocessing.forkserver.ensure_running()
+    if _context.get_start_method() == "forkserver" and may_have_children():
+        from multiprocessing import forkserver
+
+        with _plainly(), _signals_wait(), _nothing_from_here():
+            forkserver.ensure_running()
 
 
-class Processes(ProcessPoolExecutor):
+def may_have_children() -> bool:
+    """Whether this process may start others: a worker of `multiprocessing.Pool` may not."""
+    return not multiprocessing.current_process().daemon
+
+
+@dataclass
+class _Slot:
+    """One worker: a pool of its own, so that its death is nobody else's, and the jobs it has, the running one first."""
+
+    pool: ProcessPoolExecutor
+    jobs: deque[Future[Any]] = field(default_factory=deque)
+    broken: bool = False
+
+
+class Processes(Workers):
     """Worker processes that share one preloaded torch and end with their coordinator, however it ends.
 
-    They are forked from a fork server that has imported ``natal.lab.preload``, so a worker starts in milliseconds.
-    Every worker watches a pipe whose other end only the coordinator holds: when the coordinator calls `stop`, or is
-    killed, the pipe closes and the worker exits at once.
+    They are forked from a fork server that has imported ``natal.lab.preload``, so a worker starts in milliseconds;
+    where there is none, they are spawned. Every worker watches a pipe whose other end only the coordinator holds: when
+    the coordinator calls `stop`, or is killed, the pipe closes and the worker exits at once. A worker that dies breaks
+    its own job alone; the one that waited behind it is `Unstarted`.
     """
 
+    beyond = False
+
     def __init__(self, workers: int) -> None:
-        watched, self._lifeline = _context.Pipe(duplex=False)
-        super().__init__(workers, mp_context=_context, initializer=_start_worker, initargs=(watched,))
+        self._watched, self._lifeline = _context.Pipe(duplex=False)
+        self._slots = [_Slot(self._pool()) for _ in range(workers)]
+
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1, mp_context=_context, initializer=_start_worker, initargs=(self._watched,)
+        )
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return len(self._slots)
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Hand ``fn`` to a worker; see `concurrent.futures.Executor.submit`."""
-        with _without_main(), _signals_wait():
-            return super().submit(fn, *args, **kwargs)
+        """Hand ``fn`` to the worker with the least to do; see `concurrent.futures.Executor.submit`.
+
+        Raises NatalError if no process can be started.
+        """
+        slot = min(self._slots, key=lambda slot: len(slot.jobs))
+        if slot.broken:
+            slot.pool.shutdown(wait=False)
+            slot.pool, slot.broken = self._pool(), False
+            slot.jobs.clear()
+        asked: Future[R] = Future()
+        slot.jobs.append(asked)
+        try:
+            with _plainly(), _without_main(), _signals_wait(), _nothing_from_here():
+                inner = slot.pool.submit(fn, *args, **kwargs)
+        except (BrokenExecutor, EOFError, ConnectionError) as error:
+            # the worker has just died, or the fork server while it started one
+            slot.broken = True
+            slot.jobs.remove(asked)
+            asked.set_exception(Unstarted(str(error)))
+            return asked
+        inner.add_done_callback(lambda done: _pass_on(slot, done, asked))
+        return asked
 
     def stop(self) -> None:
         """End the workers at once, whatever they are doing."""
         self._lifeline.close()
-        self.shutdown(cancel_futures=True)  # waits: a worker still starting would miss what it starts with
+        for slot in self._slots:
+            # waits: a worker still starting would miss what it starts with
+            slot.pool.shutdown(cancel_futures=True)
+        self._watched.close()
+
+
+def _pass_on(slot: _Slot, done: Future[Any], asked: Future[Any]) -> None:
+    """Let a job's future say what came of it; called by the pool's own thread."""
+    first = bool(slot.jobs) and slot.jobs[0] is asked
+    error: BaseException | None = None
+    if done.cancelled():
+        error = Unstarted("stopped")
+    elif (error := done.exception()) is not None and isinstance(error, BrokenExecutor):
+        if slot.broken or not first:
+            error = Unstarted(str(error))
+        slot.broken = True
+    if asked in slot.jobs:
+        slot.jobs.remove(asked)
+    if not asked.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        asked.set_exception(error)
+    else:
+        asked.set_result(done.result())
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Turn what the system says when it starts no process into one line; that one died is no matter for it."""
+    try:
+        yield
+    except (BrokenExecutor, ConnectionError):
+        raise
+    except OSError as error:
+        raise NatalError(
+            f"worker processes cannot be started: {error.strerror or error}; "
+            "try --workers 1, which needs none, or see to TMPDIR, /dev/shm and `ulimit -n`"
+        ) from None
+
+
+@contextmanager
+def _nothing_from_here() -> Iterator[None]:
+    """Keep what starts now from importing what lies in the current directory by the name of a library.
+
+    Only the study's plugins may be found there, once everything else is imported.
+    """
+    here, home = Path.cwd(), HOME.parent
+    path, safe = list(sys.path), os.environ.get("PYTHONSAFEPATH")
+    sys.path[:] = [p for p in path if p and (Path(p) != here or here == home)]
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        if safe is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = safe
 
 
 @contextmanager
@@ -75,15 +187,20 @@ def _signals_wait() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # no other is interrupted, or may set a handler
         handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    blocks = hasattr(signal, "pthread_sigmask")
     try:
         for number in handlers:
             signal.signal(number, lambda number, _: came.append(number))
-        resource_tracker.ensure_running()  # later it would unblock the signal
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if blocks:
+            from multiprocessing import resource_tracker
+
+            resource_tracker.ensure_running()  # later it would unblock the signal
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            if blocks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,0 +1,142 @@
+"""Jobs of Slurm, through submitit: they and the command share a folder of the results directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+
+from natal.errors import NatalError
+from natal.lab.executors.workers import Workers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FOLDER = "slurm"
+"""What jobs write, in the results directory: submitit's own files, and what came of each job."""
+POLL = 1.0
+"""Seconds between two looks at the folder."""
+
+
+class Slurm(Workers):
+    """Jobs of Slurm, at most ``jobs`` at a time, each of many trainings, so that few wait in Slurm's queue.
+
+    ``partition``: Slurm's, by default its own; ``time``: the most that a job may take, such as ``90m`` or ``2h``.
+    ``cluster``: ``slurm``, or submitit's ``local`` for processes on this machine. What came of a job lies in the folder
+    until it is stored: a command that died meanwhile takes it over when it is given again.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        partition: str | None = None,
+        time: str = "1h",
+        jobs: int = 10,
+        cluster: str = "slurm",
+    ) -> None:
+        if jobs < 1:
+            raise NatalError(f"--jobs must be at least 1, got {jobs}")
+        self._folder = directory.absolute() / FOLDER
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._count = jobs
+        asked: dict[str, Any] = {"timeout_min": minutes(time), "cpus_per_task": 1, "name": "natal"}
+        if partition is not None and cluster == "slurm":
+            asked["slurm_partition"] = partition
+        if cluster == "slurm" and shutil.which("sbatch") is None:
+            raise NatalError(
+                "--on slurm: there is no sbatch here; run the command where Slurm's jobs are submitted"
+            )
+        self._executor = submitit.AutoExecutor(self._folder / "jobs", cluster=cluster)
+        self._executor.update_parameters(**asked)
+        self._waiting: dict[Future[Any], submitit.Job[Any]] = {}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def count(self) -> int:
+        """As many jobs as were asked for."""
+        return self._count
+
+    def portion(self, ready: int) -> int:
+        """So many that each job gets a few portions in all: large ones first, small ones at the end."""
+        return max(1, ready // (2 * self._count))
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Hand ``fn`` to Slurm."""
+        future: Future[Any] = Future()
+        try:
+            job = self._executor.submit(_into, self._folder, fn, *args, **kwargs)
+        except (FailedSubmissionError, FailedJobError, OSError) as error:
+            said = " ".join(str(error).split())
+            raise NatalError(f"Slurm takes no job: {said}; see --partition and --time") from None
+        with self._lock:
+            self._waiting[future] = job
+        return future
+
+    def _watch(self) -> None:
+        """Let futures know what came of their jobs."""
+        while not self._over.wait(POLL):
+            with self._lock:
+                waiting = list(self._waiting.items())
+            for future, job in waiting:
+                if not job.done():
+                    continue
+                with self._lock:
+                    self._waiting.pop(future, None)
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    future.set_result(job.result())
+                except BaseException as error:
+                    future.set_exception(_cause(error))
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether a job ended without a result: killed, out of time or memory, its node gone."""
+        return isinstance(error, UncompletedJobError) or super().lost(error)
+
+    def kept(self) -> Iterable[bytes]:
+        """Yield what came of jobs of a command before this one, and whether or not it had seen it."""
+        for path in sorted(self._folder.glob("*.came")):
+            yield path.read_bytes()
+
+    def stop(self) -> None:
+        """Cancel what still runs, and remove what is stored by now."""
+        self._over.set()
+        with self._lock:
+            for job in self._waiting.values():
+                job.cancel(check=False)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return a NatalError that a job raised as itself: submitit tells it as text."""
+    said = re.findall(r"natal\.errors\.NatalError: (.+)", str(error))
+    return NatalError(said[-1]) if said else error
+
+
+def _into(folder: Path, fn: Callable[..., bytes], *args: Any, **kwargs: Any) -> bytes:
+    """Do a job and leave what came of it in a folder, the whole file or none, before it is told."""
+    content = fn(*args, **kwargs)
+    name = hashlib.sha256(content).hexdigest()[:16]
+    draft = folder / f"{name}.{os.getpid()}.new"
+    draft.write_bytes(content)
+    draft.replace(folder / f"{name}.came")
+    return content
+
+
+def minutes(words: str) -> int:
+    """Return the minutes that ``90m``, ``2h`` or ``1d`` means; raise NatalError if it is none of them."""
+    match = re.fullmatch(r"(\d+)([mhd])", words)
+    if match is None or int(match[1]) < 1:
+        raise NatalError(f"--time {words!r}: write it as 90m, 2h or 1d")
+    return int(match[1]) * {"m": 1, "h": 60, "d": 1440}[match[2]]

@@ -1,0 +1,68 @@
+"""What natal asks of an engine's workers beyond `concurrent.futures`' protocol; each has a default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from typing import ParamSpec, TypeVar
+
+from natal.machine import cores
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Unstarted(BrokenExecutor):
+    """The worker that was to do a job next is gone, and had not begun with it."""
+
+
+class Workers(Executor):
+    """Workers behind an executor. A future whose worker is lost has an exception for which `lost` is true.
+
+    An adapter of an engine overrides what its client knows better. ``beyond``: whether workers are other machines,
+    or may be, so that nothing made in this script alone can be trained there.
+    """
+
+    beyond = True
+
+    @property
+    def count(self) -> int:
+        """How many jobs run at once now; workers join and leave."""
+        raise NotImplementedError
+
+    def portion(self, ready: int) -> int:
+        """Return how many of the jobs that are ``ready`` are handed out as one."""
+        return 1
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether an exception means that a job's worker is gone."""
+        return isinstance(error, BrokenExecutor | CancelledError)
+
+    def kept(self) -> Iterable[bytes]:
+        """Return what the engine has kept of jobs that a coordinator before this one had handed out."""
+        return ()
+
+    def stop(self) -> None:
+        """End what was begun here, at once."""
+        self.shutdown(wait=False, cancel_futures=True)
+
+
+class Given(Workers):
+    """An executor that somebody else has made, and ends."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Hand ``fn`` to the executor."""
+        return self._executor.submit(fn, *args, **kwargs)
+
+    @property
+    def count(self) -> int:
+        """As many as the executor says that it has, or as this machine has cores."""
+        return int(
+            getattr(self._executor, "count", None) or getattr(self._executor, "_max_workers", None) or cores()
+        )
+
+    def stop(self) -> None:
+        """Leave it as it is."""
