@@ -24,6 +24,7 @@ import torch
 
 from natal.errors import NatalError
 from natal.lab import DATA, worker
+from natal.lab.engines import Pending
 from natal.lab.plan import Job
 from natal.lab.worker import Made
 from natal.machine import HOME
@@ -41,6 +42,11 @@ class Parcel:
     brief: str
     content: bytes | None
     errand: bytes | None
+
+    def trainings(self) -> tuple[Pending, ...]:
+        """Return the trainings that it asks for."""
+        found: tuple[Pending, ...] = () if self.errand is None else pickle.loads(self.errand)[1]
+        return found
 
 
 class Brief:

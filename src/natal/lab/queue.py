@@ -25,10 +25,10 @@ class Queue:
     def __init__(self, planned: Plan, store: Store) -> None:
         self._plan, self._store, self._states = planned, store, States(planned.directory)
         self._pending = {training.key: training for training in planned.pending}
-        self._users: dict[Place, list[str]] = {}
+        self._users: dict[Place, set[str]] = {}
         for training in self._pending.values():
             for place in training.needs:
-                self._users.setdefault(place, []).append(training.key)
+                self._users.setdefault(place, set()).add(training.key)
         self._of: dict[str, list[Place]] = {}
         for place in self._users:
             self._of.setdefault(place.key, []).append(place)
@@ -140,8 +140,8 @@ class Queue:
         self._store.add(outcomes, failures, **manifest, **lines)
         for training in done:
             for place in training.needs:
-                self._users[place].remove(training.key)
-                if not self._users[place]:
+                self._users.get(place, set()).discard(training.key)
+                if place in self._users and not self._users[place]:
                     del self._users[place]
                     self._there.discard(place)
                     self._states.drop(place)
@@ -149,7 +149,7 @@ class Queue:
 
     def _never(self, place: Place) -> list[Pending]:
         """Return, and take off the queue, what waits for a state that is not there though its training has ended."""
-        lost = [] if place in self._there else [key for key in self._users[place] if key in self._pending]
+        lost = [] if place in self._there else sorted(self._users.get(place, set()) & self._pending.keys())
         found = [self._pending.pop(key) for key in lost]
         self._settle(place)
         return found

@@ -35,7 +35,7 @@ def prepare() -> None:
     if _context.get_start_method() == "forkserver" and may_have_children():
         from multiprocessing import forkserver
 
-        with _plainly(), _signals_wait(), _nothing_from_here():
+        with _plainly(), _nothing_from_here(), _signals_wait():
             forkserver.ensure_running()
 
 
@@ -91,7 +91,7 @@ class Processes(Workers):
         asked: Future[R] = Future()
         slot.jobs.append(asked)
         try:
-            with _plainly(), _without_main(), _signals_wait(), _nothing_from_here():
+            with _plainly(), _nothing_from_here(), _without_main(), _signals_wait():
                 inner = slot.pool.submit(fn, *args, **kwargs)
         except (BrokenExecutor, EOFError, ConnectionError) as error:
             # the worker has just died, or the fork server while it started one
