@@ -30,4 +30,5 @@ def test_a_line_names_the_network_but_the_papers() -> None:
 def test_the_live_view_shows_a_cell_once() -> None:
     view = View(Console(file=io.StringIO(), force_terminal=True, width=200))
     view.training([RUN, RUN._replace(seed=8), RUN._replace(network="mlp"), RUN._replace(sparsity=0.5)])
+    view.live.get_renderable()
     assert view.now.plain == "training  digits lenet-5 snip 90%, digits snip 90%, digits lenet-5 snip 50%"

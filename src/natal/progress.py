@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -85,22 +86,22 @@ class View:
             TextColumn("{task.description}", style="bold", markup=False), BarColumn(), MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
         )  # fmt: skip
-        self.live = Live(console=console, refresh_per_second=8, transient=False)
-        self.recent: list[str] = []
+        self.recent: deque[tuple[Run, Outcome, str]] = deque(maxlen=self.RECENT)
         self.now = Text("starting", style="dim")  # torch takes seconds to import
-        self.diverged = self.failures = 0
+        self.diverged = self.failures = self.position = 0
+        self.begun: Sequence[Run] = ()
         self.task: TaskID = self.bar.add_task("", total=1, rate="", left="", visible=False)
+        # drawn a few times a second, however many runs finish: a run costs this process no more than its numbers
+        self.live = Live(console=console, refresh_per_second=8, transient=False, get_renderable=self._shown)
 
     def __enter__(self) -> Self:
         self.live.__enter__()
-        self._show()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.now = Text()
-        self._show()
+        self.now, self.begun = Text(), ()
         self.live.__exit__(kind, error, trace)
 
     def started(self, plan: Plan) -> None:
@@ -113,37 +114,20 @@ class View:
         )
         if not plan.pending:
             self._written_up()
-        self._show()
+        self.live.refresh()
 
     def training(self, runs: Sequence[Run]) -> None:
         """Show what is being trained, the runs of one cell together."""
-        shown = list(dict.fromkeys(brief(run) for run in runs))
-        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-        self.now = Text(
-            "training  " + ", ".join(shown[:3]) + more, style="dim", no_wrap=True, overflow="ellipsis"
-        )
-        self._show()
+        self.begun = runs
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
         """Move the bar on and show the run's result."""
         self.diverged += outcome.status == "diverged"
-        spent = time.monotonic() - self.began
-        rate = (position - self.before) / max(spent, 1e-9)
-        bad = [(self.diverged, "diverged"), (self.failures, "failed")]
-        failed = "".join(f"  [red]{count} {word}[/red]" for count, word in bad if count)
-        self.bar.update(
-            self.task,
-            completed=position,
-            rate=f"{rate:.1f} runs/s",
-            left=(_left((self.total - position) / rate) if position < self.total else "done") + failed,
-        )
+        self.position = position
+        self.recent.append((run, outcome, field))
         if position == self.total:
             self._written_up()
-        # results first: names may be longer than the terminal is wide
-        self.recent = [*self.recent, f"{_result(outcome, field):<16} {brief(run)} seed {run.seed}"][
-            -self.RECENT :
-        ]
-        self._show()
+            self.live.refresh()
 
     def failed(self, run: Run, reason: str) -> None:
         """Say why there is no result, and count it."""
@@ -151,8 +135,25 @@ class View:
         self.live.console.print(f"FAILED {describe(run)}: {reason}", highlight=False, markup=False)
 
     def _written_up(self) -> None:
+        self.begun = ()
         self.now = Text("writing tables, figures and report", style="dim")
 
-    def _show(self) -> None:
-        recent = [Text(text, no_wrap=True, overflow="ellipsis") for text in self.recent]
-        self.live.update(Group(*recent, self.bar, self.now), refresh=True)
+    def _shown(self) -> Group:
+        """Return what the view shows now."""
+        if self.position:
+            rate = (self.position - self.before) / max(time.monotonic() - self.began, 1e-9)
+            counts = [(self.diverged, "diverged"), (self.failures, "failed")]
+            bad = "".join(f"  [red]{count} {word}[/red]" for count, word in counts if count)
+            left = _left((self.total - self.position) / rate) if self.position < self.total else "done"
+            self.bar.update(self.task, completed=self.position, rate=f"{rate:.1f} runs/s", left=left + bad)
+        if self.begun:
+            shown = list(dict.fromkeys(brief(run) for run in self.begun))
+            more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+            words = "training  " + ", ".join(shown[:3]) + more
+            self.now = Text(words, style="dim", no_wrap=True, overflow="ellipsis")
+        # results first: names may be longer than the terminal is wide
+        recent = [
+            f"{_result(o, field):<16} {brief(run)} seed {run.seed}" for run, o, field in list(self.recent)
+        ]
+        lines = [Text(text, no_wrap=True, overflow="ellipsis") for text in recent]
+        return Group(*lines, self.bar, self.now)

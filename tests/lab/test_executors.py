@@ -187,6 +187,7 @@ def deadly(problem):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forgotten", "no_report")
 def test_a_run_that_kills_its_worker_is_recorded_and_no_other_lost(tmp_path: Path) -> None:
     (tmp_path / "deadly.py").write_text(DEADLY)
