@@ -56,7 +56,7 @@ def _seeded() -> Iterator[None]:
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, for tests that look at the run store alone."""
     assert vars(front)["report"] is report
-    monkeypatch.setattr(report, "write", lambda directory: [])
+    monkeypatch.setattr(report, "write", lambda directory, **_: [])
 
 
 @pytest.fixture

@@ -72,10 +72,20 @@ _Engine = Annotated[
     ),
 ]
 _Device = Annotated[str, typer.Option("--device", help="`cpu`, or `cuda` where there is one.")]
-_Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what DIR holds and start again.")]
+_Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start again; what DIR holds stays until all is trained anew.")
+]
 _Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DIR", help="Folder of MNIST's or CIFAR's files; or set NATAL_DATA."),
+]
+_Part = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="3/8",
+        help="Train only this part; `natal merge` joins parts that were trained apart.",
+    ),
 ]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -109,7 +119,7 @@ def natal_(
 def run(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
-    data: _Data = None, quiet: _Quiet = False,
+    data: _Data = None, part: _Part = None, quiet: _Quiet = False,
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     try:
@@ -120,7 +130,7 @@ def run(
         import natal
         from natal.lab.run import Silent
         from natal.progress import Lines, View
-        from natal.wording import plural
+        from natal.wording import describe, plural
 
         console = Console()
         lively = console.is_terminal and not console.is_dumb_terminal
@@ -135,21 +145,30 @@ def run(
                 device=device,
                 fresh=fresh,
                 data=data,
+                part=part,
                 watcher=watcher,
             )
         if not quiet:
-            diverged = sum(row["status"] == "diverged" for row in results.runs)
+            shown, diverged = results.count()
             print(
-                f"{plural(len(results.runs), 'run')} of study {results.study.name!r} in {out}"
+                f"{plural(shown, 'run')} of study {results.study.name!r} in {out}"
                 f"{f', {diverged} of them diverged' if diverged else ''} "
                 f"({results.manifest['elapsed_seconds']:.0f} s of training)."
             )
             print(f"Report: {Path(out) / 'report.html'}, as text {Path(out) / 'report.txt'}", flush=True)
+        if results.failed:
+            (first, failure), *_ = results.failed
+            print(
+                f"natal: {plural(len(results.failed), 'run')} failed, the first {describe(first)}: {failure.reason}; "
+                f"the same command{' without --fresh' * fresh} tries them again",
+                file=sys.stderr,
+            )
+            raise typer.Exit(1)
     except BaseException as error:
         stop = _stop_behind(error)
         if stop is None:
             raise
-        _say_what_is_kept(Path(out))
+        _say_what_is_kept(Path(out), fresh)
         raise typer.Exit(128 + stop) from None
 
 
@@ -157,7 +176,7 @@ def run(
 def plan(
     study: _Study = "paper", out: _Out = "results", set_: _Set = None, seeds: _Seeds = None,
     workers: _Workers = None, engine: _Engine = "auto", device: _Device = "cpu", fresh: _Fresh = False,
-    data: _Data = None,
+    data: _Data = None, part: _Part = None,
 ) -> None:  # fmt: skip
     """Show what `natal run` with the same options would do; trains nothing."""
     import natal
@@ -171,6 +190,7 @@ def plan(
         device=device,
         fresh=fresh,
         data=data,
+        part=part,
     )
     for name, value in _plan_lines(planned):
         print(f"{name:<12} {value}", flush=True)
@@ -180,10 +200,10 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.lab.estimate import measure
     from natal.progress import outdated
     from natal.reading.wording import network, power
-    from natal.wording import duration, percent, plural
+    from natal.wording import duration, on_one_line, percent, plural
 
     study, total = planned.study, len(planned.grid)
-    yield "study", f"{study.name}: {study.description}" if study.description else study.name
+    yield "study", f"{study.name}: {on_one_line(study.description)}" if study.description else study.name
     yield "tasks", ", ".join(study.task_names)
     for about in planned.networks:
         refused = planned.settings[about.setting].refused
@@ -214,6 +234,8 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
         kept, passing = (f"{size / 1e6:.1f} MB" for size in planned.state_bytes)
         yield "states", f"{kept} to keep, at most {passing} in passing"
     yield "done", f"{len(planned.done)} of {plural(total, 'run')} stored in {planned.directory}"
+    if planned.part is not None:
+        yield "part", f"{planned.part}: nothing of the other parts is trained here; `natal merge` joins them"
     if planned.outdated:
         yield "not used", outdated(planned)
     if planned.pending:
@@ -225,6 +247,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
                 f"{planned.device}, {plural(planned.workers, 'worker')}{again}"
             ),
         )
+        if planned.failed:
+            failure = next(iter(planned.failed.values()))
+            yield (
+                "failed",
+                f"{len(planned.failed)} of them before, and are tried again; the first: {failure.reason}",
+            )
         estimate = measure(planned)
         yield (
             "estimate",
@@ -254,6 +282,64 @@ def report(directory: _Directory = Path("results")) -> None:
 
     for path in write(directory):
         print(path)
+
+
+@app.command()
+def export(
+    directory: _Directory = Path("results"),
+    parquet: Annotated[bool, typer.Option("--parquet", help="runs.parquet and curves.parquet.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="runs.csv and curves.csv.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="results.json, the published format.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="An event file a run.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="By default DIR/export.")] = None,
+) -> None:
+    """Write a study's runs and curves for other programs."""
+    from natal.reading.export import write
+
+    asked = {"parquet": parquet, "csv": csv, "json": json, "tensorboard": tensorboard}
+    forms = [form for form, wanted in asked.items() if wanted]
+    if not forms:
+        raise NatalError("say in which form: --parquet, --csv, --json or --tensorboard")
+    paths = write(directory, forms, out)
+    for path in paths[:20]:
+        print(path)
+    if len(paths) > 20:
+        print(f"... and {len(paths) - 20} more")
+
+
+@app.command()
+def merge(
+    parts: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Directories that `natal run --part` filled.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new directory for the whole.")],
+) -> None:
+    """Join parts of a study that were trained apart; refuses parts that differ in study, version or bits."""
+    from natal.reading.report import write
+    from natal.store.merge import merge as join
+
+    complete, total = join(parts, out)
+    write(out)
+    print(f"{complete} of {total} runs are in {out}, from {len(parts)} parts.")
+    print(f"Report: {out / 'report.html'}, as text {out / 'report.txt'}")
+
+
+@app.command()
+def verify(
+    directory: _Directory = Path("results"),
+    sample: Annotated[int, typer.Option("--sample", metavar="20", help="How many runs to train again.")] = 20,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the draw; by default another each time.")
+    ] = None,
+    workers: _Workers = None,
+    data: _Data = None,
+) -> None:
+    """Train a random sample of stored runs again and compare; exit status 0 if they came out as stored."""
+    from natal.lab.verify import verify as again
+
+    verified = again(directory, sample, seed=seed, workers=workers, data=data)
+    print("\n".join(verified.lines()))
+    raise typer.Exit(1 if verified.apart else 0)
 
 
 @app.command(name="figures")
@@ -391,17 +477,19 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
     return overrides
 
 
-def _say_what_is_kept(out: Path) -> None:
+def _say_what_is_kept(out: Path, fresh: bool) -> None:
     from natal.store import FILE, Store
 
+    place = out / ".fresh" if fresh else out
     kept = total = 0
-    if (out / FILE).is_file():
-        with Store.read(out) as store:
+    if (place / FILE).is_file():
+        with Store.read(place) as store:
             kept, total = store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     runs = f"{kept} of {total} runs are" if total else "no run is"
+    before = f"; {out} keeps what it held until all are" if fresh and (out / FILE).is_file() else ""
     print(
-        f"{start}natal: stopped, {runs} stored in {out}; the same command goes on from there.",
+        f"{start}natal: stopped, {runs} stored in {place}; the same command goes on from there{before}.",
         file=sys.stderr,
     )
 

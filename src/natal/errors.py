@@ -13,15 +13,16 @@ class NatalError(ValueError):
     """
 
 
-def require(*modules: str, extra: str = "lab") -> None:
-    """Raise NatalError if one of these is not installed, naming the ``extra`` that brings it.
+def require(*modules: str, extra: str = "lab", purpose: str = "pruning and training") -> None:
+    """Raise NatalError if one of these is not installed, naming the ``extra`` that brings it, for a ``purpose``.
 
     Reading results needs none of them, and brings none.
     """
     missing = [name for name in modules if not _installed(name)]
     if missing:
         raise NatalError(
-            f"pruning and training need {', '.join(missing)}, which is not installed: pip install 'natal[{extra}]'"
+            f"{purpose} need{'s' * (purpose != 'pruning and training')} {', '.join(missing)}, which is not installed: "
+            f"pip install 'natal[{extra}]'"
         )
 
 

@@ -23,14 +23,17 @@ def run(
     device: str = "cpu",
     fresh: bool = False,
     data: str | Path | None = None,
+    part: str | None = None,
     watcher: Watcher | None = None,
 ) -> Results:
     """Run a study into a directory, going on from what the directory already holds, and return its results.
 
     ``study``: a preset's name, a TOML file, a mapping of its keys, or a Study. ``overrides``: as for ``--set``.
     ``workers``: processes; by default one per core, or none beside this one when the work is small. ``engine``: one of
-    `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: forget what the directory holds.
+    `natal.lab.engines`, or ``auto``: the fastest that takes a setting. ``fresh``: start again; what the directory holds
+    stays until all is trained anew, and the same call goes on with one that was stopped.
     ``data``: the folder of data files for tasks that need one; NATAL_DATA in the environment names it, too.
+    ``part``: such as ``3/8``: train only this part of the study, see `natal.plan`.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     study = load_study(study, overrides)
@@ -43,7 +46,8 @@ def run(
         device=device,
         fresh=fresh,
         data=data,
+        part=part,
         watcher=watcher or Silent(),
-        afterwards=report.write,
+        afterwards=lambda directory: report.write(directory, anew=False),
     )
     return load(directory)

@@ -70,6 +70,10 @@ class Lines:
         """Print the run's line."""
         print(line(position, self.total, run, outcome, field), flush=True)
 
+    def failed(self, run: Run, reason: str) -> None:
+        """Print why there is no result."""
+        print(f"FAILED {describe(run)}: {reason}", flush=True)
+
 
 class View:
     """A live view on a terminal: done of total, runs per second, time left, what is being trained, the last results."""
@@ -84,7 +88,7 @@ class View:
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.recent: list[str] = []
         self.now = Text("starting", style="dim")  # torch takes seconds to import
-        self.diverged = 0
+        self.diverged = self.failures = 0
         self.task: TaskID = self.bar.add_task("", total=1, rate="", left="", visible=False)
 
     def __enter__(self) -> Self:
@@ -125,7 +129,8 @@ class View:
         self.diverged += outcome.status == "diverged"
         spent = time.monotonic() - self.began
         rate = (position - self.before) / max(spent, 1e-9)
-        failed = f"  [red]{self.diverged} diverged[/red]" if self.diverged else ""
+        bad = [(self.diverged, "diverged"), (self.failures, "failed")]
+        failed = "".join(f"  [red]{count} {word}[/red]" for count, word in bad if count)
         self.bar.update(
             self.task,
             completed=position,
@@ -139,6 +144,11 @@ class View:
             -self.RECENT :
         ]
         self._show()
+
+    def failed(self, run: Run, reason: str) -> None:
+        """Say why there is no result, and count it."""
+        self.failures += 1
+        self.live.console.print(f"FAILED {describe(run)}: {reason}", highlight=False, markup=False)
 
     def _written_up(self) -> None:
         self.now = Text("writing tables, figures and report", style="dim")

@@ -23,6 +23,11 @@ def brief(run: Run) -> str:
     return f"{run.task} {network}{run.strategy} {percent(run.sparsity)}"
 
 
+def on_one_line(text: str) -> str:
+    """Return somebody's text on one line, without what would move a terminal's cursor or change its colours."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage, as ``30%``, ``99.5%`` or ``86.58%``: two decimals at most.
 

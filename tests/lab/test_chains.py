@@ -16,16 +16,17 @@ import torch
 import natal
 from conftest import tiny, trainings
 from natal import NatalError, Run, load_study
-from natal.lab import birth, worker
+from natal.lab import birth, connectivity, worker
 from natal.lab.engines import ENGINES
 from natal.lab.plan import Job
+from natal.lab.state import State
 from natal.lab.tasks import load
-from natal.lab.trial import Trained
+from natal.lab.trial import Trained, Trial
 from natal.lab.worker import Made
 from natal.pruning.choose import mask
 from natal.reading.results import Results
 from natal.reading.validate import validate
-from natal.store import States, Store
+from natal.store import Failure, States, Store
 
 LONG = {
     "epochs": 6,
@@ -90,7 +91,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     real = worker.each
 
-    def each(job: Job) -> Iterator[Made]:
+    def each(job: Job) -> Iterator[Made | Failure]:
         keys.extend(training.key for training in job.trainings)
         yield from real(job)
 
@@ -262,7 +263,17 @@ def test_states_beyond_the_disk_are_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("no_report")
-def test_two_trainings_from_one_state_and_the_line_between(tmp_path: Path, trained: list[str]) -> None:
+def test_two_trainings_from_one_state_and_the_line_between(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[tuple[Trial, State, State]] = []
+    real = connectivity.along
+
+    def along(trial: Trial, first: State, last: State, points: int) -> dict[str, list[float]]:
+        ends.append((trial, first, last))
+        return real(trial, first, last, points)
+
+    monkeypatch.setattr(worker, "along", along)
     measured = {"connectivity": {"from": ["init", "20it"], "orders": 2, "points": 5}}
     asked = chains(TICKET, measure=measured, sparsities=[0.0, 0.5])
     results = natal.run(asked, tmp_path)
@@ -277,6 +288,18 @@ def test_two_trainings_from_one_state_and_the_line_between(tmp_path: Path, train
     assert early[0] == late[0]
     assert abs(late - late[0]).max() < abs(early - early[0]).max()
     assert results.lines[0].barrier == early.max() - (early[0] + early[-1]) / 2
+    # a quarter of the way on every line, by hand
+    assert len(ends) == 4
+    measured_there = sorted(float(line.error[1]) for line in results.lines)
+    by_hand = []
+    for trial, first, last in ends:
+        at = {name: 0.75 * value + 0.25 * last.tensors[name] for name, value in first.tensors.items()}
+        inputs, targets = trial.rows()["test"]
+        hidden = (inputs @ at["hidden.weight"].T + at["hidden.bias"]).relu()
+        missed = targets - (hidden @ at["output.weight"].T + at["output.bias"])
+        by_hand.append(float((missed**2).mean()))
+    assert measured_there == pytest.approx(sorted(by_hand), rel=1e-5)
+    assert list(frame["barrier"]) == [line.barrier for line in results.lines]
     assert natal.plan(asked, tmp_path).pending == []
     assert not (tmp_path / "states").joinpath("passing").exists()
 
@@ -327,7 +350,7 @@ def test_kills_at_any_moment_change_no_bit(tmp_path: Path, monkeypatch: pytest.M
     begun: list[str] = []
     real = worker.each
 
-    def each(job: Job) -> Iterator[Made]:
+    def each(job: Job) -> Iterator[Made | Failure]:
         with Store.read(out) as store:
             begun.extend(store.finished() & {training.key for training in job.trainings})
         yield from real(job)

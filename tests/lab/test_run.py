@@ -38,6 +38,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     def each(job: Job) -> Iterator[Made]:
         runs = {training.key: training.run for training in job.trainings}
         for made in real(job):
+            assert isinstance(made, Made)
             rows.append(runs[made.outcome.key])
             yield made
 
@@ -87,7 +88,7 @@ def test_a_last_batch_of_one_row_is_refused_where_batch_norm_cannot_take_it(tmp_
 
 def test_a_run_leaves_everything_behind(tiny_results: Results) -> None:
     names = {path.name for path in tiny_results.directory.iterdir()}
-    assert names == {FILE, ".lock", "tables", *report.OUTPUTS}
+    assert names == {FILE, ".lock", "tables", report.WRITTEN, *report.OUTPUTS}
     assert len(tiny_results.runs) == 18
     assert len(trainings(tiny_results.directory)) == 14
     assert tiny_results.missing == []
@@ -512,3 +513,47 @@ def test_a_worker_that_always_dies_is_given_up(tmp_path: Path, monkeypatch: pyte
         natal.run(study, tmp_path / "results", workers=2)
     with Store.read(tmp_path / "results") as store:
         assert store.finished() == set()
+
+
+# -- begun afresh ------------------------------------------------------------------------------------------------
+
+
+class _Stopped(Silent):
+    """Whoever presses Ctrl-C after so many runs."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.heard = after, 0
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        self.heard += 1
+        if self.heard == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_was_there_stays_until_the_new_is_whole(tmp_path: Path) -> None:
+    study = tiny(seeds=[1], strategies=["random"])  # three runs
+    natal.run(study, tmp_path, workers=1)
+    before, seconds = trainings(tmp_path), natal.load(tmp_path).frame()["seconds"].tolist()
+    with pytest.raises(KeyboardInterrupt):
+        natal.run(study, tmp_path, fresh=True, workers=1, watcher=_Stopped(1))
+    assert natal.load(tmp_path).frame()["seconds"].tolist() == seconds
+    assert len(trainings(tmp_path / ".fresh")) == 1
+    assert len(natal.plan(study, tmp_path, fresh=True).pending) == 2
+    again = _Stopped(99)
+    natal.run(study, tmp_path, fresh=True, workers=1, watcher=again)  # the same command goes on
+    assert again.heard == 2
+    assert trainings(tmp_path) == before
+    assert natal.load(tmp_path).frame()["seconds"].tolist() != seconds
+    assert not (tmp_path / ".fresh").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_another_study_that_was_begun_afresh_is_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        natal.run(
+            tiny(seeds=[2], strategies=["random"]), tmp_path, fresh=True, workers=1, watcher=_Stopped(1)
+        )
+    natal.run(tiny(seeds=[1], strategies=["random"]), tmp_path, fresh=True, workers=1)
+    with Store.read(tmp_path) as store:
+        assert (store.complete(), len(store.finished())) == ((3, 3), 3)

@@ -300,6 +300,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         cut(recipe(scope="layerwise"), problem, 0.5, None, {"lst": 0.5})
     with pytest.raises(NatalError, match="must lie in \\[0, 1\\], got 2"):
         cut(recipe(scope="layerwise"), problem, 0.5, None, {"last": 2})
+    with pytest.raises(NatalError, match=r"rates name the layer '[^']*' twice, got '0', 'first'; give"):
+        cut(recipe(scope="layerwise"), problem, 0.5, None, {"0": 0.5, "first": 1.0})
     with pytest.raises(NatalError, match="needs the dense gradient"):
         dropped_and_regrown(recipe(), problem, first, 0.3, "gradient")
     with pytest.raises(NatalError, match="regrow moves single weights"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -14,8 +15,8 @@ from test_results import searching
 
 import reference_store
 from natal.errors import NatalError
-from natal.reading import report, stats, wording
-from natal.reading.report import files
+from natal.reading import figures, report, stats, wording
+from natal.reading.report import browser, files, view
 from natal.reading.report.sections import compared
 from natal.reading.results import Results, load
 from natal.study import Control, Run, Training, load_study, presets
@@ -47,7 +48,7 @@ def test_write_makes_every_file_and_the_same_bytes_again(directory: Path) -> Non
     assert [str(p.relative_to(directory)) for p in paths] == FILES
     first = {p: p.read_bytes() for p in paths}
     assert {p: p.read_bytes() for p in report.write(directory)} == first
-    assert not [p.name for p in directory.rglob(".*")]
+    assert [p.name for p in directory.rglob(".*")] == [report.WRITTEN]
 
 
 def test_summary_has_the_published_columns_and_a_row_per_cell(directory: Path) -> None:
@@ -312,7 +313,7 @@ def test_a_directory_that_cannot_be_written_is_one_clear_line(
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(NatalError, match=r"results\.json: No space left on device"):
         report.write(directory)
-    assert not [p.name for p in directory.iterdir() if p.name.startswith(".")]
+    assert {p.name for p in directory.iterdir() if p.name.startswith(".")} <= {report.WRITTEN}
 
 
 # -- several networks, other trainings, searched learning rates ---------------------------------------------------
@@ -485,3 +486,69 @@ def test_a_studys_words_survive_its_file(tmp_path: Path) -> None:
     path.write_bytes(files.study_bytes(study))
     assert load_study(path).description == study.description
     assert "mine, must lie beside this file" in path.read_text("utf-8")
+
+
+# -- big studies, files that are written again, links that lead elsewhere -------------------------------------------
+
+
+def _times(directory: Path) -> dict[str, int]:
+    return {
+        str(p): p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file() and p.name != "study.sqlite"
+    }
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of a report's time."""
+    monkeypatch.setattr(figures, "png", lambda *_: b"drawn")
+    monkeypatch.setattr(browser, "page", lambda *_: "page")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_outputs_are_written_again_only_if_something_changed(tmp_path: Path) -> None:
+    directory = reference_store.build(tmp_path)
+    paths = report.write(directory, anew=False)
+    first = _times(directory)
+    assert report.write(directory, anew=False) == paths
+    assert _times(directory) == first
+    (directory / "report.txt").write_text("mine")
+    report.write(directory, anew=False)
+    assert (directory / "report.txt").read_text() != "mine"
+    second = _times(directory)
+    reference_store.tamper(directory, "UPDATE training SET seconds = 1 WHERE id = 1")
+    report.write(directory, anew=False)
+    third = _times(directory)
+    assert all(third[name] != second[name] for name in second)
+    report.write(directory)
+    assert all(time != third[name] for name, time in _times(directory).items())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_large_study_has_no_file_of_a_line_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = reference_store.build(tmp_path)
+    report.write(directory)
+    monkeypatch.setattr(view, "LARGE", 143)
+    monkeypatch.setattr(view, "WIDE", 7)
+    monkeypatch.setattr(view, "MANY_PAIRS", 10)
+    written = {path.name for path in report.write(directory)}
+    assert not {"results.json", "runs.csv"} & written
+    assert not (directory / "runs.csv").exists()  # nor one of when it was smaller
+    text = (directory / "report.txt").read_text()
+    assert "`natal export DIR --json` and `--csv`" in " ".join(text.split())
+    assert "Level by level there would be 42 comparisons" in " ".join(text.split())
+    assert "See tables/means.csv" in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    mine = tmp_path / "thesis"
+    mine.write_text("mine")
+    directory = reference_store.build(tmp_path / "results")
+    for name in ("report.txt", "summary.csv"):
+        (directory / f".{name}.{os.getpid()}").symlink_to(mine)
+        (directory / name).symlink_to(mine)
+    (directory / ".written").symlink_to(mine)
+    report.write(directory)
+    assert mine.read_text() == "mine"
+    assert "KEY FINDINGS" in (directory / "report.txt").read_text()
+    assert not (directory / "report.txt").is_symlink()

@@ -329,6 +329,23 @@ def test_runs_that_a_file_has_twice_are_named() -> None:
     assert renamed.twice_theirs == [Run("t", "s", 0.5, 1)]
 
 
+@pytest.mark.parametrize("change", [
+    {"seed": math.nan}, {"seed": [1]}, {"seed": "1"}, {"seed": True}, {"sparsity": math.inf}, {"sparsity": None},
+    {"task": 3}, {"strategy": "\x1b[31mred"}, {"strategy": "two\nlines"}, {"network": ["mlp"]}, {"a\x00b": 1},
+])  # fmt: skip
+def test_a_file_whose_runs_make_no_sense_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = {"task": "t", "strategy": "s", "sparsity": 0.5, "seed": 1, **change}
+    (tmp_path / "results.json").write_text(json.dumps({"results": [run]}))
+    with pytest.raises(NatalError, match="not in the published format"):
+        read_published(tmp_path)
+
+
+def test_a_file_nested_beyond_reason_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"results": ' + "[" * 200_000)
+    with pytest.raises(NatalError, match="not in the published format"):
+        read_published(tmp_path)
+
+
 # -- searched learning rates -----------------------------------------------------------------------------------
 
 

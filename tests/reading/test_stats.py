@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import reference_store
 from natal.reading import stats
 from natal.reading.results import load
-from natal.reading.rows import Attempt, Curve, Row
+from natal.reading.rows import Attempt, Curve, Row, Runs
 from natal.store import TaskFacts
 from natal.study import Setting, load_study
 
@@ -653,3 +653,59 @@ def test_a_search_by_hand() -> None:
     assert {rate: (v.n, v.mean) for rate, v in found.values.items()} == {0.1: (2, 0.6), 1.0: (1, 0.9)}
     assert found.diverged == {0.1: 0, 1.0: 1}
     assert stats.searched([], attempts)[0].chosen is None
+
+
+# -- many comparisons --------------------------------------------------------------------------------------------
+
+
+def _as_defined(d: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """The sign-flip test of one comparison, all of its patterns at once."""
+    n, observed = len(d), abs(d.sum())
+    reach = observed - 1e-12 * np.abs(d).sum()
+    if n > 16:
+        signs = np.random.default_rng(0).integers(0, 2, (100_000, n), dtype=np.int8) * 2 - 1
+        return float((int((np.abs(signs @ d) >= reach).sum()) + 1) / 100_001)
+    patterns = np.array(list(itertools.product((1, -1), repeat=n)))
+    return float((np.abs(patterns @ d) >= reach).mean())
+
+
+def test_many_comparisons_share_their_patterns_and_change_no_number() -> None:
+    rng = np.random.default_rng(5)
+    those = [rng.standard_normal(n) for n in (3, 20, 10, 20, 1)]
+    those += [np.round(rng.standard_normal(n), 1) for n in (20, 10, 17)]  # with ties
+    those += [np.zeros(20), np.zeros(5)]
+    assert stats.sign_flips(those) == [_as_defined(d) for d in those]
+    assert [repr(s) for s in stats.summarise_all(those)] == [repr(stats.summarise(d)) for d in those]
+
+
+def test_rows_that_remember_their_cells_are_compared_as_others() -> None:
+    runs = [
+        row(name, level, seed, None if (seed + i) % 7 == 0 else float(np.sin(seed + 10 * level + i)))
+        for i, name in enumerate("abc")
+        for level in (0.0, 0.3, 0.5, 0.9)
+        for seed in range(20)
+    ]
+    remembering = Runs(runs)
+    for found in (stats.compare_overall, stats.compare_levels, stats.cells):
+        assert repr(found(remembering)) == repr(found(runs)) == repr(found(remembering))
+    [overall, *_] = stats.compare_overall(remembering)
+    by_seed = {
+        seed: np.mean(differences)
+        for seed in range(20)
+        if (
+            differences := [
+                a.test_metric - b.test_metric
+                for a in runs
+                for b in runs
+                if (a.strategy, b.strategy, a.seed, b.seed) == ("a", "b", seed, seed)
+                and a.sparsity == b.sparsity > 0
+                and a.test_metric is not None
+                and b.test_metric is not None
+            ]
+        )
+    }
+    assert overall.difference.n == len(by_seed)
+    assert overall.difference.mean == pytest.approx(np.mean(list(by_seed.values())), rel=1e-12)
+    turned = stats.paired(remembering, overall.setting, "b", "a")
+    assert turned is not None
+    assert (turned.difference.mean, turned.p) == (-overall.difference.mean, overall.p)

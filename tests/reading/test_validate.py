@@ -197,7 +197,14 @@ def test_layerwise_masks_are_exact_in_every_layer(tmp_path: Path) -> None:
     assert any("magnitude, sparsity=10%" in line and "the study asks for" in line for line in found)
 
 
-@pytest.mark.parametrize("preset", sorted(presets()))
+# one of each kind in `make test`: the paper's own, one with chains; all of them in `make test-all`
+@pytest.mark.parametrize(
+    "preset",
+    [
+        preset if preset in ("paper", "lottery") else pytest.param(preset, marks=pytest.mark.slow)
+        for preset in sorted(presets())
+    ],
+)
 def test_what_a_preset_makes_is_valid(preset: str, tmp_path: Path) -> None:
     changes = ["seeds=[1]", "sparsities=[0.0, 0.5, 0.9]", *_SHORTER.get(preset, _SHORT)]
     natal.run(preset, tmp_path, overrides=changes, workers=1)
@@ -324,7 +331,7 @@ def published_checks(directory: Path) -> list[str]:
 def test_the_published_validators_checks_hold(whole: Path) -> None:
     assert published_checks(whole) == []
     there = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
-    assert there == {*report.outputs(load(whole)), "study.sqlite"}
+    assert there == {*report.outputs(load(whole)), "study.sqlite", report.WRITTEN}
     assert set(report.OUTPUTS) < there
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from conftest import tiny
 from natal import NatalError, Run, load_study
-from natal.store import FILE, Outcome, Store, chosen, sqlite
+from natal.store import FILE, Failure, Outcome, Store, chosen, sqlite
 from natal.store.migrations import MIGRATIONS, one_to_two
 from natal.store.sqlite import APPLICATION, FORMAT
 from natal.study import Maker
@@ -546,3 +546,19 @@ def test_the_grid_keeps_the_runs_types(store: Store) -> None:
     run, key = store.grid()[0]
     assert run == Run("regression", "magnitude", 0.0, 1)
     assert (type(run), type(run.sparsity), type(run.seed), type(key)) == (Run, float, int, str)
+
+
+def test_a_failure_counts_its_tries_until_the_training_is_made(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        store.add([], [Failure("k1", "too large"), Failure("k2", "lost")])
+        store.add([], [Failure("k1", "still too large")])
+        found = store.failures()
+        assert [(f.key, f.reason, f.tries) for f in found.values()] == [
+            ("k1", "still too large", 2),
+            ("k2", "lost", 1),
+        ]
+        assert store.finished() == set()
+        store.add([replace(FINISHED, key="k1")])
+        assert set(store.failures()) == {"k2"}
+        store.clear()
+        assert store.failures() == {}

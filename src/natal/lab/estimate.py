@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,8 +43,18 @@ def measure(plan: Plan) -> Estimate:
         each = _training(own, trial, plan.device)
         cost = own.engine.cost(first, own.setting)
         whole = own.setting.steps
-        seconds += each * sum(own.engine.cost(t, own.setting) * t.stage.share(whole) for t in pending) / cost
-        seconds += sum(_making(plan, [t for t in pending if t.recipe == r]) for r in plan.study.strategies)
+        # all seeds of a cell cost the same
+        alike = Counter((t.run.strategy, t.run.sparsity, t.stage.first, t.stage.steps) for t in pending)
+        one = {(t.run.strategy, t.run.sparsity, t.stage.first, t.stage.steps): t for t in pending}
+        costs = (
+            own.engine.cost(t, own.setting) * t.stage.share(whole) * alike[which] for which, t in one.items()
+        )
+        seconds += each * sum(costs) / cost
+        by_recipe: dict[str, list[Pending]] = {}
+        for t in pending:
+            if t.key not in plan.failed:  # what could not be made cannot be measured either
+                by_recipe.setdefault(t.run.strategy if t.run.sparsity else "", []).append(t)
+        seconds += sum(_making(plan, those) for those in by_recipe.values())
     return Estimate(seconds / plan.workers, _peak())
 
 

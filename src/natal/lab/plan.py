@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from natal.errors import NatalError
 from natal.lab import DATA
+from natal.lab.fresh import begun, is_of
 from natal.machine import cores
 from natal.notebook import Rows, Shown
-from natal.store import FILE, NetworkFacts, Place, States, Store, TaskFacts
+from natal.store import FILE, Failure, NetworkFacts, Place, States, Store, TaskFacts
 from natal.study import Maker, Run, Setting, Stage, Study, load_study, stage_of
 from natal.study.stages import Known
 from natal.wording import plural
 
 if TYPE_CHECKING:
     from natal.lab import engines
+    from natal.lab.chains import Growth
     from natal.lab.engines import Engine, Pending
 
 SMALL = 20e9
@@ -60,7 +62,8 @@ class Plan(Shown):
     by the row's position. ``jobs``: the trainings still to be done, in the portions that workers take, in the order
     they are started. ``flops``: about what is to be computed at most, were no training to stop early. ``outdated``:
     trainings stored in the directory that another engine's revision or another version of torch or NumPy made. They
-    are kept, but never mixed with this one's.
+    are kept, but never mixed with this one's. ``part``: of the study, if only that is to be trained here. ``stored``:
+    the status of every training in the directory, by key. ``failed``: those pending that failed before.
     """
 
     study: Study
@@ -81,6 +84,9 @@ class Plan(Shown):
     chains: Sequence[str] = field(default=(), repr=False)
     lines: Mapping[str, list[tuple[str, int, str]]] = field(default_factory=dict, repr=False)
     state_bytes: tuple[int, int] = (0, 0)
+    part: str | None = None
+    stored: Mapping[str, str] = field(default_factory=dict, repr=False)
+    failed: Mapping[str, Failure] = field(default_factory=dict, repr=False)
 
     def _line(self) -> str:
         todo = f"{plural(len(self.pending), 'training')} to do in {plural(len(self.jobs), 'job')}"
@@ -111,8 +117,8 @@ class Plan(Shown):
     @cached_property
     def done(self) -> list[tuple[Run, str]]:
         """The rows whose trainings are all stored already."""
-        missing = {training.key for training in self.pending} - self.again
-        return [row for row, keys in zip(self.grid, self._keys(), strict=True) if missing.isdisjoint(keys)]
+        stored = self.stored.keys()
+        return [row for row, keys in zip(self.grid, self._keys(), strict=True) if stored >= keys]
 
     def _keys(self) -> Iterator[set[str]]:
         for position, (_, key) in enumerate(self.grid):
@@ -130,10 +136,13 @@ def plan(
     fresh: bool = False,
     data: str | Path | None = None,
     part: str | None = None,
+    only: Collection[Run] | None = None,
 ) -> Plan:
     """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
-    Every task, network and strategy of the study is tried out once. Raises NatalError for the first that does not work.
+    Every task, network and strategy of the study is tried out once. ``part``: such as ``3/8``, to train a part of the
+    study on a machine that shares nothing with those that train the others; chains stay whole, and `natal merge` joins
+    the parts. ``only``: train these rows, and what they start from. Raises NatalError for the first that does not work.
     """
     study = load_study(study, overrides)
     directory = writable(out, workers)
@@ -155,11 +164,15 @@ def plan(
             settings[name] = Chosen(at, *choose(asked, at, device))
     worker.check(study)
 
-    makers = _stored_makers(directory) if not fresh else {}
+    if fresh:
+        directory = begun(directory, study)
+    goes_on = (directory / FILE).exists() and (not fresh or is_of(directory, study))
+    makers: Mapping[Maker, int] = {}
     statuses: dict[str, str] = {}
-    if makers:
+    failures: Mapping[str, Failure] = {}
+    if goes_on:
         with Store.read(directory) as store:
-            statuses = store.statuses()
+            makers, statuses, failures = store.makers(), store.statuses(), store.failures()
     grid: list[tuple[Run, str]] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
@@ -173,7 +186,7 @@ def plan(
                 if old is not None:
                     keys[rate] = old
                     continue
-            if of_parts is None or _in_part(growth.key(stage.trunk), of_parts):
+            if (only is None or run in only) and _in_part(growth, stage, of_parts):
                 growth.ask(stage)
             keys[rate] = key
         grid.append((run, next(iter(keys.values()))))
@@ -201,14 +214,10 @@ def plan(
         chains=drawn(study, growth.asked),
         lines=growth.lines,
         state_bytes=(kept, passing),
+        part=part,
+        stored=statuses,
+        failed={t.key: failures[t.key] for t in pending if t.key in failures},
     )
-
-
-def _stored_makers(directory: Path) -> dict[Maker, int]:
-    if not (directory / FILE).exists():
-        return {}
-    with Store.read(directory) as store:
-        return store.makers()
 
 
 def _stages(
@@ -236,10 +245,12 @@ def _stages(
         yield run, own, stages
 
 
-def _in_part(trunk: str, part: tuple[int, int]) -> bool:
-    """Whether a chain belongs to a part; ``trunk``: the key of the stage that it begins with."""
+def _in_part(growth: Growth, stage: Stage, part: tuple[int, int] | None) -> bool:
+    """Whether a row's chain belongs to a part, which the key of the stage that it begins with decides."""
+    if part is None:
+        return True
     number, count = part
-    return int(trunk, 16) % count == number - 1
+    return int(growth.key(stage.trunk), 16) % count == number - 1
 
 
 def part_of(words: str) -> tuple[int, int]:
@@ -368,6 +379,8 @@ def writable(out: str | Path, workers: int | None) -> Path:
     """Return the directory that ``out`` names; raise NatalError for what is wrong with the options."""
     if workers is not None and workers < 1:
         raise NatalError(f"workers must be at least 1, got {workers}")
+    if any(ord(letter) < 32 or letter == "\x7f" for letter in str(out)):
+        raise NatalError(f"{str(out)!a} is no name for a directory; name one of plain letters with --out")
     if out == "" or (Path(out).exists() and not Path(out).is_dir()):
         raise NatalError(f"{str(out)!r} is not a directory; name one that can be written with --out")
     if not _ours(Path(out)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from natal.lab.engines import Pending, made_by
 from natal.lab.plan import Job, Plan
 from natal.lab.worker import Made
-from natal.store import MASK, Outcome, Place, States, Store
+from natal.store import MASK, Failure, Outcome, Place, States, Store
 
 
 class Queue:
@@ -31,6 +31,7 @@ class Queue:
                 self._users.setdefault(place, []).append(training.key)
         statuses = store.statuses()
         self._diverged = {key for key, status in statuses.items() if status == "diverged"}
+        self._failed: dict[str, str] = {}
         self._states.sweep({place for place in self._users if place.key in statuses}, statuses)
         kept, passing = self._states.there()
         self._there = kept | passing
@@ -51,27 +52,41 @@ class Queue:
         """Take a job back that was handed out and not done: it comes first."""
         self._jobs.insert(0, job)
 
-    def finished(self, made: Sequence[Made], **manifest: Any) -> list[Outcome]:
-        """Store what trainings came to; return their outcomes, and those of trainings that can now never begin."""
+    def finished(self, came: Iterable[Made | Failure], **manifest: Any) -> list[Outcome | Failure]:
+        """Store what trainings came to; return that, and what becomes of those that can now never begin.
+
+        A training that came before, from a worker that was thought lost, is left out.
+        """
+        came = [one for one in came if _key(one) in self._pending]
+        made = [one for one in came if isinstance(one, Made)]
+        failures = [one for one in came if isinstance(one, Failure)]
         for one in made:
             for clock, content in one.states.items():
                 place = Place(one.outcome.key, clock)
                 self._states.write(place, content, keep=clock == MASK or place in self._plan.kept)
                 self._there.add(place)
         self._diverged |= {one.outcome.key for one in made if one.outcome.status == "diverged"}
-        done = {one.outcome.key: self._pending.pop(one.outcome.key) for one in made}
+        self._failed |= {one.key: one.reason for one in failures}
+        done = {_key(one): self._pending.pop(_key(one)) for one in came}
         outcomes = [one.outcome for one in made]
         for training, place in self._lost():
             done[training.key] = training
-            outcomes.append(self._never_begun(training, place))
+            if place.key in self._failed:
+                self._failed[training.key] = self._failed[place.key]
+                failures.append(
+                    Failure(training.key, f"what it starts from failed: {self._failed[place.key]}")
+                )
+            else:
+                self._diverged.add(training.key)
+                outcomes.append(self._never_begun(training, place))
         lines = {f"connectivity/{one.outcome.key}": one.line for one in made if one.line}
-        self._store.add(outcomes, **manifest, **lines)
+        self._store.add(outcomes, failures, **manifest, **lines)
         for training in done.values():
             for place in training.needs:
                 self._users[place].remove(training.key)
                 if not self._users[place]:
                     self._states.drop(place)
-        return outcomes
+        return [*outcomes, *failures]
 
     def _lost(self) -> Iterator[tuple[Pending, Place]]:
         """Yield, and take off the queue, what waits for a state that nothing will make, and what waits for that."""
@@ -85,8 +100,7 @@ class Queue:
             if not lost:
                 return
             for key, place in lost.items():
-                assert place.key in self._diverged, place
-                self._diverged.add(key)
+                assert place.key in self._diverged or place.key in self._failed, place
                 yield self._pending.pop(key), place
             self._jobs = [job for job in map(_without(lost), self._jobs) if job.trainings]
 
@@ -122,6 +136,10 @@ class Queue:
                 "never_begun": f"the training it starts from, {place.key}, diverged before {place.clock!r}"
             },
         )
+
+
+def _key(one: Made | Failure) -> str:
+    return one.key if isinstance(one, Failure) else one.outcome.key
 
 
 def _without(lost: Iterable[str]) -> Any:

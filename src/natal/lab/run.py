@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
 from natal.lab.executors import Processes, prepare
+from natal.lab.fresh import adopt, clear, is_of
 from natal.lab.plan import Job, Plan, plan
 from natal.machine import cores, processor
-from natal.store import Outcome, States, Store, chosen
+from natal.store import Failure, Outcome, Store, chosen
 from natal.study import Run, Study
 from natal.wording import describe
 
@@ -46,6 +47,9 @@ class Watcher(Protocol):
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
         """Row number ``position`` of the grid's rows is stored; ``field`` is its metric's short name."""
 
+    def failed(self, run: Run, reason: str) -> None:
+        """This row could not be trained."""
+
 
 class Silent:
     """A watcher that says nothing."""
@@ -57,6 +61,9 @@ class Silent:
         """Say nothing."""
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Say nothing."""
+
+    def failed(self, run: Run, reason: str) -> None:
         """Say nothing."""
 
 
@@ -71,22 +78,35 @@ def train(
     data: str | Path | None,
     watcher: Watcher,
     afterwards: Callable[[Path], object],
+    part: str | None = None,
+    only: Collection[Run] | None = None,
 ) -> None:
     """Train what ``directory`` lacks of ``study`` and keep it; then, still alone there, call ``afterwards``.
 
+    A training that goes wrong is stored as failed, with those that start from it; all others are made.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     if device == "cpu" and (cores() if workers is None else workers) > 1:
         prepare()
     look = partial(
-        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data
-    )
+        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data, part=part,
+        only=only,
+    )  # fmt: skip
     planned = look()
-    with _alone(directory), Store.create(directory) as store:
+    with _alone(directory):
+        if fresh and not is_of(planned.directory, study):
+            clear(planned.directory)
+        _fill(planned, look, watcher)
         if fresh:
-            store.clear()
-            States(directory).sweep((), ())
-        elif not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
+            adopt(directory)
+        afterwards(directory)
+
+
+def _fill(planned: Plan, look: Callable[[], Plan], watcher: Watcher) -> None:
+    """Train what is planned; ``look`` plans again."""
+    study = planned.study
+    with Store.create(planned.directory) as store:
+        if not store.finished().isdisjoint({training.key for training in planned.pending} - planned.again):
             planned = look()  # another command has finished some of them in the meantime
         if planned.pending or not _declared(store, planned):
             _declare(store, planned)
@@ -94,9 +114,9 @@ def train(
         if planned.tried:
             runs = [run for run, _ in planned.grid]
             store.choose(chosen(runs, planned.tried, store.deciding(study.training.decide)))
-        if store.manifest()["finished_at"] is None:
+        kept, total = store.complete()
+        if kept == total and store.manifest("finished_at")["finished_at"] is None:
             store.note(finished_at=_now(), deterministic=store.deterministic())
-        afterwards(directory)
 
 
 class _alone:
@@ -194,15 +214,20 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
     before = float(store.manifest()["elapsed_seconds"])
     queue = Queue(planned, store)
 
-    def keep(made: Sequence[Made]) -> None:
+    def keep(came: Sequence[Made | Failure]) -> None:
         nonlocal position
-        outcomes = queue.finished(made, elapsed_seconds=round(before + time.monotonic() - started, 3))
-        for outcome in outcomes:
-            for row, wanted in waiting.get(outcome.key, ()):
-                wanted.discard(outcome.key)
-                if not wanted:
+        ended = queue.finished(came, elapsed_seconds=round(before + time.monotonic() - started, 3))
+        for one in ended:
+            for row, wanted in waiting.pop(one.key, ()):
+                if isinstance(one, Failure):
+                    if wanted:
+                        watcher.failed(row, one.reason)
+                    wanted.clear()
+                    continue
+                if wanted == {one.key}:
                     position += 1
-                    watcher.finished(position, row, outcome, planned.tasks[row.task].field)
+                    watcher.finished(position, row, one, planned.tasks[row.task].field)
+                wanted.discard(one.key)
 
     engines = tuple(dict.fromkeys(job.engine for job in planned.jobs))
     watcher.started(planned)
@@ -218,7 +243,7 @@ def _drive(planned: Plan, store: Store, watcher: Watcher) -> None:
         return
 
     executor = Processes(planned.workers)
-    running: dict[Future[list[Made]], Job] = {}
+    running: dict[Future[list[Made | Failure]], Job] = {}
     deaths = 0  # in a row, with nothing finished in between
     try:
         if queue:  # a worker that answers has torch and the kernels, which is not training

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,15 +17,16 @@ from torch import Tensor
 from natal.errors import NatalError
 from natal.lab import DATA, birth, states
 from natal.lab.connectivity import along
-from natal.lab.engines import ENGINES, Pending
+from natal.lab.engines import ENGINES, Engine, Pending
 from natal.lab.networks import networks
 from natal.lab.state import State
-from natal.lab.tasks import tasks
+from natal.lab.tasks import tasks, unspoilt
 from natal.lab.trial import Trained, Trial
 from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
-from natal.store import MASK, Outcome, Place
+from natal.store import MASK, Failure, Outcome, Place
 from natal.study import STRATEGIES, Run, Study
+from natal.wording import on_one_line
 
 if TYPE_CHECKING:
     from natal.lab.plan import Job
@@ -41,13 +42,17 @@ class Made:
     line: Mapping[str, list[float]] = field(default_factory=dict)
 
 
-def train(job: Job) -> list[Made]:
-    """Train the stages of a job and return what comes of them."""
-    return list(each(job))
+MISHAPS = (Exception, SystemExit)
+"""What goes wrong inside a training and fails it alone; Ctrl-C stops the command."""
 
 
-def each(job: Job) -> Iterator[Made]:
-    """Train the stages of a job and yield what comes of them as they finish."""
+def train(job: Job) -> list[Made | Failure]:
+    """Train the stages of a job in a worker process and return what comes of them."""
+    return list(each(job, (*MISHAPS, KeyboardInterrupt)))  # no Ctrl-C gets here: a plugin has raised it
+
+
+def each(job: Job, mishaps: tuple[type[BaseException], ...] = MISHAPS) -> Iterator[Made | Failure]:
+    """Train the stages of a job and yield what comes of each as it finishes: one that goes wrong stops no other."""
     study, engine = job.study, ENGINES[job.engine]
     if job.data:
         os.environ[DATA] = job.data
@@ -59,21 +64,59 @@ def each(job: Job) -> Iterator[Made]:
                 "a plugin was edited after this program had imported it; start the program again, and what the "
                 "plugin made is trained again"
             )
-    found = {place: states.unpack(content, f"state {place}") for place, content in job.states.items()}
+    found: dict[Place, states.Kept] = {}
     stages: dict[str, tuple[Pending, birth.Staged]] = {}
     for pending in job.trainings:
-        with named(_words(study, pending.run)):
-            stages[pending.key] = pending, birth.staged(study, pending, found, precise=engine.portable)
-    others = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
-    with named(f"training {_words(study, job.trainings[0].run)}{others}"):
-        for trained in engine.train([staged.trial for _, staged in stages.values()], job.device):
-            made = _made(*stages[trained.outcome.key], trained)
-            pending, staged = stages[trained.outcome.key]
-            yield (
-                replace(made, line=_line(study, pending, staged, trained, found))
-                if pending.stage.order
-                else made
-            )
+        try:
+            for place in pending.needs:
+                found[place] = found.get(place) or states.unpack(job.states[place], f"state {place}")
+            staged = birth.staged(study, pending, found, precise=engine.portable)
+            unspoilt(staged.trial.task, staged.trial.split)
+        except mishaps as error:
+            yield Failure(pending.key, said(error))
+        else:
+            stages[pending.key] = pending, staged
+    for trained in _trained(engine, [staged.trial for _, staged in stages.values()], job.device, mishaps):
+        if isinstance(trained, Failure):
+            del stages[trained.key]
+            yield trained
+            continue
+        pending, staged = stages.pop(trained.outcome.key)
+        try:
+            unspoilt(staged.trial.task, staged.trial.split)
+        except NatalError as error:
+            yield Failure(pending.key, said(error))
+            rest = tuple(pending for pending, _ in stages.values())
+            yield from each(replace(job, trainings=rest), mishaps)  # with data that are loaded anew
+            return
+        try:
+            made = _made(pending, staged, trained)
+            if pending.stage.order:
+                made = replace(made, line=_line(study, pending, staged, trained, found))
+        except mishaps as error:
+            yield Failure(pending.key, said(error))
+        else:
+            yield made
+
+
+def _trained(
+    engine: Engine, trials: Sequence[Trial], device: str, mishaps: tuple[type[BaseException], ...]
+) -> Iterator[Trained | Failure]:
+    """Train trials together; if that goes wrong, what is left in halves, until the one that does it stands alone."""
+    left, reason = {trial.key: trial for trial in trials}, "the engine gave no result"
+    try:
+        for trained in engine.train(trials, device):
+            del left[trained.outcome.key]
+            yield trained
+    except mishaps as error:
+        reason = said(error)
+    rest = list(left.values())
+    if len(rest) == 1:
+        yield Failure(rest[0].key, reason)
+    elif rest:
+        # the error is forgotten by now, and with it the memory that its frames held
+        for part in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
+            yield from _trained(engine, part, device, mishaps)
 
 
 def _made(pending: Pending, staged: birth.Staged, trained: Trained) -> Made:
@@ -192,11 +235,26 @@ def named(doing: str) -> Iterator[None]:
     except NatalError:
         raise
     except (Exception, SystemExit) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        inside = not frame.filename.startswith("<frozen importlib")
-        place = f" ({Path(frame.filename).name}, line {frame.lineno})" if inside else ""
-        raise NatalError(f"{doing}: {said}{place}") from error
+        raise NatalError(f"{doing}: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    """Return what went wrong and where, in one line of printable characters."""
+    if isinstance(error, NatalError):
+        return _line_of(str(error))
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    inside = not frame.filename.startswith("<frozen importlib")
+    place = f" ({Path(frame.filename).name}, line {frame.lineno})" if inside else ""
+    return _line_of(f"{type(error).__name__}: {error}".removesuffix(": ")) + place
+
+
+def _line_of(text: str) -> str:
+    line = on_one_line(text)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+
+
+LONGEST = 400
+"""Characters of an error's own words that are told: some have a whole tensor in them."""
 
 
 def _words(study: Study, run: Run) -> str:

@@ -77,6 +77,10 @@ def _going(
             raise NatalError(f"rates name no prunable layer {layer!r}{did_you_mean(layer, known)}")
         if not 0 <= value <= 1:
             raise NatalError(f"rates: the rate of {layer!r} must lie in [0, 1], got {value}")
+        if known[layer] in rate:
+            raise NatalError(
+                f"rates name the layer {known[layer]!r} twice, got {', '.join(map(repr, rates))}; give it one rate"
+            )
         rate[known[layer]] = value
     kept = dense(problem.weights).weights if before is None else before.weights
     total = {name: m.numel() for name, m in kept.items()}

@@ -10,6 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natal.reading.rows import Row
+from natal.reading.stats import Summary, summarise
+from natal.study import Setting
+
+STABLE = 0.02
+"""Below this error barrier Frankle et al. (2020) call a network stable."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class Line:
 
     @property
     def barrier(self) -> float:
-        """The highest error on the line minus the mean of its ends (Frankle et al. 2020); below 0.02 they call it
-        stable. NaN where one of the two diverged."""
+        """The highest error on the line minus the mean of its ends (Frankle et al. 2020); see `STABLE`. NaN where
+        one of the two diverged."""
         return float(self.error.max() - self.error[[0, -1]].mean()) if len(self.error) else float("nan")
 
 
@@ -41,3 +46,28 @@ def lines(rows: Sequence[Row], manifest: Mapping[str, Any]) -> Iterator[Line]:
             else:
                 error = np.array(found.get("test_loss", ()))
             yield Line(row, clock, order, error)
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The error barriers of a cell at a clock: a seed's is the mean over its orders; diverged ones are left out."""
+
+    setting: Setting
+    strategy: str
+    sparsity: float
+    clock: str
+    barrier: Summary
+
+
+def barriers(lines: Sequence[Line]) -> list[Barrier]:
+    """Return the barriers of every cell and clock, in the order of the lines."""
+    found: dict[tuple[Setting, str, float, str], dict[int, list[float]]] = {}
+    for line in lines:
+        row = line.row
+        seeds = found.setdefault((row.setting, row.strategy, row.sparsity, line.clock), {})
+        if np.isfinite(line.barrier):
+            seeds.setdefault(row.seed, []).append(line.barrier)
+    return [
+        Barrier(*where, summarise(float(np.mean(those)) for those in seeds.values()))
+        for where, seeds in found.items()
+    ]

@@ -26,9 +26,9 @@ from natal.notebook import Rows, html
 from natal.reading import stats
 from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, InParts, Row, Runs, columns, curve, rows
-from natal.store import FILE, NetworkFacts, Store, Table, TaskFacts, chosen
+from natal.store import FILE, Failure, NetworkFacts, Store, Table, TaskFacts, chosen
 from natal.study import PAPERS, Maker, Run, Setting, Study
-from natal.wording import describe, plural
+from natal.wording import describe, on_one_line, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +149,17 @@ class Results:
         stored = self._read(Store.curves, [run.key for run in runs])
         return [curve(run, line) for run, line in zip(runs, stored, strict=True)]
 
+    def count(self) -> tuple[int, int]:
+        """Return how many rows show a training, and how many of those diverged, without reading them."""
+        with Store.read(self.directory) as store:
+            return store.count()
+
+    @cached_property
+    def failed(self) -> list[tuple[Run, Failure]]:
+        """Of ``missing`` those whose training failed, and why; `natal run` tries them again."""
+        with Store.read(self.directory) as store:
+            return store.failed()
+
     @cached_property
     def lines(self) -> list[Line]:
         """The lines between trainings that share a beginning, where the study measures connectivity."""
@@ -219,8 +230,10 @@ class Results:
         return html(repr(self)[1:-1], self._table())
 
     def _table(self) -> Rows:
-        yield "study", self.study.description or self.study.name
+        yield "study", on_one_line(self.study.description) or self.study.name
         yield "runs", f"{len(self.runs)} of {len(self.runs) + len(self.missing)}"
+        if self.failed:
+            yield "failed", f"{plural(len(self.failed), 'run')}, the first: {self.failed[0][1].reason}"
         yield "strategies", ", ".join(recipe.name for recipe in self.study.strategies)
         for setting in self.study.settings():
             dense = stats.dense_baseline([run for run in self.runs if run.setting == setting], setting)
@@ -253,8 +266,11 @@ class Results:
         order = [field.name for field in fields(Row) if field.name in found]
         return pandas.DataFrame({**{name: found[name] for name in order}, **layers})
 
-    def curves_frame(self) -> pd.DataFrame:
-        """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers."""
+    def curves_frame(self, places: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return ``curves`` as a long pandas DataFrame: a row per run and evaluation, ``nan`` for unknown numbers.
+
+        ``places``: of which of ``runs``, by default all.
+        """
         import pandas
 
         parts = [
@@ -265,7 +281,7 @@ class Results:
                 },
                 index=range(len(curve.step)),
             )
-            for curve in self.curves
+            for curve in (self.curves if places is None else self.curves_of(places))
         ]
         empty = pandas.DataFrame(columns=[field.name for field in fields(Curve)])
         return pandas.concat(parts, ignore_index=True) if parts else empty
@@ -440,16 +456,28 @@ def read_published(path: str | Path) -> list[PublishedRun]:
         return published_objects(load(path))
     try:
         objects = json.loads((path / "results.json" if path.is_dir() else path).read_text("utf-8"))["results"]
-        if all(set(IDENTITY) <= set(run) for run in objects):
+        if all(_is_run(run) for run in objects):
             return list(objects)
     except OSError as error:
         raise NatalError(
             f"{error.filename}: {error.strerror}; name a results directory or a results.json"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise NatalError(
-        f'{path} is not in the published format: it needs {{"results": [objects with {", ".join(IDENTITY)}]}}'
+        f'{path} is not in the published format: it needs {{"results": [objects with {", ".join(IDENTITY)}]}}, names '
+        "being printable text, a sparsity a number and a seed a whole one"
+    )
+
+
+def _is_run(run: Any) -> bool:
+    """Whether something is a run of the published format: what identifies it makes sense, whatever else it has."""
+    names = [run["task"], run["strategy"], run.get("network", PAPERS)]
+    return (
+        all(isinstance(name, str) and name.isprintable() for name in (*names, *run))
+        and type(run["sparsity"]) in (int, float)
+        and math.isfinite(run["sparsity"])
+        and type(run["seed"]) is int
     )
 
 

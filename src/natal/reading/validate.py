@@ -53,9 +53,11 @@ SHOWN = 3
 def validate(directory: str | Path = "results") -> list[str]:
     """Return what is wrong with the results in ``directory``, one line each; nothing wrong, an empty list."""
     try:
-        with Store.read(Path(directory)) as store:
-            damage = store.damage()
-        return damage or [line for check in _CHECKS for line in check(load(directory))]
+        results = load(directory)
+        read = {row.key for row in results.runs}  # what the checks read they check for damage, too
+        with Store.read(results.directory) as store:
+            damage = store.damage(read)
+        return damage or [line for check in _CHECKS for line in check(results)]
     except NatalError as error:
         return [str(error)]
 
@@ -107,6 +109,7 @@ def _complete(results: Results) -> Iterator[str]:
             f"{len(missing)} of {plural(len(wanted), 'run')} missing, the first {describe(missing[0])}; "
             "`natal run` with the same study resumes"
         )
+    yield from _few(f"{describe(run)} failed: {failure.reason}" for run, failure in results.failed)
     asked = set(wanted)
     strangers = [run for run in there if run not in asked]
     if strangers:
@@ -249,26 +252,28 @@ def _each(results: Results) -> Iterator[str]:
             first.setdefault(str(begun["batch"]), row)
         if "never_begun" in proven:
             continue
-        name = _name(row)
         if not _whole(row, curve, measured):
             cut.add([_cut_short(row, curve, measured)])
-        best.add(f"{name}: {wrong}" for wrong in _best(row, curve, training.decide))
+        best.add(f"{_name(row)}: {wrong}" for wrong in _best(row, curve, training.decide))
         masks.add(
-            f"{name}: {wrong}" for wrong in _mask(row, recipes[row.strategy], results.networks[row.setting])
+            f"{_name(row)}: {wrong}"
+            for wrong in _mask(row, recipes[row.strategy], results.networks[row.setting])
         )
-        proofs.add(f"{name}: {wrong}" for wrong in _proof(results, row, recipes[row.strategy], proven))
+        proofs.add(f"{_name(row)}: {wrong}" for wrong in _proof(results, row, recipes[row.strategy], proven))
         if row.sparsity > 0 and row.strategy not in small:
             diagnosis = plain(row.diagnosis)
             if not diagnosis:
-                never.add([f"{name}: its mask was never diagnosed; `natal run --fresh` does so"])
+                never.add([f"{_name(row)}: its mask was never diagnosed; `natal run --fresh` does so"])
             elif (kept := sum(layer["kept"] for layer in diagnosis["layers"])) != row.kept:
                 other.add(
-                    [f"{name}: its diagnosis is of another mask: {kept} weights kept, {row.kept} in the mask"]
+                    [
+                        f"{_name(row)}: its diagnosis is of another mask: {kept} weights kept, {row.kept} in the mask"
+                    ]
                 )
             if row.effective_sparsity is not None and row.effective_sparsity < row.realised_sparsity - 1e-12:
                 less.add(
                     [
-                        f"{name}: effective sparsity {row.effective_sparsity:.4f} is less than the mask's own "
+                        f"{_name(row)}: effective sparsity {row.effective_sparsity:.4f} is less than the mask's own "
                         f"{row.realised_sparsity:.4f}"
                     ]
                 )

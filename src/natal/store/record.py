@@ -152,6 +152,19 @@ class Outcome:
         return asdict(self.made_by)
 
 
+@dataclass(frozen=True)
+class Failure(Record):
+    """A training that could not be made, and is tried again by the next command.
+
+    ``reason``: what went wrong, in one line. ``tries``: commands in which it failed. ``at``: when it last did, UTC.
+    """
+
+    key: str
+    reason: str
+    tries: int = 1
+    at: str = ""
+
+
 def whole(number: float) -> float:
     """Return a whole number as one."""
     return int(number) if number == int(number) else number

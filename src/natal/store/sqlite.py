@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -26,10 +26,10 @@ import numpy as np
 from natal.errors import NatalError
 from natal.store import packing
 from natal.store.migrations import MIGRATIONS
-from natal.store.record import Curves, Outcome
+from natal.store.record import Curves, Failure, Outcome
 from natal.store.search import deciding
 from natal.store.training import COLUMNS, SCHEMA, Table, columns, insert, maker, outcome, table
-from natal.study import Maker, Run, Study
+from natal.study import Maker, Run, Study, digest
 
 T = TypeVar("T")
 FILE = "study.sqlite"
@@ -109,6 +109,13 @@ class Store:
                 _bring_up_to_date(db, path)
             return cls(path, db)
 
+    @classmethod
+    def recognise(cls, directory: Path) -> None:
+        """Raise NatalError unless the file in ``directory`` is a natal store, of any format that this natal reads."""
+        path = directory / FILE
+        with _plainly(path):
+            _recognise(_to_read(path), path).close()
+
     def close(self) -> None:
         """Close the file; a writer leaves one file, which can be read where nothing can be written."""
         with suppress(sqlite3.Error):
@@ -174,14 +181,24 @@ class Store:
     def clear(self) -> None:
         """Forget every training and the study."""
         with self._transaction():
-            for table in ("training", "detail", "curve", "maker", "grid", "tried", "manifest"):
+            for table in ("training", "detail", "curve", "maker", "failure", "grid", "tried", "manifest"):
                 self._db.execute(f"DELETE FROM {table}")
             self._makers.clear()
 
-    def add(self, outcomes: Iterable[Outcome], **manifest: Any) -> None:
-        """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is."""
+    def add(self, outcomes: Iterable[Outcome], failures: Iterable[Failure] = (), **manifest: Any) -> None:
+        """Store finished trainings, and manifest entries, in one transaction; a key stored already stays as it is.
+
+        ``failures``: what could not be trained, in the same transaction; one that failed before counts one more try.
+        """
         with self._transaction():
+            for f in failures:
+                self._db.execute(
+                    "INSERT INTO failure (key, reason, tries) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                    "reason = excluded.reason, tries = tries + excluded.tries, at = CURRENT_TIMESTAMP",
+                    (f.key, f.reason, f.tries),
+                )
             for o in outcomes:
+                self._db.execute("DELETE FROM failure WHERE key = ?", (o.key,))
                 made_by = maker(self._db, json.dumps(o.maker()))
                 insert(self._db, *columns(o.key, o.status, made_by, o.facts(), o.curves))
             self._write_manifest(manifest)
@@ -210,6 +227,9 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Let everything read inside be of one moment, whatever is written meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
         with _plainly(self.path):
             self._db.execute("BEGIN")
             try:
@@ -230,6 +250,22 @@ class Store:
         with _sensibly(self.path):
             same = {status: status for status in STATUSES}
             return {key: same[status] for key, status in self._db.execute("SELECT key, status FROM training")}
+
+    def failures(self) -> dict[str, Failure]:
+        """Return the trainings that failed and were not made since, whichever study asked for them, by key."""
+        with _plainly(self.path):
+            rows = self._db.execute("SELECT key, reason, tries, at FROM failure")
+            return {row[0]: Failure(*row) for row in rows}
+
+    def failed(self) -> list[tuple[Run, Failure]]:
+        """Return the rows of the study's grid that cannot be shown because a training failed, in order, and why."""
+        with _plainly(self.path):
+            rows = self._db.execute(
+                "SELECT task, strategy, sparsity, seed, network, f.key, reason, tries, at FROM failure f "
+                "JOIN (SELECT position, key FROM grid UNION SELECT position, key FROM tried) k USING (key) "
+                "JOIN grid USING (position) GROUP BY position ORDER BY position"
+            )
+            return [(Run(*row[:5]), Failure(*row[5:])) for row in rows]
 
     def makers(self) -> dict[Maker, int]:
         """Return who made the trainings stored, whichever study they belong to, and how many each."""
@@ -389,22 +425,44 @@ class Store:
                     found[row[0]] = deciding(row[metric], row[best], curves.get(row[0], {}), decide)
         return found
 
+    def state(self) -> str:
+        """Return a word that changes whenever the study, its trainings, or anything said of them does."""
+        sums = [
+            f"SELECT COUNT(*), TOTAL(digest & 4294967295) FROM {table}"
+            for table in ("training", "grid", "tried")
+        ]
+        sums += [
+            "SELECT name, digest FROM manifest ORDER BY name",
+            "SELECT key, reason FROM failure ORDER BY key",
+        ]
+        with _sensibly(self.path):
+            return digest([self._db.execute(query).fetchall() for query in sums])
+
+    def count(self) -> tuple[int, int]:
+        """Return how many of the grid's rows show a training, and how many of those diverged."""
+        shown = "SELECT COUNT(*), TOTAL(status = 'diverged') FROM grid JOIN training USING (key)"
+        with _sensibly(self.path):
+            trained, diverged = self._db.execute(shown).fetchone()
+            return int(trained), int(diverged)
+
     def deterministic(self) -> bool:
         """Whether all trainings of the study were made with deterministic algorithms."""
         with _sensibly(self.path):
             loose = f"SELECT 1 FROM training WHERE NOT deterministic AND {_OF_STUDY} LIMIT 1"
             return self._db.execute(loose).fetchone() is None
 
-    def damage(self) -> list[str]:
-        """Look at every page and every digest; return what is wrong, a line each."""
+    def damage(self, apart_from: Collection[str] = ()) -> list[str]:
+        """Look at every page and every digest; return what is wrong, a line each.
+
+        ``apart_from``: keys of trainings that are looked at by somebody else.
+        """
         found: list[str] = []
         self._makers.clear()
         with _sensibly(self.path):
-            found += [
-                f"{self.path}: {said}" for (said,) in self._db.execute("PRAGMA quick_check") if said != "ok"
-            ]
+            pages = self._db.execute("PRAGMA quick_check").fetchall()
+            found += [f"{self.path}: {said}" for (said,) in pages if said != "ok"]
             keys = [key for (key,) in self._db.execute("SELECT key FROM training ORDER BY id")]
-        for some in _parts(keys):
+        for some in _parts(key for key in keys if key not in apart_from):
             try:
                 for _ in self.outcomes(some):
                     pass

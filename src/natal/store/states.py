@@ -57,13 +57,10 @@ class States:
     def write(self, place: Place, content: bytes, *, keep: bool) -> None:
         """Store a state, to ``keep`` or in passing, the whole file or none of it."""
         path = _path(self.kept if keep else self.passing, place)
-        draft = path.with_suffix(".new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(content)
-            os.replace(draft, path)
+            replace_whole(path, content, path.with_suffix(".new"))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise NatalError(
                 f"{path}: {error.strerror}; free some space, or check permissions, and run the same command again"
             ) from None
@@ -90,6 +87,21 @@ class States:
         _path(self.passing, place).unlink(missing_ok=True)
         with suppress(OSError):  # the last one takes the folder with it
             self.passing.rmdir()
+
+
+def replace_whole(path: Path, content: bytes, draft: Path | None = None) -> None:
+    """Write a file beside its place and move it there, whole or not at all, where no link leads elsewhere.
+
+    ``draft``: what it is called until then, by default a name of this process. Raises OSError.
+    """
+    draft = draft or path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)  # what a killed command left, or somebody put there to be followed
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _path(folder: Path, place: Place) -> Path:

@@ -27,11 +27,14 @@ CREATE TABLE training (
     finished_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
 CREATE TABLE detail (id INTEGER PRIMARY KEY, diagnosis TEXT NOT NULL, proofs TEXT NOT NULL);
 CREATE TABLE curve (id INTEGER PRIMARY KEY, lines TEXT NOT NULL, numbers BLOB NOT NULL);
+CREATE TABLE failure (key TEXT PRIMARY KEY, reason TEXT NOT NULL, tries INTEGER NOT NULL,
+                      at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID;
 """
 """Trainings since format 3: columns that questions are asked of, and apart from them what is seldom read whole.
 
 ``maker``: who made it, by number. ``detail`` and ``curve``: digests of the row with the same ``id`` in those tables;
-``digest``: of all columns before it, see `natal.store.packing`. Rows lie in the order in which they came.
+``digest``: of all columns before it, see `natal.store.packing`. Rows lie in the order in which they came. ``failure``:
+trainings that could not be made, until they are.
 """
 
 

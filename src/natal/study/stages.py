@@ -166,7 +166,7 @@ def untimely(recipe: Recipe, timeline: Timeline) -> str:
         if last <= first:
             return (
                 f"{written}to = {recipe.spread['to']!r} (step {last}) must come after from = "
-                f"{recipe.spread['from']!r} (step {first})"
+                f"{recipe.spread['from']!r} (step {first}); raise to"
             )
         if every > last - first:
             return (
@@ -180,6 +180,6 @@ def untimely(recipe: Recipe, timeline: Timeline) -> str:
     if recipe.rewind not in ("none", "clock") and timeline.steps(recipe.rewind) > timeline.steps(at):
         return (
             f"{written}rewind = {recipe.rewind!r} (step {timeline.steps(recipe.rewind)}) is later than the cut, "
-            f"at = {at!r} (step {timeline.steps(at)})"
+            f"at = {at!r} (step {timeline.steps(at)}); wind back to an earlier one"
         )
     return ""

@@ -3,7 +3,20 @@
 from natal.lab.tasks.data import Augment, Data, Split
 from natal.lab.tasks.generated import mnist_1d
 from natal.lab.tasks.images import cifar_10, digits, fashion_mnist, mnist, mnist_5k
-from natal.lab.tasks.task import LOSSES, METRICS, Loss, Metric, Task, accuracy, load, options, r2, task, tasks
+from natal.lab.tasks.task import (
+    LOSSES,
+    METRICS,
+    Loss,
+    Metric,
+    Task,
+    accuracy,
+    load,
+    options,
+    r2,
+    task,
+    tasks,
+    unspoilt,
+)
 from natal.lab.tasks.tiny import modular, regression, sparse_parity
 
 __all__ = [
@@ -30,4 +43,5 @@ __all__ = [
     "sparse_parity",
     "task",
     "tasks",
+    "unspoilt",
 ]

@@ -138,19 +138,30 @@ def options(choice: Choice) -> dict[str, Any]:
 def load(choice: Choice | str, seed: int, validation_fraction: float) -> Split:
     """Return the data of a task for a seed, with ``round(fraction * rows)`` validation rows drawn from ``split``.
 
-    A name stands for the task with its defaults. Shared by all trainings of that task and seed in this process: to
-    write into it is an error that the next call names. Raises NatalError for data a network cannot be trained on.
+    A name stands for the task with its defaults. Shared by all trainings of that task and seed in this process, which
+    must not write into it, see `unspoilt`. Raises NatalError for data a network cannot be trained on.
     """
     entry = tasks[choice if isinstance(choice, str) else choice.entry]
     settings = json.dumps({} if isinstance(choice, str) else options(choice), sort_keys=True)
     split = _split(entry, settings, seed, validation_fraction)
-    # torch counts the writes into a tensor
-    if any(t._version for t in (*(getattr(split.data, name) for name in TENSORS), split.fit, split.val)):
-        raise NatalError(
-            f"task {entry.name!r}: its data were written into after they were loaded, so other runs would see other "
-            "data; work on a copy, inputs.clone(), and start again"
-        )
+    if _spoilt(split):
+        _split.cache_clear()
+        _data.cache_clear()
+        split = _split(entry, settings, seed, validation_fraction)
     return split
+
+
+def unspoilt(task: Task, split: Split) -> None:
+    """Raise NatalError if a task's data were written into since they were loaded; the next `load` has them anew."""
+    if _spoilt(split):
+        raise NatalError(
+            f"task {task.name!r}: this training wrote into the data that others share; work on a copy, inputs.clone()"
+        )
+
+
+def _spoilt(split: Split) -> bool:
+    """Whether anything was written into a split: torch counts the writes into a tensor."""
+    return any(t._version for t in (*(getattr(split.data, name) for name in TENSORS), split.fit, split.val))
 
 
 # by task, not name: a notebook redefines it

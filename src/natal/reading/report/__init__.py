@@ -7,11 +7,12 @@ page, and its tables in files of their own. Nothing is computed here: every numb
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from natal.errors import NatalError
+from natal.machine import version
 from natal.reading import figures
 from natal.reading.report import browser, charts, files
 from natal.reading.report.document import Document
@@ -20,9 +21,12 @@ from natal.reading.report.sections import SECTIONS, verdicts
 from natal.reading.report.text import text as as_text
 from natal.reading.report.view import View
 from natal.reading.results import Results, load
+from natal.store import Store, replace_whole
 
 TABLES = "tables"
 """The folder of a report's tables."""
+WRITTEN = ".written"
+"""Says from what the outputs were made last; see `write`."""
 OUTPUTS = (
     "results.json",
     "summary.csv",
@@ -34,6 +38,8 @@ OUTPUTS = (
     "report.html",
 )
 """What `write` makes of any study, by file name; `outputs` adds the tables it has."""
+BY_RUN = ("results.json", "runs.csv")
+"""Outputs of a line a run, which a study of more than `natal.reading.report.view.LARGE` runs has on request alone."""
 
 
 def document(results: Results) -> Document:
@@ -74,34 +80,59 @@ def outputs(results: Results) -> dict[str, Callable[[], bytes]]:
     for table in said.tables:
         made[f"{TABLES}/{table.name}.csv"] = lambda table=table: files.table_csv(table)  # type: ignore[misc]
         made[f"{TABLES}/{table.name}.tex"] = lambda table=table: files.table_latex(table)  # type: ignore[misc]
-    return made
+    return {name: make for name, make in made.items() if not (view.large and name in BY_RUN)}
 
 
-def write(directory: str | Path = "results") -> list[Path]:
+def write(directory: str | Path = "results", *, anew: bool = True) -> list[Path]:
     """Rebuild all outputs of the study in ``directory``, finished or not, and return their paths.
 
-    Each file replaces its predecessor whole or not at all. Raises NatalError if there is no study or a file
-    cannot be written.
+    Each file replaces its predecessor whole or not at all. Without ``anew`` nothing is done if neither the runs, the
+    study nor natal's version changed since the outputs were written, and nobody touched them. Raises NatalError if
+    there is no study or a file cannot be written.
     """
     results = load(directory)
+    with Store.read(results.directory) as store:
+        made_of = {"natal": version("natal"), "store": store.state()}
+    place = results.directory / WRITTEN
+    names = [] if anew else _untouched(place, made_of)
+    if names:
+        return [results.directory / name for name in names]
     paths = []
     for name, make in outputs(results).items():
         path = results.directory / name
         _replace(path, make())
         paths.append(path)
+    for name in BY_RUN:  # of when the study was smaller
+        if results.directory / name not in paths:
+            (results.directory / name).unlink(missing_ok=True)
+    files = {str(path.relative_to(results.directory)): _seen(path) for path in paths}
+    _replace(place, json.dumps({"of": made_of, "files": files}).encode())
     return paths
+
+
+def _untouched(place: Path, made_of: Mapping[str, str]) -> list[str]:
+    """Return the names of the outputs that were made of the same, if they all lie there as they were written."""
+    try:
+        written = json.loads(place.read_bytes())
+        files: dict[str, list[int]] = written["files"]
+        same = written["of"] == made_of and all(
+            _seen(place.parent / name) == seen for name, seen in files.items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
+    return list(files) if same else []
+
+
+def _seen(path: Path) -> list[int]:
+    found = path.lstat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file beside its place, then move it there: a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_whole(path, content)
     except OSError as error:
         raise NatalError(
             f"{path}: {error.strerror}; free some space, check permissions, or copy the run store elsewhere "

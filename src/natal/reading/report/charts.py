@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from natal.reading import stats
+from natal.reading.connectivity import STABLE
 from natal.reading.figures import COLOURS, window
 from natal.reading.report.document import Chart
 from natal.reading.report.view import View
@@ -436,6 +437,71 @@ def layers(view: View, setting: Setting) -> Chart:
                             "tooltip": [
                                 _STRATEGY, _SPARSITY, _tip("layer"), _tip("layer_density", "kept", ".2%"),
                                 _tip("layer_effective", "on a path", ".2%"),
+                            ],
+                        },
+                    },
+                ],
+            },
+        },
+        setting,
+    )  # fmt: skip
+
+
+def barriers(view: View, setting: Setting) -> Chart:
+    """Return the error barrier against sparsity, a panel per state that two trainings parted at."""
+    accuracy = view.results.tasks[setting.task].metric == "accuracy"
+    error = "error" if accuracy else "loss"
+    stable = f"; the dashed line is at {STABLE:g}, below which a network is called stable" if accuracy else ""
+    # the threshold is one of error, not of loss
+    rule = [
+        {
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": {"$": "soft"}},
+            "encoding": {"y": {"datum": STABLE, "type": "quantitative"}},
+        }
+    ]
+    clocks = list(dict.fromkeys(b.clock for b in view.barriers if b.setting == setting))
+    y: Spec = {"type": "quantitative", "title": f"{error} barrier"}
+    return Chart(
+        "barriers",
+        f"Error barrier between trainings that part: {view.words(setting)}",
+        f"Highest test {error} on the line between two trainings from one state, minus the mean of its ends; a panel "
+        f"per state. Mean with the 95% t-interval over seeds{stable}.",
+        {
+            "data": {"name": "barriers"},
+            "facet": {"field": "clock", "type": "nominal", "title": None, "sort": clocks},
+            "columns": {"$": "columns"},
+            "spec": {
+                "width": {"$": "panel"},
+                "height": 190,
+                "layer": [
+                    *(rule if accuracy else ()),
+                    {
+                        "transform": [{"filter": f"{_CHOSEN} && datum.barrier_low != null"}],
+                        "mark": {"type": "rule", "strokeWidth": 1.5, "clip": True, "opacity": 0.6},
+                        "encoding": {
+                            "x": X,
+                            "y": {**y, "field": "barrier_low"},
+                            "y2": {"field": "barrier_high"},
+                            "color": _colour(),
+                        },
+                    },
+                    {
+                        "transform": [{"filter": _CHOSEN}],
+                        "mark": {"type": "line", "strokeWidth": 1.6},
+                        "encoding": {"x": X, "y": {**y, "field": "barrier"}, "color": _colour()},
+                    },
+                    {
+                        "transform": [{"filter": _CHOSEN}],
+                        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1, "cursor": "pointer"},
+                        "encoding": {
+                            "x": X,
+                            "y": {**y, "field": "barrier"},
+                            "color": _colour(),
+                            "shape": _shape(),
+                            "tooltip": [
+                                _STRATEGY, _SPARSITY, _tip("clock", "state at"), _tip("barrier", "barrier", ".4f"),
+                                _tip("barrier_low", "95% CI from", ".4f"), _tip("barrier_high", "to", ".4f"),
+                                _tip("lines", "seeds"),
                             ],
                         },
                     },

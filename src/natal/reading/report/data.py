@@ -55,6 +55,10 @@ def data(view: View) -> Mapping[str, Data]:
         "layers": Data(
             ("cell", "layer", "density", "effective"), _sample(list(_layers(view, number)), LAYERS)
         ),
+        "barriers": Data(
+            ("cell", "clock", "barrier", "barrier_low", "barrier_high", "lines"),
+            list(_barriers(view, number)),
+        ),
         "findings": Data(("cell", "severity", "text"), _sample(list(_findings(view, number)), FINDINGS)),
         "curves": _curves(view, runs),
     }
@@ -161,6 +165,13 @@ def _layers(view: View, number: Mapping[Any, int]) -> Iterator[tuple[int, str, f
                 for layer in d.layers:
                     name = layer.name.removesuffix(".weight")
                     yield cell, name, _short(layer.density, 4), _short(layer.effective, 4)
+
+
+def _barriers(view: View, number: Mapping[Any, int]) -> Iterator[tuple[Any, ...]]:
+    for b in view.barriers:
+        cell = number.get((b.setting, b.strategy, b.sparsity))
+        if cell is not None and b.barrier.n:
+            yield cell, b.clock, *map(_short, (b.barrier.mean, b.barrier.low, b.barrier.high)), b.barrier.n
 
 
 def _findings(view: View, number: Mapping[Any, int]) -> Iterator[tuple[int, str, str]]:

@@ -23,6 +23,9 @@ from natal.reading.report.document import (
 )
 from natal.reading.wording import bullet, folded, heading, loud, prose, wrapped
 
+LABEL = 16
+"""A longer name of a fact stands on a line of its own, so that it does not push all facts to the right."""
+
 
 def text(document: Document) -> str:
     """Return the document as text."""
@@ -79,10 +82,14 @@ def _(block: Bullets) -> Iterator[str]:
 
 @_lines.register
 def _(block: Facts) -> Iterator[str]:
-    wide = max(len(name) for name, _ in block.pairs)
+    wide = max((len(name) for name, _ in block.pairs if len(name) <= LABEL), default=0)
     for name, fact in block.pairs:
+        label = name
+        if len(name) > wide:
+            yield f"  {name}"
+            label = ""
         for i, line in enumerate(folded(fact, wide + 4)):
-            yield f"  {'' if i else name:<{wide}}  {line}"
+            yield f"  {'' if i else label:<{wide}}  {line}"
     yield ""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from natal.reading import claims, figures, stats
+from natal.reading.connectivity import Barrier, barriers
 from natal.reading.results import Results
 from natal.reading.rows import Runs
 from natal.study import Setting
@@ -15,6 +17,12 @@ FEW = 3
 """Up to so many strategies a report spells everything out; more are ranked and shown side by side."""
 FEW_PAIRS = 15
 """Up to so many pairs of strategies a setting are all printed; of more, those that tell most."""
+LARGE = 20_000
+"""Up to so many runs a study has files of a line a run beside its report."""
+MANY_PAIRS = 200_000
+"""Up to so many comparisons are made level by level; of more, a report says that there are more."""
+WIDE = 24
+"""Up to so many levels stand side by side in a text; a table of more is named there, and lies in files of its own."""
 Where = tuple[Setting, str]
 """A setting and a strategy's name."""
 
@@ -76,15 +84,39 @@ class View:
         """Every two strategies over all pruned levels."""
         return stats.compare_overall(self.results.runs)
 
+    @property
+    def large(self) -> bool:
+        """Whether the study has more runs than files of a line a run are for."""
+        return len(self.results.runs) > LARGE
+
+    @property
+    def wide(self) -> bool:
+        """Whether the study has more levels than a text has room for."""
+        return len(self.study.sparsities) > WIDE
+
+    @cached_property
+    def too_many_pairs(self) -> int:
+        """How many comparisons level by level there would be, if they are too many to be made, else 0."""
+        pruned = sum(s > 0 for s in self.study.sparsities)
+        count = math.comb(len(self.strategies), 2) * len(self.settings) * pruned
+        return count if count > MANY_PAIRS else 0
+
     @cached_property
     def by_level(self) -> list[stats.Paired]:
-        """Every two strategies level by level."""
+        """Every two strategies level by level, unless they are too many."""
+        if self.too_many_pairs:
+            return []
         return stats.compare_levels(self.results.runs)
 
     @cached_property
     def controlled(self) -> list[stats.Controlled]:
         """Every strategy beside its controls."""
         return stats.compare_controls(self.results.runs, self.study)
+
+    @cached_property
+    def barriers(self) -> list[Barrier]:
+        """The error barriers of each cell and clock; none if the study does not measure connectivity."""
+        return barriers(self.results.lines) if self.study.measure.connectivity else []
 
     @cached_property
     def checked(self) -> list[claims.Checked]:

@@ -92,12 +92,14 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, _sources())
-        self._lock = FileLock(Path(self.cache_path) / f"{function.__name__}.lock")
+        self._turn = Path(self.cache_path) / f"{function.__name__}.lock"
+        self._lock = FileLock(self._turn)
 
     def load_overload(self, *arguments: Any) -> Any:
         """Return what is on disk, or None after taking the right to compile it."""
         found = self._load(*arguments)
         if found is None:
+            self._lock = FileLock(self._turn)  # one that a process was forked with is of no use to it
             try:
                 self._lock.acquire(timeout=PATIENCE)
                 found = self._load(*arguments)  # by whoever had the lock

@@ -27,7 +27,7 @@
     });
     return (i) => grouped.get(i) || [];
   };
-  const layersOf = of("layers"), findingsOf = of("findings"), curveOf = of("curves");
+  const layersOf = of("layers"), barriersOf = of("barriers"), findingsOf = of("findings"), curveOf = of("curves");
   const runsOf = (() => {
     const grouped = new Map();
     page.data.runs.rows.forEach((row, i) => {
@@ -63,6 +63,8 @@
       case "runs": return one.flatMap((c) => runsOf(c.cell).map((r) => ({ ...c, ...r, setting: c.setting })));
       case "ranking": return level === null
         ? ranking.filter((r) => r.place === place && on(r.strategy)).map(mark) : at;
+      case "barriers": return here.flatMap((c) => barriersOf(c.cell).map(([, clock, barrier, low, high, n]) => ({
+        ...c, clock, barrier, barrier_low: low, barrier_high: high, lines: n })));
       case "layers": return here.flatMap(withLayers);
       default: throw new Error(`a chart asks for the data ${name}`);
     }

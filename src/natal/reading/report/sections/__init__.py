@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from natal.reading.report.sections import compared, curves, hidden, made, masks, verdicts
+from natal.reading.report.sections import chains, compared, curves, hidden, made, masks, verdicts
 
 if TYPE_CHECKING:
     from natal.reading.report.document import Section
@@ -26,6 +26,8 @@ SECTIONS: tuple[Callable[[View], Section], ...] = (
     hidden.limits,
     compared.pairs,
     masks.masks,
+    chains.chains,
+    chains.connectivity,
     curves.costs,
     compared.learning_rates,
     made.what_was_run,

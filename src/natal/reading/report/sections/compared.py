@@ -13,11 +13,12 @@ from natal.reading.report.document import (
     Entry,
     Line,
     Part,
+    Prose,
     Section,
     Table,
     Value,
 )
-from natal.reading.report.view import FEW_PAIRS, View
+from natal.reading.report.view import FEW_PAIRS, MANY_PAIRS, View
 from natal.reading.wording import interval, number, show_level, spans
 from natal.wording import percent, plural
 
@@ -131,6 +132,7 @@ def _controls(view: View) -> Iterator[Block]:
             )
             for setting in view.settings
         ),
+        apart="Strategies beside their controls, every level" * view.wide,
     )
     told = [
         (f"{kind}: {words}", ())
@@ -228,6 +230,12 @@ def _pairs(view: View) -> Iterator[Block]:
     )
     for setting, those in by_setting:
         yield charts.pairs(view, setting, those)
+    if view.too_many_pairs:
+        yield Prose(
+            f"Level by level there would be {view.too_many_pairs:,} comparisons; more than {MANY_PAIRS:,} are not made "
+            "here. `natal.reading.stats.compare_levels` makes them."
+        )
+        return
     table = {(p.setting, p.first, p.second, p.sparsity): p for p in levels}
     sparsities = sorted({p.sparsity for p in levels if p.sparsity is not None})
     yield Table(
@@ -252,7 +260,7 @@ def _pairs(view: View) -> Iterator[Block]:
             )
             for setting, those in by_setting
         ),
-        apart="Every level" * (len(shown) > FEW_PAIRS),
+        apart="Every level" * (len(shown) > FEW_PAIRS or view.wide),
     )
 
 
@@ -320,6 +328,7 @@ def _learning_rates(view: View) -> Iterator[Block]:
         * any(c.chosen is None for c in found),
         (Column("strategy", "strategy", left=True), *level_columns(levels)),
         tuple(parts),
+        apart="The rates of every level" * view.wide,
     )
 
 

@@ -46,6 +46,7 @@ def _curves(view: View) -> Iterator[Block]:
             for setting in view.settings
             if view.runs_of[setting]
         ),
+        apart="Means by level" * view.wide,
     )
     yield Table(
         "results",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from natal.reading.report.document import Facts, Section
-from natal.reading.report.view import View
+from natal.reading.report.view import LARGE, View
 from natal.reading.wording import moments, network, number, training
 from natal.study import Setting
 from natal.wording import plural
@@ -85,4 +85,10 @@ def _making(view: View) -> Iterator[tuple[str, str]]:
     yield "arithmetic", f"{made('engine', 'dtype')}, deterministic algorithms {determinism}"
     yield "wall time", f"{number(manifest.get('elapsed_seconds'), '.1f')} s of training"
     yield "study hash", str(manifest.get("study_hash"))
+    if view.large:
+        yield (
+            "files",
+            f"results.json and runs.csv are written for up to {LARGE:,} runs; of more, `natal export DIR --json` and "
+            "`--csv` write them",
+        )
     yield "again", "`natal run study.toml --out again` beside this report runs the same study"

@@ -51,7 +51,8 @@ def _masks(view: View) -> Iterator[Block]:
             harmless.append(f"{view.words(setting)}: nothing above a note about {', '.join(fine)}.")
     columns = _FULL if view.few else _brief_columns(view)
     if parts:
-        yield Table("masks", caption, columns, tuple(parts))
+        wide = view.wide and not view.few
+        yield Table("masks", caption, columns, tuple(parts), apart="Every level" * wide)
     for setting in view.settings:
         if view.runs_of[setting]:
             yield charts.layers(view, setting)

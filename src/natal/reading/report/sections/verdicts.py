@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from natal.reading import claims, stats
 from natal.reading.report.document import (
@@ -22,21 +22,42 @@ from natal.reading.report.document import (
 )
 from natal.reading.report.view import FEW_PAIRS, View
 from natal.reading.wording import interval, number, show_level
-from natal.study import Setting
-from natal.wording import percent, plural
+from natal.store import Failure
+from natal.study import Run, Setting
+from natal.wording import describe, on_one_line, percent, plural
 
 
 def head(view: View) -> Iterator[Block]:
     """Yield what stands before everything: what the study is, and what no reader may overlook."""
     results = view.results
     if results.study.description:
-        yield Prose(results.study.description)
+        yield Prose(on_one_line(results.study.description))
     if results.missing:
         count = f"{len(results.missing)} of {len(results.study.runs())} runs are missing"
         yield Loud(f"UNFINISHED: {count}. Every number below is over the runs there are.")
+    if results.failed:
+        count = f"{len(results.failed)} of {len(results.study.runs())} runs could not be trained"
+        yield Loud(f"FAILED: {count}. `natal run` tries them again.")
+        yield Points("Why", tuple(_reasons(results.failed)))
     lost = sum(run.test_metric is None for run in stats.once(results.runs))
     if lost:
         yield Loud(f"DIVERGED: {plural(lost, 'training')} without a metric. Means leave them out; see D.")
+
+
+def _reasons(failed: Sequence[tuple[Run, Failure]]) -> Iterator[Point]:
+    """Yield each reason once, with the first run that it stopped, and count the rest."""
+    by_reason: dict[str, list[Run]] = {}
+    for run, failure in failed:
+        by_reason.setdefault(failure.reason, []).append(run)
+    for reason, runs in list(by_reason.items())[:REASONS]:
+        more = f" and {plural(len(runs) - 1, 'more run')}" if len(runs) > 1 else ""
+        yield Point(f"{describe(runs[0])}{more}: {reason}")
+    if len(by_reason) > REASONS:
+        yield Point(f"{len(by_reason) - REASONS} more reasons; results.failed has them all")
+
+
+REASONS = 10
+"""As many reasons of failures are told; there may be one a run."""
 
 
 def findings(view: View) -> Section:
