@@ -36,6 +36,11 @@ def uniform(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
-def normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Return standard normal draws in float32 on the CPU, whatever the caller's default dtype and device."""
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+def normal(shape: Sequence[int], generator: torch.Generator, *, precise: bool = False) -> torch.Tensor:
+    """Return standard normal draws in float32 on the CPU, whatever the caller's default dtype and device.
+
+    ``precise`` ones are other numbers: drawn in float64 and rounded, they do not depend on the processor, whose
+    logarithms and cosines in float32 do.
+    """
+    dtype = torch.float64 if precise else torch.float32
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device="cpu").float()

@@ -102,9 +102,9 @@ def ntk_sap(problem: Problem) -> Scores:
     for _ in range(REDRAWS):
         x = problem.example(ROWS)
         if x.is_floating_point():
-            x = normal(x.shape, generator).to(x)
+            x = normal(x.shape, generator, precise=problem.precise).to(x)
         θ = redraw(problem.initial, generator)
-        Δ = {name: normal(w.shape, generator).to(w) for name, w in θ.items()}
+        Δ = {name: normal(w.shape, generator, precise=problem.precise).to(w) for name, w in θ.items()}
         for name, g in _ntk_saliency(problem, x, θ, Δ).items():
             total[name] += g * problem.kept[name]
     return {name: s.abs() for name, s in total.items()}
