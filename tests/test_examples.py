@@ -35,12 +35,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return natal.load(folder / "mine")
 
 
+@pytest.mark.slow
 def test_the_example_study_is_whole(example: Results, cli: Natal) -> None:
     assert (len(example.runs), len(trainings(example.directory))) == (120, 96)
     verdict = cli("validate", example.directory)
     assert (verdict.returncode, verdict.stdout) == (0, "Validation PASSED. All checks OK.\n")
 
 
+@pytest.mark.slow
 def test_the_example_criterion_does_what_it_says(example: Results) -> None:
     densities = {
         (row["task"], row["strategy"], row["sparsity"]): row["densities"]
@@ -62,6 +64,7 @@ def test_the_example_criteria_are_short() -> None:
 
 
 @pytest.mark.usefixtures("forgotten")
+@pytest.mark.slow
 def test_the_comparison_has_every_criterion_and_control(cli: Natal, tmp_path: Path) -> None:
     recipes = natal.load_study(EXAMPLES / "compare_all.toml").strategies
     own = {name for name in criteria if criteria[name].__module__.startswith("natal.")}
@@ -100,6 +103,7 @@ def test_a_plugin_adds_a_network_a_task_and_an_optimiser_setting(cli: Natal, tmp
     assert len(lines) <= 12
 
 
+@pytest.mark.slow
 def test_the_question_of_synflow_on_digits_is_one_file(cli: Natal, tmp_path: Path) -> None:
     study = EXAMPLES / "synflow_on_digits.toml"
     asked = natal.load_study(study)
@@ -114,6 +118,7 @@ def test_the_question_of_synflow_on_digits_is_one_file(cli: Natal, tmp_path: Pat
     assert len(natal.load(tmp_path / "out").runs) == 12
 
 
+@pytest.mark.slow
 def test_an_edited_plugin_retrains_what_it_made_and_nothing_else(cli: Natal, tmp_path: Path) -> None:
     for name in ("my_study.toml", "my_criteria.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
@@ -126,7 +131,16 @@ def test_an_edited_plugin_retrains_what_it_made_and_nothing_else(cli: Natal, tmp
     assert "done         17 of 40 runs" in cli("plan", *words).stdout
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+LONG = ("half_the_cost.py", "own_loop.py", "smaller_network.py")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path.name, marks=[pytest.mark.slow] if path.name in LONG else [])
+        for path in sorted(EXAMPLES.glob("*.py"))
+    ],
+)
 def test_an_example_script_runs(script: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, EXAMPLES / script],

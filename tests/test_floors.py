@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ LIGHT = ("study", "store", "reading", "top")
 HEAVY = {"torch", "torchvision", "safetensors", "numba"}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Return the house's modules by name, without ``natal.``."""
     found = {}

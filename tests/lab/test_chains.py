@@ -318,6 +318,12 @@ def test_a_line_that_cannot_be_measured_is_refused(line: dict[str, Any], words: 
     assert words in str(refused.value)
 
 
+def test_a_line_between_trainings_on_all_rows_at_once_is_refused() -> None:
+    line = {"connectivity": {"from": ["init"], "orders": 2, "points": 5}}
+    with pytest.raises(NatalError, match="has no order, so every barrier would be 0"):
+        load_study(chains(TICKET, measure=line, training={"batch": "full"}))
+
+
 # -- kills -------------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,11 @@ COMPATIBLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_N
 
 @pytest.mark.parametrize(
     ("environment", "torch_path"),
-    [({}, None), (COMPATIBLE, "DEFAULT"), (AVX2, "AVX2")],
+    [
+        ({}, None),
+        pytest.param(COMPATIBLE, "DEFAULT", marks=pytest.mark.slow),
+        pytest.param(AVX2, "AVX2", marks=pytest.mark.slow),
+    ],
     ids=["this-machine", "libraries-compatible", "avx2"],
 )
 def test_bits_are_those_written_down(environment: dict[str, str], torch_path: str | None) -> None:

@@ -121,6 +121,7 @@ def test_what_other_sources_made_is_not_taken(
     assert capsys.readouterr().err == cache.SAID + "\n"
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_compile_once(tmp_path: Path) -> None:
     (tmp_path / "some_kernels.py").write_text(SOURCE)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}

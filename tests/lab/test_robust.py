@@ -85,6 +85,7 @@ def finish(command: Command, folder: Path, before: set[str], expected: Trainings
     assert len(natal.load(folder / "results").runs) == ROWS
 
 
+@pytest.mark.slow
 def test_a_command_killed_at_random_moments_loses_nothing(
     started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings
 ) -> None:
@@ -138,7 +139,7 @@ def _declared(directory: Path) -> bool:
         return "study" in store.manifest()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
     started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings, workers: int
 ) -> None:
@@ -150,7 +151,10 @@ def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
     finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_at_any_moment_is_one_line(
     started: Start, tmp_path: Path, study: list[str], sent: signal.Signals
 ) -> None:

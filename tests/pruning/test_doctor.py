@@ -132,6 +132,7 @@ class Everything(nn.Module):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(density=st.floats(0.02, 0.6), seed=st.integers(0, 999))
+@pytest.mark.slow
 def test_paths_through_a_residual_network_are_what_gradients_say(density: float, seed: int) -> None:
     """With every kept weight positive, a weight matters if and only if it lies on a path."""
     generator = torch.Generator().manual_seed(seed)

@@ -974,6 +974,7 @@ def test_a_target_that_makes_no_sense_is_one_sentence(arguments: dict[str, Any],
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_half_the_cost_runs_as_it_stands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

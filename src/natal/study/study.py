@@ -243,6 +243,11 @@ class Study(Shown, Model):
                 f"{self.training.retrain!r}; leave it out"
             )
         line = self.measure.connectivity
+        if line is not None and self.training.batch is None:
+            raise ValueError(
+                'measure.connectivity: trains on in other orders of the data, and training.batch = "full" has no order, so '
+                "every barrier would be 0; set training.batch, such as 64"
+            )
         if line is not None and within(line["from"]) and self._stops_early:
             raise ValueError(
                 f"measure.connectivity: is from inside training, got {line['from']}, and {_EARLY}"
