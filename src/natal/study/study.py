@@ -245,8 +245,8 @@ class Study(Shown, Model):
         line = self.measure.connectivity
         if line is not None and self.training.batch is None:
             raise ValueError(
-                'measure.connectivity: trains on in other orders of the data, and training.batch = "full" has no order, so '
-                "every barrier would be 0; set training.batch, such as 64"
+                'measure.connectivity: trains on in other orders of the data, and training.batch = "full" has no '
+                "order, so every barrier would be 0; set training.batch, such as 64"
             )
         if line is not None and within(line["from"]) and self._stops_early:
             raise ValueError(
