@@ -25,10 +25,13 @@ test: .venv/installed-dev
 	MYPYPATH=tests $(BIN)/mypy tests
 	$(BIN)/pytest -n 2
 
-test-all: test .venv/installed-site
+test-all: test .venv/installed-site .venv/installed-clusters
 	@# a report's page is tested in a browser; without one, its tests are left out, and say so
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
 	  >/dev/null 2>&1 || echo "chromium cannot be installed here: the report's page is not opened in a browser"
+	@# and a Slurm of one node is set up for a test; without it submitit plays its jobs, and says so
+	@command -v slurmctld >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; } \
+	  >/dev/null 2>&1 || echo "slurm-wlm and munge cannot be installed here: no real Slurm is tried"
 	$(BIN)/pytest -n 2 -m slow --timeout 1200
 
 site: .venv/installed-site
@@ -48,6 +51,12 @@ site: .venv/installed-site
 
 .venv/installed-site: .venv/installed-dev
 	$(PIP) --editable '.[site]'
+	@touch $@
+
+.venv/installed-clusters: .venv/installed-dev
+	@for engine in dask ray slurm; do \
+	  $(PIP) --editable ".[$$engine]" || echo "natal[$$engine] cannot be installed here: --on $$engine is not tried"; \
+	done
 	@touch $@
 
 # the script that pages draw their charts with: when vl-convert-python is pinned to another version

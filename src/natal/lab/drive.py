@@ -7,7 +7,7 @@ halves, until the run that kills its workers stands alone; after `KILLS` of them
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +27,7 @@ from natal.wording import describe
 KILLS = 3
 """A run that was alone with this many workers when they died has killed them."""
 HOPELESS = 10
-"""As many runs may have killed their workers before any has finished: then it is not the runs."""
+"""As many runs in a row may have killed their workers, with none finished in between: then it may not be the runs."""
 AHEAD = 2
 """Jobs a worker: one that it trains, one that waits there, so that no worker waits for this process."""
 LOOK = 5.0
@@ -108,12 +108,12 @@ class _Driver:
         try:
             self._make_ready()
             self._ledger = _Ledger(self._planned, self._store, self._watcher)
-            self._ledger.keep([one for content in self._workers.kept() for one in unpack(content)])
+            self._store_and_go_on([])  # what is there of a command before this one
             while self._ledger.queue or self._running:
                 self._hand_out()
-                if not self._running:
-                    break  # all that is left waits for what failed
-                self._store_and_go_on(self._come())
+                if self._running:
+                    self._store_and_go_on(self._come())
+            self._store_and_go_on([])
         finally:
             for future in self._running:
                 future.cancel()
@@ -128,7 +128,8 @@ class _Driver:
                 if not self._workers.lost(error):
                     raise self._refusal(error) from None
         raise NatalError(
-            f"workers died {KILLS} times before they trained anything; is memory short? Try --on inline"
+            f"workers died {KILLS} times before they trained anything; is memory short? Finished runs are stored; try "
+            "--on inline"
         )
 
     def _hand_out(self) -> None:
@@ -139,7 +140,7 @@ class _Driver:
             if job is None:
                 return
             self._watcher.training([training.run for training in job.trainings])
-            self._send(job, whole=self._told < count)
+            self._send(job, whole=self._told < count or self._workers.forgets)
 
     def _send(self, job: Job, *, whole: bool) -> None:
         self._told += whole
@@ -164,6 +165,7 @@ class _Driver:
 
     def _store_and_go_on(self, futures: Iterable[Future[bytes]]) -> None:
         came: list[Made | Failure] = []
+        ended: list[tuple[Job, bool]] = []
         refusal: NatalError | None = None
         for future in futures:
             job = self._running.pop(future)
@@ -172,15 +174,23 @@ class _Driver:
                 self._send(job, whole=True)
             elif error is None:
                 came += unpack(future.result())
-                self._any = True
+                ended.append((job, False))
             elif isinstance(error, Unstarted):
-                self._ledger.queue.give_back(job)
+                ended.append((job, False))
             elif self._workers.lost(error):
-                came += self._lost(job)
+                ended.append((job, True))
             else:
                 refusal = self._refusal(error)
+        came += [one for content in self._workers.kept() for one in unpack(content)]
         if came:
             self._ledger.keep(came)
+            self._any, self._killed = True, 0
+        for job, killed in ended:
+            left = self._ledger.queue.left(job)
+            if left is not None and killed:
+                self._split(left)
+            elif left is not None:
+                self._ledger.queue.give_back(left)
         if refusal is not None:
             raise refusal
 
@@ -190,7 +200,7 @@ class _Driver:
             return NatalError(str(error))
         return NatalError(f"a worker cannot work: {worker.said(error)}; finished runs are stored")
 
-    def _lost(self, job: Job) -> Iterator[Failure]:
+    def _split(self, job: Job) -> None:
         """Hand a job out again whose worker died: in halves, or the one run that is left of it a few times more."""
         trainings = job.trainings
         if len(trainings) > 1:
@@ -204,14 +214,17 @@ class _Driver:
             self._ledger.queue.give_back(job)
             return
         self._killed += 1
-        if self._killed == HOPELESS and not self._any:
-            raise NatalError(
-                f"{HOPELESS} runs have killed their workers and none has finished, last {describe(training.run)}; is "
-                "memory short? The same command goes on, with --on inline in one process"
-            )
-        yield Failure(
-            training.key, f"its worker died {KILLS} times while it trained this run alone; is memory short?"
-        )
+        if self._killed == HOPELESS:
+            if not self._any and not self._planned.done:
+                raise NatalError(
+                    f"{HOPELESS} runs have killed their workers and none has finished, last "
+                    f"{describe(training.run)}; is memory short? The same command goes on, with --on inline in one "
+                    "process"
+                )
+            self._make_ready()  # or is there nobody any more?
+            self._killed = 0
+        reason = f"its worker died {KILLS} times while it trained this run alone; is memory short?"
+        self._ledger.keep([Failure(training.key, reason)])
 
 
 class Cancelled(BrokenExecutor):

@@ -13,6 +13,7 @@ import pickle
 import platform
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,16 +70,49 @@ def work(parcel: Parcel) -> bytes:
     Whatever goes wrong in a training fails it alone. Raises NatalError if this worker cannot work for the command.
     """
     with _turn:
-        if parcel.brief not in _known:
-            if parcel.content is None:
-                return UNKNOWN
-            _known.clear()
-            _known[parcel.brief] = _opened(parcel.content)
-        study, device, data = _known[parcel.brief]
-        if parcel.errand is None:
-            return pack([])
-        engine, trainings, states = pickle.loads(parcel.errand)
-        return pack(worker.train(Job(study, engine, device, trainings, data, states)))
+        job = _job(parcel)
+        return UNKNOWN if job is None else pack(list(worker.away(job)))
+
+
+def work_into(parcel: Parcel, folder: Path, name: str) -> bytes:
+    """Do a parcel's job likewise, but leave what comes in a folder as it comes, in files ``NAME-0.came`` and so on.
+
+    So nothing of it is lost, whether this worker is stopped in the midst of it or the command that asked for it.
+    """
+    with _turn:
+        job = _job(parcel)
+        assert job is not None, "a parcel for a folder holds its brief"
+        some: list[Made | Failure] = []
+        written, since = 0, time.monotonic()
+        for one in worker.away(job):
+            some.append(one)
+            if time.monotonic() - since > EVERY:
+                _leave(folder / f"{name}-{written}.came", some)
+                some, written, since = [], written + 1, time.monotonic()
+        _leave(folder / f"{name}-{written}.came", some)
+        return pack([])
+
+
+EVERY = 20.0
+"""Seconds of training after which what has come is left in the folder."""
+
+
+def _leave(path: Path, some: Sequence[Made | Failure]) -> None:
+    draft = path.with_suffix(".new")
+    draft.write_bytes(pack(some))
+    draft.replace(path)
+
+
+def _job(parcel: Parcel) -> Job | None:
+    """Return a parcel's job, None if its brief is not known here."""
+    if parcel.brief not in _known:
+        if parcel.content is None:
+            return None
+        _known.clear()
+        _known[parcel.brief] = _opened(parcel.content)
+    study, device, data = _known[parcel.brief]
+    engine, trainings, states = ("", (), {}) if parcel.errand is None else pickle.loads(parcel.errand)
+    return Job(study, engine, device, trainings, data, states)
 
 
 _known: dict[str, tuple[Study, str, str]] = {}

@@ -101,6 +101,11 @@ class Queue:
             states={place: self._states.read(place) for place in needed},
         )
 
+    def left(self, job: Job) -> Job | None:
+        """Return what is still to do of a job that was handed out, None if nothing is."""
+        some = tuple(training for training in job.trainings if training.key in self._pending)
+        return replace(job, trainings=some) if some else None
+
     def give_back(self, job: Job) -> None:
         """Take a job back that was handed out and not done: it comes first."""
         self._earliest -= 1

@@ -46,9 +46,10 @@ MISHAPS = (Exception, SystemExit)
 """What goes wrong inside a training and fails it alone; Ctrl-C stops the command."""
 
 
-def train(job: Job) -> list[Made | Failure]:
-    """Train the stages of a job in a worker process and return what comes of them."""
-    return list(each(job, (*MISHAPS, KeyboardInterrupt)))  # no Ctrl-C gets here: a plugin has raised it
+def away(job: Job) -> Iterator[Made | Failure]:
+    """Train the stages of a job in a worker process, where no Ctrl-C gets: a plugin has raised it; see `each`."""
+    if job.trainings:
+        yield from each(job, (*MISHAPS, KeyboardInterrupt))
 
 
 def each(job: Job, mishaps: tuple[type[BaseException], ...] = MISHAPS) -> Iterator[Made | Failure]:

@@ -24,7 +24,7 @@ NAMES = {
 OPTIONS = {
     "dask": {"address"},
     "ray": {"address"},
-    "slurm": {"partition", "time", "jobs"},
+    "slurm": {"partition", "time", "jobs", "cluster"},
 }
 """The options that an executor takes."""
 
@@ -60,7 +60,7 @@ def opened(
     try:
         yield made
     finally:
-        if made is not None:
+        if made is not None and made is not on:  # who gave it ends it
             made.stop()
 
 

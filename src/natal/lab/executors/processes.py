@@ -62,8 +62,6 @@ class Processes(Workers):
     its own job alone; the one that waited behind it is `Unstarted`.
     """
 
-    beyond = False
-
     def __init__(self, workers: int) -> None:
         self._watched, self._lifeline = _context.Pipe(duplex=False)
         self._slots = [_Slot(self._pool()) for _ in range(workers)]

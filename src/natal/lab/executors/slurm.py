@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, Uncomplet
 
 from natal.errors import NatalError
 from natal.lab.executors.workers import Workers
+from natal.lab.parcel import Parcel, pack, work_into
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +34,8 @@ class Slurm(Workers):
     ``cluster``: ``slurm``, or submitit's ``local`` for processes on this machine. What came of a job lies in the folder
     until it is stored: a command that died meanwhile takes it over when it is given again.
     """
+
+    forgets = True
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Slurm(Workers):
         self._executor.update_parameters(**asked)
         self._waiting: dict[Future[Any], submitit.Job[Any]] = {}
         self._lock = threading.Lock()
+        self._seen: list[Path] = []
         self._over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -76,7 +79,12 @@ class Slurm(Workers):
         """Hand ``fn`` to Slurm."""
         future: Future[Any] = Future()
         try:
-            job = self._executor.submit(_into, self._folder, fn, *args, **kwargs)
+            (parcel,) = args
+            assert isinstance(parcel, Parcel)
+            if parcel.errand is None:  # nobody waits in Slurm's queue to be made ready
+                future.set_result(pack([]))
+                return future
+            job = self._executor.submit(work_into, parcel, self._folder, uuid.uuid4().hex)
         except (FailedSubmissionError, FailedJobError, OSError) as error:
             said = " ".join(str(error).split())
             raise NatalError(f"Slurm takes no job: {said}; see --partition and --time") from None
@@ -106,32 +114,26 @@ class Slurm(Workers):
         return isinstance(error, UncompletedJobError) or super().lost(error)
 
     def kept(self) -> Iterable[bytes]:
-        """Yield what came of jobs of a command before this one, and whether or not it had seen it."""
-        for path in sorted(self._folder.glob("*.came")):
-            yield path.read_bytes()
+        """Return what has come of jobs, whichever command has submitted them; files that were seen before go."""
+        for path in self._seen:
+            path.unlink(missing_ok=True)
+        self._seen = sorted(self._folder.glob("*.came"))
+        return [path.read_bytes() for path in self._seen]
 
     def stop(self) -> None:
-        """Cancel what still runs, and remove what is stored by now."""
+        """Cancel what still runs."""
         self._over.set()
         with self._lock:
             for job in self._waiting.values():
                 job.cancel(check=False)
+        if not self._waiting and not any(self._folder.glob("*.came")):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _cause(error: BaseException) -> BaseException:
     """Return a NatalError that a job raised as itself: submitit tells it as text."""
     said = re.findall(r"natal\.errors\.NatalError: (.+)", str(error))
     return NatalError(said[-1]) if said else error
-
-
-def _into(folder: Path, fn: Callable[..., bytes], *args: Any, **kwargs: Any) -> bytes:
-    """Do a job and leave what came of it in a folder, the whole file or none, before it is told."""
-    content = fn(*args, **kwargs)
-    name = hashlib.sha256(content).hexdigest()[:16]
-    draft = folder / f"{name}.{os.getpid()}.new"
-    draft.write_bytes(content)
-    draft.replace(folder / f"{name}.came")
-    return content
 
 
 def minutes(words: str) -> int:

@@ -19,11 +19,11 @@ class Unstarted(BrokenExecutor):
 class Workers(Executor):
     """Workers behind an executor. A future whose worker is lost has an exception for which `lost` is true.
 
-    An adapter of an engine overrides what its client knows better. ``beyond``: whether workers are other machines,
-    or may be, so that nothing made in this script alone can be trained there.
+    An adapter of an engine overrides what its client knows better. ``forgets``: whether every job has a process of its
+    own, which knows nothing of the jobs before.
     """
 
-    beyond = True
+    forgets = False
 
     @property
     def count(self) -> int:
@@ -39,7 +39,10 @@ class Workers(Executor):
         return isinstance(error, BrokenExecutor | CancelledError)
 
     def kept(self) -> Iterable[bytes]:
-        """Return what the engine has kept of jobs that a coordinator before this one had handed out."""
+        """Return what has come by another way than futures, even of jobs that a command before this one handed out.
+
+        What was returned once is stored by the time of the next call.
+        """
         return ()
 
     def stop(self) -> None:
