@@ -11,6 +11,11 @@ export SLURM_CONF=$place/slurm.conf PATH=$PATH:/usr/sbin
 give_up() { echo "Slurm does not start here: $1" >&2; down; exit 1; }
 
 down() {
+  for _ in $(seq 20); do  # jobs first, or their processes stay
+    squeue -h -o %A 2>/dev/null | xargs -r scancel 2>/dev/null || true
+    [ -n "$(squeue -h 2>/dev/null || true)" ] || break
+    sleep 0.5
+  done
   for daemon in slurmd slurmctld munged; do
     if [ -s "$place/$daemon.pid" ]; then kill "$(cat "$place/$daemon.pid")" 2>/dev/null || true; fi
   done
