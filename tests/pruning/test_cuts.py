@@ -302,6 +302,14 @@ def test_what_makes_no_sense_is_refused() -> None:
         cut(recipe(scope="layerwise"), problem, 0.5, None, {"last": 2})
     with pytest.raises(NatalError, match=r"rates name the layer '[^']*' twice, got '0', 'first'; give"):
         cut(recipe(scope="layerwise"), problem, 0.5, None, {"0": 0.5, "first": 1.0})
+    with pytest.raises(NatalError, match="every layer has the rate 0"):
+        cut(
+            recipe(scope="layerwise"),
+            problem,
+            0.5,
+            None,
+            {n.removesuffix(".weight"): 0.0 for n in problem.weights},
+        )
     with pytest.raises(NatalError, match="needs the dense gradient"):
         dropped_and_regrown(recipe(), problem, first, 0.3, "gradient")
     with pytest.raises(NatalError, match="regrow moves single weights"):

@@ -259,6 +259,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"hidden": 2.5}, ["hidden", "2.5"]),
     ({"hiden": 64}, ["unknown key 'hiden'", "did you mean 'hidden'"]),
     ({"folder": "/"}, ["unknown key 'folder'"]),
+    ({"model": "lenet-5", "seeds": "many"}, ["unknown key 'model'", "did you mean 'networks'"]),
     ({"training": {"epochs": 0}}, ["training.epochs", "at least 1", "0"]),
     ({"training": {"epochs": -3}}, ["training.epochs", "at least 1", "-3"]),
     ({"training": {"patience": 0}}, ["training.patience", "at least 1", "0"]),

@@ -82,6 +82,10 @@ def _going(
                 f"rates name the layer {known[layer]!r} twice, got {', '.join(map(repr, rates))}; give it one rate"
             )
         rate[known[layer]] = value
+    if not any(rate.get(name, 1) for name in problem.weights):
+        raise NatalError(
+            "rates: every layer has the rate 0, so nothing is ever removed; raise one, or leave a layer out"
+        )
     kept = dense(problem.weights).weights if before is None else before.weights
     total = {name: m.numel() for name, m in kept.items()}
     left = {name: int(m.sum()) for name, m in kept.items()}

@@ -55,7 +55,8 @@ def one_line(error: ValidationError, file: type[Model] = Study) -> str:
 
     ``file``: the model of the whole file.
     """
-    first, *others = error.errors()
+    # a key that is none may be the one that is missing, by another program's name
+    first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     parts = [str(part) for part in first["loc"] if not _is_branch(str(part))]
     where = ".".join(parts)
     if first["type"] == "extra_forbidden":
@@ -85,7 +86,7 @@ def _keys(table: list[str], file: type[Model] = Study) -> set[str]:
 
 def _instead(key: str, known: set[str]) -> str:
     """Say what a reader may have meant by a key that is none here."""
-    homes = [_ELSEWHERE[key]] if key in _ELSEWHERE and _ELSEWHERE[key] not in known else []
+    homes = [_ELSEWHERE[key]] if key in _ELSEWHERE else []
     homes += [f"{table}.{key}" for table in _TABLES if table and key in _keys(table.split("."))]
     near = did_you_mean(key, known)
     return f"; did you mean {homes[0]!r}?" if homes and "did you mean" not in near else near
