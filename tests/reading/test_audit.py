@@ -70,7 +70,8 @@ def test_names_are_translated_and_the_claim_shown_as_it_was_made(directory: Path
 
 @pytest.mark.parametrize(("text", "said"), [
     (FILE.replace("sparsity = 0.1", ""), "theirs.toml: claims.0.quantity: 'mean' goes with a sparsity"),
-    (FILE.replace("citation", "cite"), "theirs.toml: key 'citation' is missing (and 1 more)"),
+    (FILE.replace("citation =", "place ="), "theirs.toml: unknown key 'place'; known: about, citation, claims"),
+    (FILE.replace("citation", "cite"), "theirs.toml: unknown key 'cite'; did you mean 'citation'? (and 1 more)"),
     (FILE.replace("name =", "nome = 1\nname ="), "theirs.toml: unknown key 'nome'; did you mean 'name'"),
     (FILE.replace(CLAIM, ""), "theirs.toml: an audit needs claims, or a study that has some"),
     (FILE.replace(CLAIM, 'study = "papr"'), "theirs.toml: study: unknown study 'papr'; did you mean 'paper'"),

@@ -61,7 +61,10 @@ def one_line(error: ValidationError, file: type[Model] = Study) -> str:
     where = ".".join(parts)
     if first["type"] == "extra_forbidden":
         *table, key = parts
-        message = f"unknown key {where!r}{_instead(key, _keys(table, file))}"
+        absent = {
+            str(e["loc"][-1]) for e in others if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]
+        }
+        message = f"unknown key {where!r}{_instead(key, _keys(table, file), absent)}"
     elif first["type"] == "missing":
         message = f"key {where!r} is missing"
     else:
@@ -84,8 +87,10 @@ def _keys(table: list[str], file: type[Model] = Study) -> set[str]:
     return {*model.model_fields, *model.ALSO} - {"folder", "entry", "options"} if model else set()
 
 
-def _instead(key: str, known: set[str]) -> str:
-    """Say what a reader may have meant by a key that is none here."""
+def _instead(key: str, known: set[str], absent: set[str]) -> str:
+    """Say what a reader may have meant by a key that is none here: rather a key that must be there and is not."""
+    if "did you mean" in (nearest := did_you_mean(key, absent)):
+        return nearest
     homes = [_ELSEWHERE[key]] if key in _ELSEWHERE else []
     homes += [f"{table}.{key}" for table in _TABLES if table and key in _keys(table.split("."))]
     near = did_you_mean(key, known)
