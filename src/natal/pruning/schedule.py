@@ -37,20 +37,20 @@ class _Moment:
 class PruningSchedule:
     """Cuts, rewinds and regrows a model while your own loop trains it, as a study's strategy says.
 
-    ```python
-    schedule = natal.PruningSchedule(
-        model,
-        optimizer,
-        {"criterion": "magnitude", "at": "end", "rounds": 3, "rewind": "init"},
-        0.9,
-        steps=1000,
-    )
-    while not schedule.done:
-        ...  # a batch, zero_grad, backward
-        optimizer.step()
-        if schedule.step() == "rewound":
-            ...  # begin the data again at step schedule.clock
-    ```
+    .. code-block:: python
+
+        schedule = natal.PruningSchedule(
+            model,
+            optimizer,
+            {"criterion": "magnitude", "at": "end", "rounds": 3, "rewind": "init"},
+            0.9,
+            steps=1000,
+        )
+        while not schedule.done:
+            ...  # a batch, zero_grad, backward
+            optimizer.step()
+            if schedule.step() == "rewound":
+                ...  # begin the data again at step schedule.clock
 
     ``model``: a plain one, at birth; it is cut in place, and removed weights and their gradients stay 0
     whatever the optimiser remembers. ``strategy``: a criterion's name, a strategy as written in a study, or
