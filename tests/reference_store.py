@@ -280,7 +280,17 @@ def _diagnosis(
         "collapses_at": COLLAPSES[run["task"]] if run["strategy"] == "magnitude" else None,
         "findings": findings,
         "layers": layers,
+        "pictures": _pictures(kept),
     }
+
+
+def _pictures(kept: dict[str, int]) -> list[list[Any]]:
+    """What masks of these densities might look like: two rows of three blocks a layer."""
+    return [
+        [f"{layer}.weight", shows, 2, float(k > 0), "zh0" * 2 if k else "000" * 2]
+        for layer, k in kept.items()
+        for shows in ("all", "corner")
+    ]
 
 
 def _kept_in_first_layer(

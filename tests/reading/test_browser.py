@@ -54,7 +54,7 @@ def opened(browser: Browser, file: Path, width: int = 1280, **context: Any) -> t
     """Open a page and wait for its charts; return it, and what it complained of or asked the network for."""
     page = browser.new_context(viewport={"width": width, "height": 900}, **context).new_page()
     wrong: list[str] = []
-    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: wrong.append(str(e)))
     page.on("dialog", lambda d: wrong.append(f"dialog: {d.message}"))
     local = ("file:", "data:", "blob:")
@@ -132,6 +132,13 @@ def test_a_click_on_a_point_opens_its_run(browser: Browser, results: Results, fi
     assert command.startswith("natal run study.toml --out again")
     assert "--set 'sparsities=[0.95]'" in command
     assert "--seeds 42,123,7" in command
+    # two layers, of which all and a corner are pictured, two rows of three blocks each
+    blocks = dialog.locator(".chart", has_text="Weights kept, layer by layer").locator(
+        ".mark-rect.role-mark path"
+    )
+    assert blocks.count() == 4 * 6
+    assert "The mask is pictured of seed 42." in (dialog.locator("#closer-sample").text_content() or "")
+    assert not dialog.locator(".chart", has_text="What the first layer sees").is_visible()
     dialog.locator("#closer-runs button").nth(2).click()
     assert (dialog.locator("#closer-command").text_content() or "").endswith("--seeds 7")
     dialog.locator("#closer-level").select_option(label="50%")

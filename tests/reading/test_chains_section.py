@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import natal
 from conftest import tiny
 from natal.reading import report
-from natal.reading.connectivity import barriers
+from natal.reading.connectivity import Line, barriers
 from natal.reading.report import data as drawn
+from natal.reading.report import view
 from natal.reading.report.view import View
 from natal.reading.results import Results
 
@@ -56,6 +59,26 @@ def test_chains_say_what_was_shared_and_what_each_round_reached(results: Results
     means = 100 * np.mean([row.proofs["rounds"] for row in reached], axis=0)
     assert cut["late", 0.8][2] == " ".join(f"{share:.2f}%" for share in means)
     assert [str(e) for e in cut["late", 0.8][3:]] == ["8", "2 of 2", "2 of 2", "2"]
+
+
+def test_of_a_large_study_chains_say_whose_seed_they_are(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "LARGE", 17)
+    (table,) = (t for t in report.document(results).tables if t.name == "chains")
+    assert "reached, of seed 1 alone, since there are more than 20,000 runs." in table.caption
+    assert {str(line.entries[-1]) for part in table.parts for line in part.lines} == {"1"}
+
+
+def test_no_barriers_interval_reaches_below_zero(results: Results) -> None:
+    row = results.runs[0]
+    # t(0.975, 1) = 12.706: of 0.01 and 0.03 the interval goes from -0.107 to 0.147
+    errors = {1: [0.3, 0.31, 0.3], 2: [0.3, 0.33, 0.3]}
+    (found,) = barriers(
+        [Line(dataclasses.replace(row, seed=seed), "init", 1, np.array(e)) for seed, e in errors.items()]
+    )
+    assert (found.barrier.n, found.barrier.low) == (2, 0.0)
+    assert [found.barrier.mean, found.barrier.high] == pytest.approx([0.02, 0.02 + 12.7062 * 0.01], rel=1e-4)
 
 
 def test_barriers_stand_in_table_and_chart(results: Results) -> None:

@@ -111,6 +111,36 @@ def test_every_number_of_a_page_is_a_statistic(results: Results, page: str) -> N
     assert curves[0][1][-1] == results.curves[0].epoch[-1]
 
 
+def test_masks_are_pictured_of_every_run_or_of_one_a_cell(
+    results: Results, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = objects(facts_of(page), "pictures")
+    pruned = [i for i, run in enumerate(results.runs) if run.sparsity]
+    assert [p["run"] for p in pictures] == [i for i in pruned for _ in range(4)]
+    assert [(p["layer"], p["shows"]) for p in pictures[:3]] == [
+        ("hidden", "all"),
+        ("hidden", "corner"),
+        ("output", "all"),
+    ]
+    assert pictures[0]["levels"] == "zh0zh0"
+    monkeypatch.setattr(drawn, "PICTURED", 42)
+    some = objects(facts_of(page_of(results)), "pictures")
+    cells = [(results.runs[p["run"]].run[:3], results.runs[p["run"]].seed) for p in some[::4]]
+    assert len(cells) == len(set(cells)) == 42
+    assert {seed for _, seed in cells} == {42}
+
+
+def test_a_store_without_pictures_has_no_chart_of_them(tmp_path: Path) -> None:
+    outcomes = reference_store.reference_outcomes()
+    for run, one in outcomes.items():
+        outcomes[run] = replace(one, diagnosis={k: v for k, v in one.diagnosis.items() if k != "pictures"})
+    results = load(reference_store.build(tmp_path, outcomes))
+    assert not View(results).pictured
+    charts = [b.name for s in report.document(results).sections for b in s.blocks if isinstance(b, Chart)]
+    assert "layers" in charts
+    assert "patterns" not in charts
+
+
 def test_a_cell_names_the_command_that_makes_it_again(results: Results, page: str, tmp_path: Path) -> None:
     facts = facts_of(page)
     path = tmp_path / "study.toml"
@@ -184,6 +214,10 @@ def specs(results: Results) -> list[dict[str, Any]]:
         "soft": "#555555",
         "paper": "#ffffff",
         "depth": {"name": "viridis", "extent": [0, 0.8]},
+        "ink": "#000000",
+        "faint": "#dddddd",
+        "tiles": 4,
+        "pairs": 2,
     }
 
     def fill(node: Any) -> Any:

@@ -24,7 +24,8 @@ from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.criteria.flow import redraw
 from natal.pruning.cuts import Cuts, cut
 from natal.pruning.doctor import diagnose
-from natal.pruning.mask import Mask, dense, prunable
+from natal.pruning.mask import Mask, dense, prunable, unit_axes
+from natal.pruning.pictures import pictures
 from natal.store import Place
 from natal.study import Maker, Network, Recipe, Run, Stage, Study, Training, targets_of, untimely
 from natal.study import keys as chains
@@ -396,6 +397,7 @@ def _diagnosis(
         "collapses_at": found.collapses_at,
         "findings": [[finding.severity, finding.text] for finding in found.findings],
         "layers": [asdict(layer) for layer in found.layers],
+        "pictures": pictures(chosen, unit_axes(net), problem.inputs.shape[1:]),
     }
 
 

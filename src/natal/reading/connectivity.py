@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,10 @@ def lines(rows: Sequence[Row], manifest: Mapping[str, Any]) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Barrier:
-    """The error barriers of a cell at a clock: a seed's is the mean over its orders; diverged ones are left out."""
+    """The error barriers of a cell at a clock: a seed's is the mean over its orders; diverged ones are left out.
+
+    The interval of ``barrier`` is cut at 0: no barrier is less, since the ends of a line belong to it.
+    """
 
     setting: Setting
     strategy: str
@@ -68,6 +71,10 @@ def barriers(lines: Sequence[Line]) -> list[Barrier]:
         if np.isfinite(line.barrier):
             seeds.setdefault(row.seed, []).append(line.barrier)
     return [
-        Barrier(*where, summarise(float(np.mean(those)) for those in seeds.values()))
+        Barrier(*where, _from_zero(summarise(float(np.mean(those)) for those in seeds.values())))
         for where, seeds in found.items()
     ]
+
+
+def _from_zero(summary: Summary) -> Summary:
+    return replace(summary, low=0.0) if summary.low < 0 else summary

@@ -100,7 +100,8 @@ class Outcome:
     device, and versions. ``deterministic``: whether torch's deterministic algorithms were on. ``diagnosis``: what the
     mask doctor said before training: ``effective_sparsity``, ``collapses_at`` (the sparsity at which this criterion
     first empties a layer of this network, None if it is not known), ``findings`` (pairs of severity and
-    sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`. ``curves``: see `Curves`.
+    sentence, gravest first) and ``layers``, as in `natal.pruning.doctor`, and ``pictures`` of the mask, as in
+    `natal.pruning.pictures`; earlier natals have none. ``curves``: see `Curves`.
     ``proofs``: what was checked while it was trained (nothing, from earlier natals): ``held``, removed weights were
     exactly 0 at every evaluation and after the last step; ``rewound``, what training began with under the mask was the
     state it was given, bit for bit; ``restarted``, the ``step`` of the clock it began at, the ``learning_rate`` of its

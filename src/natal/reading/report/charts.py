@@ -38,7 +38,13 @@ def axes(view: View) -> dict[str, Spec]:
             "type": "quantitative",
             "title": "requested sparsity",
             "scale": {"nice": False, "zero": False, "padding": 12},
-            "axis": {"format": ".4~%", "values": levels, "labelOverlap": "greedy", "grid": False},
+            "axis": {
+                "format": ".4~%",
+                "values": levels,
+                "labelOverlap": "greedy",
+                "labelSeparation": 4,
+                "grid": False,
+            },
         },
         "density": {
             "field": "density",
@@ -512,6 +518,51 @@ def barriers(view: View, setting: Setting) -> Chart:
     )  # fmt: skip
 
 
+def patterns(view: View, setting: Setting) -> Chart:
+    """Return what each strategy's mask keeps of the first layer, a panel per strategy."""
+    by_strategy: Spec = {"field": "strategy", "type": "nominal", "title": None, "sort": {"$": "strategies"}}
+    return Chart(
+        "patterns",
+        f"What is kept of the first layer: {view.words(setting)}",
+        "One seed's mask at the level chosen above, else at the highest. Of images, each block is a place of it, its "
+        "shade the stronger the more units see it; otherwise a row of blocks is a group of units, a column one of "
+        "inputs. Shades go from nothing kept to the block that keeps most of its panel.",
+        _mosaic("patterns", by_strategy, "tiles", 120, [_STRATEGY, _SPARSITY, _tip("seed")]),
+        setting,
+    )
+
+
+def _mosaic(name: str, facet: Spec, columns: str, side: int, tips: list[Spec]) -> Spec:
+    """Return pictures of masks as panels of blocks, see `natal.pruning.pictures`."""
+
+    def along(field: str) -> Spec:
+        return {"field": field, "type": "ordinal", "axis": None, "scale": {"paddingInner": 0.06}}
+
+    return {
+        "data": {"name": name},
+        "facet": facet,
+        "columns": {"$": columns},
+        "spacing": 14,
+        "resolve": {"scale": {"x": "independent", "y": "independent"}},
+        "spec": {
+            "width": side,
+            "height": side,
+            "mark": {"type": "rect", "cursor": "pointer" if name == "patterns" else "default"},
+            "encoding": {
+                "x": along("column"),
+                "y": along("row"),
+                "color": {
+                    "field": "level",
+                    "type": "quantitative",
+                    "legend": None,
+                    "scale": {"domain": [0, 1], "range": [{"$": "faint"}, {"$": "ink"}]},
+                },
+                "tooltip": [*tips, _tip("layer"), _tip("share", "kept", ".3~%")],
+            },
+        },
+    }
+
+
 def _share(field: str, title: str) -> Spec:
     return {
         "field": field,
@@ -530,6 +581,7 @@ def closer() -> tuple[Chart, ...]:
     """Return the charts about one cell: its runs' learning curves, and its mask by layer."""
     seeds: Spec = {"field": "seed", "type": "nominal", "legend": {"orient": "bottom", "title": "seed"}}
     epoch: Spec = {"field": "epoch", "type": "quantitative", "title": "epoch", "axis": {"grid": False}}
+    panel: Spec = {"type": "nominal", "title": None, "sort": {"field": "order"}}
 
     def curve(what: Literal["loss", "metric"]) -> Chart:
         of = ", ".join({"loss": ("training", "validation"), "metric": ("validation", "test")}[what])
@@ -547,7 +599,7 @@ def closer() -> tuple[Chart, ...]:
                         "field": "value",
                         "type": "quantitative",
                         "title": what,
-                        "scale": {"type": "log"} if what == "loss" else {"zero": False},
+                        "scale": {"type": "log", "nice": False} if what == "loss" else {"zero": False},
                     },
                     "color": {**seeds, "scale": {"range": list(COLOURS)}},
                     "strokeDash": {
@@ -589,6 +641,21 @@ def closer() -> tuple[Chart, ...]:
                     },
                 ],
             },
+        ),
+        Chart(
+            "fields",
+            "What the first layer sees of the image",
+            "Share of weights kept at each place of the image: by all units, and by some units alone, of a convolution "
+            "within its kernel. Shades go from nothing kept to the block that keeps most of its panel.",
+            _mosaic("fields", {**panel, "field": "shows"}, "tiles", 96, [_tip("shows")]),
+        ),
+        Chart(
+            "blocks",
+            "Weights kept, layer by layer",
+            "A row of blocks is a group of a layer's units, a column a group of their inputs. All: the whole layer; "
+            "corner: its first weights one by one. Shades go from nothing kept to the block that keeps most of its "
+            "panel.",
+            _mosaic("blocks", {**panel, "field": "panel"}, "pairs", 120, [_tip("shows")]),
         ),
     )  # fmt: skip
 

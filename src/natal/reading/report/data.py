@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from natal.reading import stats
 from natal.reading.report.view import View
-from natal.reading.rows import Row
+from natal.reading.rows import Row, plain
 
 CELLS = 20_000
 RUNS = 10_000
 CURVES = 600
 LAYERS = 20_000
 FINDINGS = 5_000
-"""At most so many of each are in a page: together under 6 MB."""
+PICTURED = 250
+"""At most so many of each, and the masks of so many runs, are in a page: together under 6 MB."""
 POINTS = 60
 """A learning curve is drawn through so many of its evaluations at most."""
 T = TypeVar("T")
@@ -61,6 +62,7 @@ def data(view: View) -> Mapping[str, Data]:
         ),
         "findings": Data(("cell", "severity", "text"), _sample(list(_findings(view, number)), FINDINGS)),
         "curves": _curves(view, runs),
+        "pictures": Data(("run", "layer", "shows", "rows", "most", "levels"), list(_pictures(runs))),
     }
 
 
@@ -193,6 +195,17 @@ def _curves(view: View, runs: Sequence[Row]) -> Data:
         numbers = (curve.epoch, curve.train_loss, curve.val_loss, curve.val_metric, curve.test_metric)
         rows.append((i, *(_thin(values, kept) for values in numbers)))
     return Data(("run", "epoch", "train_loss", "val_loss", "val_metric", "test_metric"), rows)
+
+
+def _pictures(runs: Sequence[Row]) -> Iterator[tuple[Any, ...]]:
+    """Yield pictures of masks, see `natal.pruning.pictures`: of every run, or of more than fit a run a cell."""
+    pruned = [i for i, run in enumerate(runs) if run.sparsity]
+    if len(pruned) > PICTURED:
+        firsts = {(runs[i].setting, runs[i].strategy, runs[i].sparsity): i for i in reversed(pruned)}
+        pruned = _sample(sorted(firsts.values()), PICTURED)
+    for i in pruned:
+        for layer, *picture in plain(runs[i].diagnosis).get("pictures", ()):
+            yield i, layer.removesuffix(".weight"), *picture
 
 
 def _kept(length: int) -> NDArray[np.int64]:

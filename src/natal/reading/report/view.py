@@ -65,6 +65,12 @@ class View:
         return found
 
     @cached_property
+    def pictured(self) -> bool:
+        """Whether pictures of masks are stored; the first natals stored none, which later ones may have added to."""
+        told = [run for run in self.results.runs if run.effective_sparsity is not None]
+        return any("pictures" in run.diagnosis for run in (*told[:1], *told[-1:]))
+
+    @cached_property
     def findings(self) -> Mapping[Where, list[stats.Found]]:
         """The mask doctor's findings over all runs of each setting and strategy."""
         return stats.findings_of_strategies(self.results.runs)

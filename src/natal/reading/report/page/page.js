@@ -27,7 +27,8 @@
     });
     return (i) => grouped.get(i) || [];
   };
-  const layersOf = of("layers"), barriersOf = of("barriers"), findingsOf = of("findings"), curveOf = of("curves");
+  const layersOf = of("layers"), barriersOf = of("barriers"), findingsOf = of("findings"), curveOf = of("curves"),
+    picturesOf = of("pictures");
   const runsOf = (() => {
     const grouped = new Map();
     page.data.runs.rows.forEach((row, i) => {
@@ -49,6 +50,27 @@
       colour: c.colour, layer, layer_density: density, layer_effective: effective }));
   }
 
+  // a picture's blocks, as natal.pruning.pictures wrote them
+  function blocks([, layer, shows, many, most, levels], order) {
+    const columns = levels.length / many;
+    return [...levels].map((letter, i) => {
+      const level = parseInt(letter, 36) / 35;
+      return { layer, shows, order, panel: `${layer}, ${shows}`, row: Math.floor(i / columns), column: i % columns,
+        level, share: level * most };
+    });
+  }
+
+  // of each strategy, the first layer of one run's mask at one level
+  function patterns(these, level) {
+    const at = level === null ? Math.max(...these.map((c) => c.sparsity)) : level;
+    return these.filter((c) => c.sparsity === at).flatMap((c) => {
+      const run = runsOf(c.cell).find((r) => picturesOf(r.run).length);
+      const of = run ? picturesOf(run.run) : [];
+      const one = of.find((p) => p[2] === "pixels") || of.find((p) => p[2] === "all");
+      return one ? blocks(one, 0).map((b) => ({ ...b, cell: c.cell, strategy: c.strategy, sparsity: c.sparsity, seed: run.seed })) : [];
+    });
+  }
+
   // the rows of each of a chart's data, for what is chosen
   function rows(name, place, chart) {
     const coloured = inColour();
@@ -66,6 +88,7 @@
       case "barriers": return here.flatMap((c) => barriersOf(c.cell).map(([, clock, barrier, low, high, n]) => ({
         ...c, clock, barrier, barrier_low: low, barrier_high: high, lines: n })));
       case "layers": return here.flatMap(withLayers);
+      case "patterns": return patterns(here.filter((c) => c.colour), level);
       default: throw new Error(`a chart asks for the data ${name}`);
     }
   }
@@ -110,16 +133,21 @@
     });
     const columns = width < 480 ? 1 : width < 760 ? 2 : 3;
     const known = {
-      soft: css("--soft"), paper: css("--paper"), label: Math.max(110, Math.floor(width * 0.45)),
+      soft: css("--soft"), paper: css("--paper"), ink: css("--ink"), faint: css("--line"), label: Math.max(110, Math.floor(width * 0.45)),
       depth: isDark() ? { name: "viridis", extent: [0.3, 1] } : { name: "viridis", extent: [0, 0.85] },
       x: page.axes[chosen.axis], strategies: inColour(), rows: take, columns,
       panel: Math.max(120, Math.floor((width - 14) / columns - 62)),
+      tiles: Math.max(1, Math.floor(width / 136)), pairs: Math.max(1, 2 * Math.floor(width / 290)),
       legend: { orient: "bottom", title: null, columns: Math.max(1, Math.floor(width / 190)), symbolOpacity: 1 },
     };
     const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", description: `${chart.title}. ${chart.says}`,
       ...filled(chart.spec, known) };
     if (!spec.facet) spec.width = "container";
-    if (typeof spec.height === "number") spec.autosize = { type: "fit-x", contains: "padding" };
+    if (spec.height?.step) { // a height that counts lines does not go with a width that fits
+      const { y } = [spec, ...(spec.layer || [])].find((layer) => layer.encoding?.y?.field).encoding;
+      spec.height = spec.height.step * new Set(spec.data.values.map((row) => row[y.field])).size;
+    }
+    if (!spec.facet) spec.autosize = { type: "fit-x", contains: "padding" };
     const marks = Math.max(0, ...["runs", "cells", "layers"].map((name) => (memory.get(name) || []).length));
     figure._view?.finalize();
     const shown = await vegaEmbed(target, spec, {
@@ -330,8 +358,15 @@
     part("findings").replaceChildren(...(found.length ? found : [[cell, "", c.sparsity === 0 ? "Nothing was pruned." : "Nothing."]])
       .map(([, severity, words]) => element("li", severity ? `${severity}: ${words}` : words, severity)));
     const curves = curveRows(its.filter((r) => run === undefined || r.run === run));
+    const seen = its.filter((r) => picturesOf(r.run).length).find((r) => run === undefined || r.run === run);
+    const drawn = seen ? picturesOf(seen.run).map((p, i) => [p, blocks(p, i)]) : [];
+    const ofUnits = ([p]) => p[2] !== "all" && p[2] !== "corner";
+    const pictured = { fields: drawn.filter(ofUnits).flatMap((d) => d[1]),
+      blocks: drawn.filter((d) => !ofUnits(d)).flatMap((d) => d[1]) };
+    const unseen = seen ? (its.length > 1 ? `The mask is pictured of seed ${seen.seed}. ` : "")
+      : c.sparsity ? "No picture of this mask is on this page; `Results.mask` gives it. " : "";
     const missing = its.length < c.n + c.diverged ? `${its.length} of ${c.n + c.diverged} runs are on this page; all are in runs.csv. ` : "";
-    part("sample").textContent = missing + (curves.loss.length ? "" : "Their learning curves are not on this page; `Results.curves` has them.");
+    part("sample").textContent = missing + unseen + (curves.loss.length ? "" : "Their learning curves are not on this page; `Results.curves` has them.");
     const seeds = run === undefined ? its.map((r) => r.seed) : its.filter((r) => r.run === run).map((r) => r.seed);
     part("what").textContent = run === undefined ? "these runs" : "this run";
     part("command").textContent = ["natal run study.toml --out again", ...page.command[c.place],
@@ -340,7 +375,7 @@
     if (!closer.open) { closer.showModal(); closer.scrollTop = 0; part("title").focus?.(); }
     all(".chart", closer).forEach((figure) => {
       const chart = page.charts[Number(figure.dataset.chart)];
-      const data = { loss: curves.loss, metric: curves.metric, layers: withLayers(c) }[chart.spec.data.name];
+      const data = { loss: curves.loss, metric: curves.metric, layers: withLayers(c), ...pictured }[chart.spec.data.name];
       figure.hidden = !data.length;
       if (data.length) draw(figure, () => data).catch((error) => console.error(error));
     });

@@ -9,7 +9,7 @@ from typing import Any
 from natal.reading.connectivity import STABLE, Barrier
 from natal.reading.report import charts
 from natal.reading.report.document import Block, Column, Line, Part, Prose, Section, Table, Value
-from natal.reading.report.view import View
+from natal.reading.report.view import LARGE, View
 from natal.reading.rows import Row
 from natal.reading.wording import interval, number
 from natal.study import Stage, stage_of
@@ -30,12 +30,16 @@ def _chains(view: View) -> Iterator[Block]:
         return
     if not view.large:
         yield Prose(_shared(view))
+    seed = view.study.seeds[0]
+    over = (
+        f"of seed {seed} alone, since there are more than {LARGE:,} runs" if view.large else "mean over seeds"
+    )
     yield Table(
         "chains",
-        "Networks that were cut later than at birth. Rounds: sparsity that each cut of a chain reached, mean over "
-        "seeds. Began at: the step of its clock that the last training went on from, or was rewound to. Held: runs "
-        "whose removed weights were exactly 0 at every evaluation; rewound: those that began with the very state that "
-        "they were given.",
+        f"Networks that were cut later than at birth. Rounds: sparsity that each cut of a chain reached, {over}. "
+        "Began at: the step of its clock that the last training went on from, or was rewound to. Held: runs whose "
+        "removed weights were exactly 0 at every evaluation; rewound: those that began with the very state that they "
+        "were given.",
         (
             Column("strategy", "strategy", left=True),
             Column("sparsity", "sparsity"),

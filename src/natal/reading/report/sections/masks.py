@@ -56,6 +56,8 @@ def _masks(view: View) -> Iterator[Block]:
     for setting in view.settings:
         if view.runs_of[setting]:
             yield charts.layers(view, setting)
+            if view.pictured:
+                yield charts.patterns(view, setting)
     for sentence in harmless:
         yield Prose(sentence)
 
