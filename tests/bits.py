@@ -16,6 +16,9 @@ from chains import NUMBERS, train, trial, ways
 from natal import Run, load_study
 from natal.lab import birth
 from natal.lab.engines.compiled import vectors
+from natal.lab.networks import born
+from natal.lab.networks.init import SCHEMES
+from natal.study import Network
 
 
 def digests() -> dict[str, str]:
@@ -51,6 +54,17 @@ def digests() -> dict[str, str]:
         for array in (*o.curves.values(), *(p.numpy() for p in trained.state.values())):
             digest.update(array.tobytes())
         found[name] = digest.hexdigest()[:16]
+    for scheme in SCHEMES:
+        net = born(
+            Network.model_validate({"network": "mlp", "hidden": [300, 100], "init": {"scheme": scheme}}),
+            (784,),
+            10,
+            seed=5,
+        )
+        digest = hashlib.sha256()
+        for weights in net.parameters():
+            digest.update(weights.detach().numpy().tobytes())
+        found[f"initial weights, {scheme}"] = digest.hexdigest()[:16]
     return found
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from command import Command
 from natal import front
 from natal.lab.networks import networks
 from natal.lab.tasks import tasks
-from natal.pruning.criteria import criteria
+from natal.pruning.criteria import criteria, traits
 from natal.reading import report
 from natal.reading.results import Results
 from natal.store import Store
@@ -50,6 +51,13 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let criteria that prune in many rounds take three, for what does not depend on their number."""
+    for name, of in list(traits.items()):
+        monkeypatch.setitem(traits, name, replace(of, rounds=min(3, of.rounds)))
 
 
 @pytest.fixture

@@ -516,6 +516,7 @@ def test_help_names_every_verb_with_a_line(inside: Inside) -> None:
         assert re.search(rf"\b{verb}\b +\w+", out), verb
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_letter_shows_another(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "natal.cli", "show", "paper"],

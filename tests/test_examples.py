@@ -82,6 +82,7 @@ def test_the_comparison_has_every_criterion_and_control(cli: Natal, tmp_path: Pa
     assert {row["strategy"] for row in natal.load(tmp_path / "out").runs} == {r.name for r in recipes}
 
 
+@pytest.mark.slow
 def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Natal, tmp_path: Path) -> None:
     for workers in (1, 2):
         result = cli("run", EXAMPLES / "my_study.toml", *SHORT, "--out", workers, "--workers", workers)
@@ -176,7 +177,7 @@ print(len(results.runs))
 @pytest.mark.parametrize(
     ("strategies", "options"),
     [
-        (["smallest"], {}),
+        pytest.param(["smallest"], {}, marks=pytest.mark.slow),
         (["magnitude", "structured"], {"workers": 2}),
     ],
 )

@@ -218,6 +218,7 @@ def test_the_sequential_engine_gives_the_published_results(run: Run) -> None:
     near(train("torch", [published(run)], training)[0], run)
 
 
+@pytest.mark.slow
 def test_the_batched_engine_gives_all_published_regression_results() -> None:
     runs = [run for run in REFERENCE if run.task == "regression"]
     assert len(runs) == 72

@@ -110,6 +110,7 @@ def test_a_command_killed_at_random_moments_loses_nothing(
     finish(started(*study, 1), tmp_path, stored(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_a_killed_worker_is_replaced(tmp_path: Path, uninterrupted: Trainings) -> None:
     class Assassin(Silent):
@@ -153,8 +154,9 @@ def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
 
 @pytest.mark.parametrize(
     "sent",
-    [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGHUP))],
+    [signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
 )
+@pytest.mark.slow
 def test_a_signal_at_any_moment_is_one_line(
     started: Start, tmp_path: Path, study: list[str], sent: signal.Signals
 ) -> None:
@@ -166,6 +168,7 @@ def test_a_signal_at_any_moment_is_one_line(
         stopped(result, sent, tmp_path / "results")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_one_line_too(tmp_path: Path, study: list[str]) -> None:
     (tmp_path / "results").mkdir()
     command = subprocess.Popen(
@@ -201,7 +204,7 @@ def _foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        ["run", "tiny.toml", "--workers", "1", "--out"],
+        pytest.param(["run", "tiny.toml", "--workers", "1", "--out"], marks=pytest.mark.slow),
         ["run", "tiny.toml", "--fresh", "--workers", "1", "--out"],
         ["report"],
     ],

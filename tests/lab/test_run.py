@@ -247,7 +247,7 @@ def test_the_caller_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_thread_and_an_event_loop_run_a_study(tmp_path: Path, tiny_results: Results, workers: int) -> None:
     async def served() -> None:
         natal.run(tiny(), tmp_path / "loop", workers=workers)

@@ -851,8 +851,16 @@ WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "resnet", "transformer", "conv1d"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=pytest.mark.slow)
+        if way is through_onnx and name != "resnet"
+        else (name, way)
+        for name in ("mlp", "conv", "residual", "resnet", "transformer", "conv1d")
+        for way in WAYS
+    ],
+)
 def test_it_travels(name: str, way: Callable[[nn.Module, Tensor], Tensor]) -> None:
     net, x = build(name)
     net.eval()

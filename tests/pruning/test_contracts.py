@@ -165,6 +165,7 @@ def counted(case: Case, mask: Mask) -> None:
         assert abs(sizes[first] - gone[first] - 0.6 * sizes[first]) <= 0.5
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_pair_of_choices_keeps_the_contract(criterion: str) -> None:
     for case in PAIRS:

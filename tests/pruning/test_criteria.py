@@ -520,6 +520,7 @@ def applicable(name: str, kind: str) -> bool:
 PAIRS = [(name, kind) for name in BUILT_IN for kind in NETWORKS if applicable(name, kind)]
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_contract(name: str, kind: str) -> None:
     problem = problem_for(kind)
@@ -567,9 +568,9 @@ def test_draws_come_from_the_seed(name: str) -> None:
     assert any(not torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_every_scope_keeps_the_exact_count(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(traits, name, replace(traits[name], rounds=min(3, traits[name].rounds)))
+def test_every_scope_keeps_the_exact_count(name: str, kind: str) -> None:
     problem = problem_for(kind)
     size = {n: w.numel() for n, w in problem.weights.items()}
     scopes: list[str | dict[str, float]] = [s for s in SCOPES if s != "threshold"]
@@ -616,6 +617,7 @@ def test_synflow_says_when_a_layer_gets_no_flow() -> None:
 # --- neurons ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("kind", ["mlp", "deep", "conv"])
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if n not in SIGNED])
 def test_neurons_go_whole_and_in_exact_number(name: str, kind: str) -> None:
@@ -795,6 +797,7 @@ def controlled(
     return mask(recipe, problem_for(kind), sparsity)
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("control", ["shuffle", "quota-random"])
 @pytest.mark.parametrize("name", ["magnitude", "synflow", "snip"])
 def test_shuffle_and_quota_random_keep_the_densities_and_move_the_weights(
@@ -846,6 +849,7 @@ def test_reinit_keeps_the_mask_and_changes_the_weights() -> None:
     assert not plain.redrawn
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("control", ["shuffle", "random-neurons", "highest-norm", "fresh-narrow"])
 def test_neuron_controls_keep_as_many_of_each_layer(control: Control) -> None:
     plain = controlled(None, "conv", "neuron", name="synflow")

@@ -165,6 +165,7 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_criterion_prunes_the_models_that_users_bring(name: str, kind: str) -> None:
@@ -186,6 +187,7 @@ def test_every_criterion_prunes_the_models_that_users_bring(name: str, kind: str
     assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("kind", ["lenet", "conv1d", "conv3d", "frozen", "restless", "half"])
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if n not in ("grasp", "grasp-published", "phew")])
 def test_every_criterion_with_unsigned_scores_prunes_their_neurons(name: str, kind: str) -> None:

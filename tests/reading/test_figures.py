@@ -93,7 +93,7 @@ def test_epochs_figure_names_the_budget(results: Any) -> None:
     (1, 1, {"seeds": [42], "sparsities": [0.5]}),
     (1, 1, {"seeds": [42], "sparsities": [0.0]}),
     (3, 2, {"seeds": [42, 7]}),
-    (4, 12, {}),
+    pytest.param(4, 12, {}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_any_shape_of_study_can_be_drawn(tmp_path: Path, tasks: int, strategies: int, changes: Any) -> None:
     results = shaped(tmp_path, tasks, strategies, **changes)
@@ -358,7 +358,8 @@ NAMES = ["$x^$", "$", "$a$ and $b$", r"\$x^\$", "_hidden", "100% {x}", "a_b^c"]
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("name", "strategies"), [*((name, 2) for name in NAMES), ("$x^$", 7), ("_hidden", 7)]
+    ("name", "strategies"),
+    [*((name, 2) for name in NAMES), ("$x^$", 7), pytest.param("_hidden", 7, marks=pytest.mark.slow)],
 )
 def test_any_name_can_be_drawn(tmp_path: Path, name: str, strategies: int) -> None:
     assert figures.png(renamed(tmp_path, name, strategies), "metric").startswith(b"\x89PNG")

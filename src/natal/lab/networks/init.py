@@ -26,10 +26,16 @@ def _glorot_normal(w: Tensor, generator: Generator) -> None:
 
 
 def _orthogonal(w: Tensor, generator: Generator) -> None:
-    """Rows, or columns where they are fewer, orthonormal: Saxe et al. 2014, section 3."""
-    # sums of a QR decomposition must not depend on the number of threads
+    """Rows, or columns where they are fewer, orthonormal: Saxe et al. 2014, section 3.
+
+    Decomposed in float64 and rounded to float32, so that the sums of a processor's library do not show.
+    """
+    drawn = torch.empty(len(w), w[0].numel(), dtype=torch.float32).normal_(generator=generator)
+    tall = drawn.double() if len(drawn) >= drawn.shape[1] else drawn.double().T
     with one_thread():
-        nn.init.orthogonal_(w, generator=generator)
+        q, r = torch.linalg.qr(tall)
+    q *= r.diag().sign()  # uniform over all such matrices
+    w.copy_((q if len(drawn) >= drawn.shape[1] else q.T).float().view_as(w))
 
 
 SCHEMES: dict[str, Callable[[Tensor, Generator], None] | None] = {
