@@ -239,6 +239,38 @@ def test_a_closed_schedules_network_compacts_as_any_does() -> None:
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters()) / 2
 
 
+class Reader(nn.Module):
+    """A recurrent layer, whose single weights cannot be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.out = nn.GRU(3, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.rows(x)[0][:, -1])
+        return out
+
+
+@pytest.mark.parametrize("control", [None, "reinit"])
+def test_neurons_go_from_a_recurrent_layer_and_stay_away(control: Any) -> None:
+    net, x, y = Reader(), torch.randn(8, 5, 3), torch.randint(0, 2, (8,))
+    optimizer = torch.optim.Adam(net.parameters(), 0.05)
+    schedule = PruningSchedule(
+        net, optimizer, recipe(granularity="neuron", control=control, at="3it", rewind="init"), 0.5, steps=5,
+        batch=(x, y),
+    )  # fmt: skip
+    while not schedule.done:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    stays = schedule.mask.weights["rows.weight_hh_l0"].any(1).view(3, 6)
+    assert stays.sum(1).tolist() == [3, 3, 3]
+    for name, kept in schedule.mask.items().items():
+        assert not net.state_dict()[name][~kept].any(), name
+    assert not net.state_dict()["rows.weight_ih_l0"][~stays.flatten()].any()
+
+
 def test_a_device_and_mode_of_the_callers_stay() -> None:
     net, _ = network("conv")
     state, mode = torch.get_rng_state(), [m.training for m in net.modules()]

@@ -193,7 +193,9 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept], *, preci
                 rounds.append(chosen.sparsity)
         if recipe.control == "reinit":
             # redrawn are weights at birth, whatever the cut has seen
-            chosen = replace(chosen, redrawn=redraw(prunable(net), problem.stream("reinit")))
+            chosen = replace(
+                chosen, redrawn=redraw(prunable(net, whole=problem.whole), problem.stream("reinit"))
+            )
         if chosen.redrawn:
             net.load_state_dict({**net.state_dict(), **chosen.redrawn})
         start = (
@@ -323,7 +325,7 @@ def _small_dense(
         task=tasks[study.task(run.task).entry],
         split=split,
         network=small,
-        mask=dense(prunable(small, ())),
+        mask=dense(prunable(small, whole=plain.granularity == "neuron")),
         training=study.training,
         learning_rate=learning_rate,
         seed=run.seed,
@@ -361,7 +363,10 @@ def _problem(
     fit = split.fit[: scored_rows(split, study.training, rows)]
     task = tasks[study.task(run.task).entry]
     inputs, targets = split.data.inputs[fit], split.data.targets[fit]
-    return problem_of(net, run.seed, inputs=inputs, targets=targets, loss=task.loss.value, precise=precise)
+    neurons = study.recipe(run.strategy).granularity == "neuron"
+    return problem_of(
+        net, run.seed, whole=neurons, inputs=inputs, targets=targets, loss=task.loss.value, precise=precise
+    )
 
 
 def _diagnosis(

@@ -355,17 +355,22 @@ def _facts(
             inputs=at.row.numel(), outputs=data.outputs, fit_rows=len(at.split.fit), val_rows=len(at.split.val),
             train_rows=len(data.inputs), test_rows=len(data.test_inputs),
         )  # fmt: skip
-        weights = {name.removesuffix(".weight"): tuple(w.shape) for name, w in prunable(at.network).items()}
+        weights = {
+            name.removesuffix(".weight"): tuple(w.shape)
+            for name, w in prunable(at.network, whole=True).items()
+        }
+        single = {name.removesuffix(".weight") for name in prunable(at.network)}
         about_networks.append(
             NetworkFacts(
                 task,
                 network,
                 own.engine.name,
                 at.parameters,
-                weights,
+                {name: shape for name, shape in weights.items() if name in single},
                 at.macs,
                 at.steps,
                 study.training.steps_per_epoch(len(at.split.fit)),
+                {name: shape for name, shape in weights.items() if name not in single},
             )
         )
     return about_tasks, about_networks

@@ -32,7 +32,7 @@ class Kept:
         kept = self.state.mask
         if all(bool(part.all()) for part in kept.values()):
             return None
-        weights = {name: kept[name] for name in prunable(net)}
+        weights = {name: kept[name] for name in prunable(net, whole=True) if name in kept}
         return Mask(weights, {n: part for n, part in kept.items() if n not in weights}, units=self.units)
 
     @property

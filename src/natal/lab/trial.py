@@ -165,6 +165,7 @@ class Trial:
         return problem_of(
             net,
             self.seed,
+            whole=self.cuts is not None and self.cuts.recipe.granularity == "neuron",
             inputs=x[:count],
             targets=y[:count],
             loss=self.task.loss.value,

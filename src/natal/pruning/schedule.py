@@ -113,7 +113,7 @@ class PruningSchedule:
         self._restarted: list[dict[str, Any]] = []
         self._reached: list[float] = []
         self._moments: dict[int, _Moment] = {}
-        self._birth = {n: w.clone() for n, w in prunable(model, exclude).items()} if recipe.control else {}
+        self._birth = {n: w.clone() for n, w in self._prunable().items()} if recipe.control else {}
         self._gradient: dict[str, Tensor] | None = None
         if self._cuts is not None:
             self._settle(self._cuts.opening(self._problem()))
@@ -176,10 +176,23 @@ class PruningSchedule:
 
     # -- cuts -------------------------------------------------------------------------------------------------
 
+    @property
+    def _whole(self) -> bool:
+        return self.recipe.granularity == "neuron"
+
+    def _prunable(self) -> dict[str, Tensor]:
+        return prunable(self.model, self._exclude, whole=self._whole)
+
     def _problem(self) -> Problem:
         inputs, targets = self._batch if self._batch is not None else (None, None)
         return problem_of(
-            self.model, self._seed, exclude=self._exclude, inputs=inputs, targets=targets, loss=self._loss
+            self.model,
+            self._seed,
+            exclude=self._exclude,
+            whole=self._whole,
+            inputs=inputs,
+            targets=targets,
+            loss=self._loss,
         )
 
     def _cut(self) -> Mask:
@@ -332,7 +345,7 @@ class PruningSchedule:
             )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parameters = dict(model.named_parameters())
-        missing = [n for n in prunable(model, self._exclude) if id(parameters[n]) not in held]
+        missing = [n for n in self._prunable() if id(parameters[n]) not in held]
         if missing:
             raise NatalError(
                 f"the optimizer does not train {missing[0]!r}, which would be pruned; give it all parameters, or "

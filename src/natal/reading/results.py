@@ -371,8 +371,11 @@ def _networks(
 ) -> Iterator[NetworkFacts]:
     """Yield what is known of each network; natal 0.2 trained the paper's alone, and wrote nothing down of it."""
     for facts in manifest.get("networks", ()):
-        layers = {layer: tuple(shape) for layer, shape in facts["layers"].items()}
-        yield NetworkFacts(**{**facts, "layers": layers})
+        layers, whole = (
+            {name: tuple(shape) for name, shape in facts.get(kind, {}).items()}
+            for kind in ("layers", "whole")
+        )
+        yield NetworkFacts(**{**facts, "layers": layers, "whole": whole})
     if "networks" in manifest:
         return
     hidden, epochs, engine = study.hidden, study.training.epochs, str(manifest.get("engine"))

@@ -254,7 +254,10 @@ def _each(results: Results) -> Iterator[str]:
             continue
         if not _whole(row, curve, measured):
             cut.add([_cut_short(row, curve, measured)])
-        best.add(f"{_name(row)}: {wrong}" for wrong in _best(row, curve, training.decide))
+        spread = recipes[row.strategy].spread if row.sparsity else None
+        clock = training.timeline(results.tasks[row.task].fit_rows)
+        settled = clock.steps(spread["to"]) if spread else 0
+        best.add(f"{_name(row)}: {wrong}" for wrong in _best(row, curve, training.decide, settled))
         masks.add(
             f"{_name(row)}: {wrong}"
             for wrong in _mask(row, recipes[row.strategy], results.networks[row.setting])
@@ -306,11 +309,13 @@ _BEST = {
 }
 
 
-def _best(row: Row, curve: Curve, decide: str) -> Iterator[str]:
+def _best(row: Row, curve: Curve, decide: str, settled: int) -> Iterator[str]:
+    """Yield how a run's best step is not that of its curve; before its last cut, at ``settled``, nothing counts."""
     deciding = curve.deciding(decide)
     if row.status == "diverged" or not len(deciding) or len(deciding) != len(curve.step):
         return
-    at = int(curve.step[np.nan_to_num(deciding, nan=-math.inf).argmax()])
+    counts = np.asarray(curve.step) >= settled
+    at = int(curve.step[np.where(counts, np.nan_to_num(deciding, nan=-math.inf), -math.inf).argmax()])
     if at != row.best_step:
         yield f"its {_BEST[decide]} at step {at}, its best step is {row.best_step}"
 
@@ -344,6 +349,9 @@ def _search(results: Results) -> Iterator[str]:
 def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
     """Yield how a run's mask is not the one its recipe and sparsity ask for, to rounding."""
     s, kept, total, sizes = row.sparsity, row.kept, row.prunable, network.sizes
+    # a dense training may be shared with strategies that cut single weights
+    if recipe.granularity == "neuron" and (s > 0 or set(row.densities) != set(sizes)):
+        sizes = {**sizes, **{name: math.prod(shape) for name, shape in network.whole.items()}}
     if sum(sizes.values()) != total or set(sizes) != set(row.densities):
         yield f"{total} prunable weights in {sorted(row.densities)}; the network has {sizes}"
         return
@@ -351,7 +359,11 @@ def _mask(row: Row, recipe: Recipe, network: NetworkFacts) -> Iterator[str]:
         yield f"{row.total_params} parameters; the network has {network.parameters}"
     if s > 0 and recipe.control == SMALL_DENSE:
         # another network: it has no more parameters than the pruned one would keep, and keeps all of them
-        most = row.total_params - sum(int(s * n) for n in sizes.values())
+        if recipe.granularity == "neuron":
+            # how many weights go with the neurons of other than plain chains, shapes do not say
+            most = row.total_params - (total - sum((_narrowed(s, recipe, network) or sizes).values()))
+        else:
+            most = row.total_params - sum(int(s * n) for n in sizes.values())
         if set(row.densities.values()) != {1.0} or row.nonzero_params > most:
             yield (
                 f"{row.nonzero_params} parameters, densities {dict(row.densities)}; it must be a dense network of at "
@@ -402,7 +414,7 @@ def _narrowed(sparsity: float, recipe: Recipe, network: NetworkFacts) -> dict[st
     """
     shapes = list(network.layers.values())
     chained = all(len(shape) == 2 for shape in shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
-    if not chained or (len(shapes) > 2 and recipe.scope != "layerwise"):
+    if network.whole or not chained or (len(shapes) > 2 and recipe.scope != "layerwise"):
         return None
     widths = [shape[0] for shape in shapes]
     kept = [shapes[0][1], *(max(n - int(sparsity * n), 1) for n in widths[:-1]), widths[-1]]

@@ -54,7 +54,8 @@ class NetworkFacts(Record):
     """What a study's results say of one network on one task.
 
     ``engine``: what trained it. ``parameters``: all of them; ``layers``: the shape of each prunable layer's weights.
-    ``macs``: multiply-adds of one row's forward pass. ``steps``: of a whole training; ``steps_per_epoch``.
+    ``macs``: multiply-adds of one row's forward pass. ``steps``: of a whole training; ``steps_per_epoch``. ``whole``:
+    the shape of weights of which only whole neurons can go, such as recurrent ones.
     """
 
     task: str
@@ -65,6 +66,7 @@ class NetworkFacts(Record):
     macs: int
     steps: int
     steps_per_epoch: int
+    whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def setting(self) -> Setting:

@@ -406,7 +406,8 @@ def costs(view: View, setting: Setting, cost: Literal["work", "seconds"]) -> Cha
 
 def layers(view: View, setting: Setting) -> Chart:
     """Return each layer's density against sparsity, a panel per strategy."""
-    order = [layer.removesuffix(".weight") for layer in view.results.networks[setting].layers]
+    facts = view.results.networks[setting]
+    order = [layer.removesuffix(".weight") for layer in (*facts.layers, *facts.whole)]
     return Chart(
         "layers",
         f"Density of each layer: {view.words(setting)}",
