@@ -3,7 +3,7 @@
     python benchmarks/pages.py [--runs 144 100000]
 
 The runs are made up: masks, curves and diagnoses of the usual size, metrics that fall with sparsity. Opened is until a
-headless Chromium has drawn the first chart, and until nothing is left to draw.
+headless Chromium has drawn the first chart, which is scrolled to, and until nothing is left to draw.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ SHAPES = {144: (2, 1, 3, 8, 3), 100_000: (2, 5, 20, 50, 10)}
 LAYERS = {"fc1": [300, 784], "fc2": [100, 300], "output": [10, 100]}
 SIZES = {name: rows * columns for name, (rows, columns) in LAYERS.items()}
 EPOCHS = 50
+PICTURES = [
+    *(("fc1", shows, 14, 14) for shows in ("pixels", *(f"unit {i}" for i in range(6)))),
+    *((name, shows, min(12, LAYERS[name][0]), 12) for name in LAYERS for shows in ("all", "corner")),
+]
+POOL = "0123456789abcdefghijklmnopqrstuvwxyz" * 8
 
 
 def made_up(directory: Path, shape: tuple[int, int, int, int, int]) -> None:
@@ -104,8 +109,18 @@ def outcome(key: str, sparsity: float, strategy: int, rng: np.random.Generator) 
          "scale": [0.5, 0.4], "always_on": None, "always_off": None}
         for name, k in kept.items()
     ]  # fmt: skip
+    pictures = [
+        [f"{layer}.weight", shows, rows, 0.5, POOL[int(rng.integers(40)) :][: rows * columns]]
+        for layer, shows, rows, columns in PICTURES
+    ]
     findings = [["note", f"the mask depends on the weights: it correlates with |w| (r = +{metric:.3f})"]]
-    diagnosis = {"effective_sparsity": sparsity, "collapses_at": None, "findings": findings, "layers": layers}
+    diagnosis = {
+        "effective_sparsity": sparsity,
+        "collapses_at": None,
+        "findings": findings,
+        "layers": layers,
+        "pictures": pictures,
+    }
     return Outcome(
         key=key, status="finished", total_params=sum(SIZES.values()) + 410, nonzero_params=sum(kept.values()),
         prunable=sum(SIZES.values()), kept=sum(kept.values()), densities={n: k / SIZES[n] for n, k in kept.items()},
@@ -131,6 +146,8 @@ def opened(path: Path) -> tuple[float, float] | None:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         start = time.perf_counter()
         page.goto(path.as_uri())
+        # of many charts a page draws those that a reader comes near
+        page.locator("main .chart").first.scroll_into_view_if_needed()
         page.wait_for_selector("svg.marks, canvas.marks", timeout=300_000)
         first = time.perf_counter() - start
         page.wait_for_selector("html[data-ready]", timeout=300_000)

@@ -61,12 +61,12 @@ def main() -> None:
         print(f"{name:10}" + "".join(f"{test.mean:8.3f}" for _, test in line))
     *ours, plain = costs(asked.rounds)
     if asked.figure:
-        draw(found, len(results.study.seeds), ours, plain, asked.figure)
+        draw(found, results, ours, plain, asked.figure)
 
 
 def draw(
     found: dict[str, list[tuple[float, stats.Summary]]],
-    seeds: int,
+    results: Results,
     ours: list[float],
     plain: float,
     path: Path,
@@ -76,7 +76,7 @@ def draw(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.2, 3.6), layout="constrained")
     # Okabe and Ito's, for the colour-blind
@@ -91,7 +91,9 @@ def draw(
         if not math.isnan(line[0][1].low):
             low, high = zip(*((test.low, test.high) for _, test in line), strict=True)
             left.fill_between(densities, low, high, color=colours[name], alpha=0.12, lw=0)
-    title = f"What it is worth: LeNet-300-100, real digits, {plural(seeds, 'seed')}"
+    seeds = len(results.study.seeds)
+    (setting,) = results.study.settings()
+    title = f"What it is worth: {setting.network} on {setting.task}, {plural(seeds, 'seed')}"
     left.set(ylabel="test accuracy", title=title)
     left.legend(frameon=False, fontsize=8, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     right.plot(DENSITIES, ours, "o-", ms=4, lw=2.4, color="#0072B2", label="natal, compiled")
@@ -100,10 +102,22 @@ def draw(
     right.legend(frameon=False, fontsize=8, loc="lower left")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="share of weights kept")
+        axis.xaxis.set_major_locator(FixedLocator([1, 0.5, 0.2, 0.1, 0.05, 0.02]))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.invert_xaxis()
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
+    spread = f"n = {seeds}: mean and 95 % t-interval" if seeds > 1 else "n = 1: no interval"
+    figure.text(
+        1,
+        0,
+        f"{spread}; trained and timed on {hardware()}",
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color="0.35",
+    )
     figure.savefig(path, dpi=150)
 
 

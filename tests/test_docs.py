@@ -13,11 +13,13 @@ import pytest
 import typer.main
 
 import natal
-from natal import cli, load_study
+from conftest import Natal
+from natal import load_study
+from natal.cli import app
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def blocks(document: Path, *languages: str) -> list[str]:
@@ -51,6 +53,26 @@ def test_a_documented_command_exists_with_its_options(line: str) -> None:
     _, verb, *words = shlex.split(line, comments=True)
     assert verb in COMMANDS, line
     COMMANDS[verb].make_context(verb, words)  # parses and does not run; a wrong option raises
+
+
+SMALL = {"": ["--seeds=1", "--set=tasks=['regression']"],
+         "digits": ["--seeds=1", "--set=training.length='1ep'", "--set=sparsities=[0.0, 0.9]"]}  # fmt: skip
+"""What makes the README's studies a matter of seconds, by preset."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readmes_commands_work_in_the_order_in_which_they_stand(cli: Natal) -> None:
+    (text,) = (block for block in blocks(ROOT / "README.md", "sh") if "natal list" in block)
+    lines = [shlex.split(line, comments=True)[1:] for line in text.splitlines()]
+    assert len(lines) > 15
+    for words in lines:
+        small = SMALL[words[1] if words[1:2] == ["digits"] else ""] if words[0] == "run" else []
+        if words[0] == "merge":
+            other = cli("run", "--part", "2/2", "--out", "b", *SMALL[""])
+            assert (other.returncode, other.stderr) == (0, "")
+        done = cli(*words, *small)
+        assert (done.returncode, done.stderr) == (0, ""), words
 
 
 def test_every_command_is_documented() -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
+import natal
 import reference_store
-from natal.progress import View, line
+from conftest import tiny
+from natal.lab.watcher import Silent
+from natal.progress import Note, View, line, shown
+from natal.reading.results import Results
 from natal.study import Run
 
 RUN = Run("digits", "snip", 0.9, 7, "lenet-5")
@@ -32,3 +37,38 @@ def test_the_live_view_shows_a_cell_once() -> None:
     view.training([RUN, RUN._replace(seed=8), RUN._replace(network="mlp"), RUN._replace(sparsity=0.5)])
     view.live.get_renderable()
     assert view.now.plain == "training  digits lenet-5 snip 90%, digits snip 90%, digits lenet-5 snip 50%"
+
+
+def test_a_notebook_has_one_line_that_is_rewritten(
+    tiny_results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    seconds = iter([0.0, 0.1, 2.0, 2.1])
+    plan = natal.plan(tiny(), tiny_results.directory)
+    monkeypatch.setattr("natal.progress.time.monotonic", lambda: next(seconds))
+    note = Note(said.append)
+    note.started(plan)
+    assert said == ["tiny: 18 of 18 runs stored already; nothing to train."]
+    note.before = 0
+    note.finished(1, RUN, OUTCOME, "acc")  # too soon after the line before
+    note.failed(RUN, "no memory")
+    note.finished(9, RUN, OUTCOME, "acc")
+    note.finished(18, RUN, OUTCOME, "acc")
+    assert said[1:] == [
+        "tiny: 9 of 18 runs, 1 failed, about 2 s left; the last was digits lenet-5 snip 90%",
+        "tiny: 18 of 18 runs, 1 failed, done in 2 s; the last was digits lenet-5 snip 90%",
+    ]
+
+
+def test_python_code_is_followed_where_somebody_looks(
+    tiny_results: Results, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shown(None) as watcher:
+        assert isinstance(watcher, Silent)
+    natal.run(tiny(), tiny_results.directory, progress=True)
+    assert capsys.readouterr().out == "18 of 18 runs stored already; nothing to train.\n"
+    monkeypatch.setattr(Console, "is_terminal", True)
+    with shown(None) as watcher:
+        assert isinstance(watcher, View)
+    with shown(False) as watcher:
+        assert isinstance(watcher, Silent)

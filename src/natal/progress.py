@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,7 @@ from natal.wording import brief, describe, plural
 
 if TYPE_CHECKING:
     from natal.lab.plan import Plan
+    from natal.lab.watcher import Watcher
 
 
 def line(position: int, total: int, run: Run, outcome: Outcome, field: str) -> str:
@@ -74,6 +76,70 @@ class Lines:
     def failed(self, run: Run, reason: str) -> None:
         """Print why there is no result."""
         print(f"FAILED {describe(run)}: {reason}", flush=True)
+
+
+class Note:
+    """One line in a notebook's output, rewritten while runs finish.
+
+    ``write``: shows a text in place of the one before.
+    """
+
+    PAUSE = 0.25
+    """Seconds between two rewritings: a notebook draws slower than small runs finish."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self.lost = 0
+
+    def started(self, plan: Plan) -> None:
+        """Say what is done already."""
+        self.name, self.total, self.before = plan.study.name, len(plan.grid), len(plan.done)
+        self.began = self.written = time.monotonic()
+        self.write(f"{self.name}: {' '.join(_before(plan)) or plural(self.total, 'run')}")
+
+    def training(self, runs: Sequence[Run]) -> None:
+        """Say nothing: the line counts what is finished."""
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Count the run, and say how long the others take."""
+        now = time.monotonic()
+        if now - self.written < self.PAUSE and position < self.total:
+            return
+        self.written = now
+        seconds = (now - self.began) / max(position - self.before, 1) * (self.total - position)
+        rest = _left(seconds) if position < self.total else f"done in {now - self.began:.0f} s"
+        lost = f", {self.lost} failed" * bool(self.lost)
+        self.write(
+            f"{self.name}: {position} of {plural(self.total, 'run')}{lost}, {rest}; the last was {brief(run)}"
+        )
+
+    def failed(self, run: Run, reason: str) -> None:
+        """Count it; `natal.reading.results.Results.failed` has the reason."""
+        self.lost += 1
+
+
+@contextmanager
+def shown(progress: bool | None) -> Iterator[Watcher]:
+    """Yield what follows a study that Python code runs.
+
+    A line in a notebook; a live view where standard error is a terminal; elsewhere nothing, or if ``progress`` is asked
+    for a line a run.
+    """
+    from natal.lab.watcher import Silent
+
+    console = Console(stderr=True)
+    if progress is False:
+        yield Silent()
+    elif console.is_jupyter:
+        from IPython.display import Pretty, display
+
+        place = display(Pretty(""), display_id=True)
+        yield Note(lambda text: place.update(Pretty(text)))
+    elif console.is_terminal:
+        with View(console) as view:
+            yield view
+    else:
+        yield Lines() if progress else Silent()
 
 
 class View:

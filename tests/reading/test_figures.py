@@ -350,7 +350,7 @@ def test_the_budget_is_each_settings_own_in_epochs(tmp_path: Path) -> None:
     training = {"length": "1000it", "batch": 64, "patience": "none"}  # 3 steps an epoch of 144 rows
     results = shaped(tmp_path, tasks=2, training={**training, "learning_rate": None})
     figure = figures.epochs_figure(results)
-    assert [labels(axes) for axes in figure.axes] == [["budget 9.433962264"], ["budget 333.3333333"]]
+    assert [labels(axes) for axes in figure.axes] == [["budget 9.43"], ["budget 333.33"]]
 
 
 NAMES = ["$x^$", "$", "$a$ and $b$", r"\$x^\$", "_hidden", "100% {x}", "a_b^c"]

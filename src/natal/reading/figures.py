@@ -298,7 +298,7 @@ def _frame(axes: Axes, results: Results, setting: Setting, kind: Kind) -> list[t
         tallest = max((c.epochs.mean for c in stats.cells(runs) if c.epochs.n), default=0.0)
         axes.set_ylim(0, 1.05 * max(budget, tallest))
         axes.axhline(budget, zorder=1, **_DENSE)
-        return [(f"budget {budget:.10g}", budget)]
+        return [(f"budget {round(budget, 2):.10g}", budget)]
     task = results.tasks[setting.task]
     low, high = window(runs, task.chance, task.metric)
     axes.set_ylim(low, high)

@@ -23,7 +23,7 @@ RUNS = 10_000
 CURVES = 600
 LAYERS = 20_000
 FINDINGS = 5_000
-PICTURED = 250
+PICTURED = 150
 """At most so many of each, and the masks of so many runs, are in a page: together under 6 MB."""
 POINTS = 60
 """A learning curve is drawn through so many of its evaluations at most."""
