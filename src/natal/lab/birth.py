@@ -223,7 +223,8 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept], *, preci
             diagnosis=diagnosis,
             start=start,
             precise=precise,
-            keep=pending.keep - begins(pending),
+            # the mask that many cuts end with is in the last state
+            keep=pending.keep - begins(pending) | ({"end"} if cuts is not None else set()),
             cuts=cuts,
         ),
         rounds,
