@@ -148,14 +148,21 @@ WELL = {"at": "end", "rewind": "init"}
     [
         ({"at": "later"}, "must be a position in training"),
         ({"at": {"from": "1it", "to": "2it"}}, 'many cuts inside one training are { from = "10%"'),
-        ({"rounds": 0}, "must be a whole number of at least 1"),
+        ({"rounds": 0}, "must be a whole number of at least 1, such as 1"),
         ({"rounds": "all"}, 'or "levels"'),
         ({"rewind": "back"}, 'must be "none", "init", "clock"'),
         ({"rewind": "init"}, "strategies.0.rewind: has nothing to wind back, got 'init'"),
         ({"at": "end", "rewind": "end"}, "rewind: goes back to"),
         ({"regrow": "random"}, "regrow: needs cuts inside a training"),
         ({"regrow": "random", "at": "end", "rewind": "init"}, "regrow: needs cuts inside a training"),
-        ({"fraction": 0.5}, "fraction: belongs to regrow"),
+        (
+            {"fraction": 0.5},
+            'fraction: belongs to regrow = "random" or "gradient", got 0.5 without; leave it out',
+        ),
+        (
+            {**WELL, "rounds": 251},
+            "rounds: make a chain of 251 trainings, one after the other; set at most 250",
+        ),
         ({"at": SPREAD, "regrow": "random", "fraction": 1.0}, "fraction: must lie strictly between 0 and 1"),
         ({"at": SPREAD, "rounds": 2}, "rounds: do not go with at = { from, to, every }"),
         ({"at": SPREAD, "rewind": "init"}, "rewind: does not go with"),
@@ -228,6 +235,11 @@ def test_a_training_that_stops_early_may_not_reach_a_moment(recipe: dict[str, An
             "rewind = '6it' (step 6) is later than the cut, at = '5it' (step 5)",
         ),
         ({"at": "21it", "rewind": "init"}, "at = '21it' is beyond the 20 steps of training"),
+        (
+            {"at": "20it"},
+            "at = '20it' is the end of the 20 steps of training, after which nothing is trained",
+        ),
+        ({"at": "end", "rewind": "20it"}, "rewind = '20it' is the end of the 20 steps of training"),
         ({"at": {**SPREAD, "to": "5%"}}, "to = '5%' (step 1) must come after from = '10%' (step 2)"),
         ({"at": {**SPREAD, "to": "21it"}}, "to = '21it' is beyond the 20 steps of training"),
         (

@@ -60,7 +60,11 @@ class Brief:
 
     def parcel(self, job: Job | None, *, whole: bool) -> Parcel:
         """Return a job as a parcel, ``whole`` with the brief itself."""
-        errand = None if job is None else pickle.dumps((job.engine, job.trainings, dict(job.states)))
+        errand = (
+            None
+            if job is None
+            else pickle.dumps((job.engine, job.trainings, dict(job.states), job.checkpoints))
+        )
         return Parcel(self.digest, self.content if whole else None, errand)
 
 
@@ -111,8 +115,9 @@ def _job(parcel: Parcel) -> Job | None:
         _known.clear()
         _known[parcel.brief] = _opened(parcel.content)
     study, device, data = _known[parcel.brief]
-    engine, trainings, states = ("", (), {}) if parcel.errand is None else pickle.loads(parcel.errand)
-    return Job(study, engine, device, trainings, data, states)
+    errand = ("", (), {}, None) if parcel.errand is None else pickle.loads(parcel.errand)
+    engine, trainings, states, checkpoints = errand
+    return Job(study, engine, device, trainings, data, states, checkpoints)
 
 
 _known: dict[str, tuple[Study, str, str]] = {}

@@ -24,6 +24,7 @@ from natal.wording import plural
 if TYPE_CHECKING:
     from natal.lab import engines
     from natal.lab.chains import Growth
+    from natal.lab.checkpoints import Checkpoints
     from natal.lab.engines import Engine, Pending
 
 SMALL = 20e9
@@ -34,7 +35,8 @@ SMALL = 20e9
 class Job:
     """Trainings that one worker does in one go, of one setting, by one engine; ``data``: the folder of data files.
 
-    ``states``: what they start from, as the content of files; given when the job is handed out.
+    ``states``: what they start from, as the content of files; ``checkpoints``: where they leave
+    some. Both are given when the job is handed out.
     """
 
     study: Study
@@ -43,6 +45,7 @@ class Job:
     trainings: tuple[Pending, ...]
     data: str
     states: Mapping[Place, bytes] = field(default_factory=dict, repr=False)
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from natal.lab.checkpoints import Checkpoints
 from natal.lab.engines import Pending, made_by
 from natal.lab.plan import Job, Plan
 from natal.lab.worker import Made
-from natal.store import MASK, Failure, Outcome, Place, States, Store
+from natal.store import MASK, NOW, Failure, Outcome, Place, States, Store
 
 
 class Queue:
     """A plan's jobs, of which one can start as soon as the states that its trainings start from are there.
 
     States are stored before the row of the training that they are of, and dropped when no training needs them any more,
-    unless the study keeps them. Only the coordinating process has one. ``failed``: why, by key, of what was tried here.
+    unless the study keeps them; the checkpoint of a training is dropped when that is stored. Only the coordinating
+    process has one. ``failed``: why, by key, of what was tried here.
     """
 
     def __init__(self, planned: Plan, store: Store) -> None:
@@ -33,7 +35,9 @@ class Queue:
         for place in self._users:
             self._of.setdefault(place.key, []).append(place)
         statuses = store.statuses()
-        self._states.sweep({place for place in self._users if place.key in statuses}, statuses)
+        needed = {place for place in self._users if place.key in statuses}
+        self._states.sweep(needed | {Place(key, NOW) for key in self._pending}, statuses)
+        self._checkpoints = Checkpoints(str(planned.directory.absolute()))
         kept, passing = self._states.there()
         self._there = kept | passing
         self.failed: dict[str, str] = {}
@@ -99,6 +103,7 @@ class Queue:
             first,
             trainings=tuple(trainings),
             states={place: self._states.read(place) for place in needed},
+            checkpoints=self._checkpoints,
         )
 
     def left(self, job: Job) -> Job | None:
@@ -143,6 +148,8 @@ class Queue:
                         outcomes.append(self._never_begun(training, place))
         lines = {f"connectivity/{one.outcome.key}": one.line for one in made if one.line}
         self._store.add(outcomes, failures, **manifest, **lines)
+        for one in made:
+            self._states.drop(Place(one.outcome.key, NOW))
         for training in done:
             for place in training.needs:
                 self._users.get(place, set()).discard(training.key)

@@ -10,8 +10,9 @@ import copy
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from natal.errors import NatalError
+from natal.lab.checkpoints import Checkpoint, Checkpoints
 from natal.lab.state import State
+from natal.lab.states import Kept
 from natal.lab.tasks import Split, Task
 from natal.pruning.choose import problem_of
 from natal.pruning.criteria import Problem
@@ -51,7 +54,8 @@ class Trial:
     training goes on from, at the clock ``start.step``, under ``mask``; None: from birth. ``keep``: clocks
     (``"500it"``, ``"end"`` for the last step taken) whose states are wanted. ``cuts``: those inside this training.
     ``order``: which order of the data, and which random changes of its rows; another number is another order.
-    ``precise``: how cuts during training are scored, see `natal.pruning.criteria.Problem`.
+    ``precise``: how cuts during training are scored, see `natal.pruning.criteria.Problem`. ``checkpoints``: where
+    training leaves some if it is long. ``so_far``: the one that it goes on from, see `resumed`.
     """
 
     key: str
@@ -69,6 +73,8 @@ class Trial:
     cuts: Cuts | None = None
     order: int = 0
     precise: bool = False
+    checkpoints: Checkpoints | None = None
+    so_far: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         total = self.training.total_steps(self.rows_to_fit)
@@ -82,11 +88,19 @@ class Trial:
                 f"at goes from step {self.cuts.start} to step {self.cuts.stop} here; they must come in this order, "
                 f"within the {total} steps of training"
             )
+        begun = 0 if self.so_far is not None else self.first
         for clock, step in self.clocks.items():
-            if not self.first <= step <= total:
+            if not begun <= step <= total:
                 raise NatalError(
                     f"keep names {clock!r}, step {step} here, and this stage goes from step {self.first} to {total}"
                 )
+
+    def resumed(self, at: Checkpoint) -> Trial:
+        """Return this trial as it goes on from a checkpoint that it has left."""
+        kept, weights = at.now.state.mask, self.mask.weights
+        biases = {name: part for name, part in kept.items() if name not in weights}
+        under = replace(self.mask, weights={n: kept[n] for n in weights}, biases=biases, units=at.now.units)
+        return replace(self, start=at.now.state, mask=under, so_far=at)
 
     def born(self) -> nn.Module:
         """Return a copy of the network as training begins: at birth, or as ``start`` has it, under the mask."""
@@ -100,6 +114,11 @@ class Trial:
     def first(self) -> int:
         """The steps taken when training begins, on its clock."""
         return 0 if self.start is None else self.start.step
+
+    @property
+    def taken(self) -> float:
+        """The seconds that training has taken before the checkpoint that it goes on from."""
+        return 0.0 if self.so_far is None else self.so_far.seconds
 
     @property
     def settled(self) -> int:
@@ -267,9 +286,10 @@ class History:
     A strictly better one (`Training.decide`) is a new best. Training ends after ``patience`` evaluations without one,
     at ``target``, or when a loss, of training or validation, is no longer finite. ``since``: the step of the last cut;
     what is measured before is not the network that was asked for, so it is neither best nor a reason to stop.
+    ``so_far``: the checkpoint that it goes on from.
     """
 
-    def __init__(self, training: Training, since: int = 0) -> None:
+    def __init__(self, training: Training, since: int = 0, so_far: Checkpoint | None = None) -> None:
         self.training, self.since = training, since
         names = ["step", "train_loss", "val_loss", "val_metric", *["test_metric"] * training.test_curve]
         self.curves: dict[str, list[float]] = {name: [] for name in names}
@@ -277,6 +297,14 @@ class History:
         self.best_step = 0
         self.diverged = False
         self._waited = 0
+        if so_far is not None:
+            self.curves = {name: list(so_far.curves[name]) for name in names}
+            self.best, self.best_step, self._waited = so_far.seen["history"]
+
+    @property
+    def seen(self) -> Sequence[float]:
+        """What it remembers beside its curves, for a checkpoint."""
+        return self.best, self.best_step, self._waited
 
     def record(
         self, step: int, train_loss: float, val_loss: float, val_metric: float, test_metric: float = math.nan
@@ -310,11 +338,13 @@ class History:
 class Trained:
     """A trained network: its outcome for the store and its state (best weights and buffers, by name).
 
-    ``states``: those that the trial asked for, by clock; a clock that training ended before has none.
+    ``mask``: the one that training ended with. ``states``: those that the trial asked for, by clock; a clock that
+    training ended before has none.
     """
 
     outcome: Outcome
     state: Mapping[str, Tensor]
+    mask: Mask
     states: Mapping[str, State] = field(default_factory=dict)
 
 
@@ -357,7 +387,8 @@ def finals(trial: Trial, state: Mapping[str, Tensor]) -> Finals:
 class Course:
     """What is seen of a training beside its curves: the ``mask`` it has now, the states that are kept, the proofs.
 
-    ``held``: removed weights were exactly 0 whenever somebody looked.
+    ``held``: removed weights were exactly 0 whenever somebody looked. Of a trial that goes on from a checkpoint, the
+    course goes on too.
     """
 
     trial: Trial
@@ -367,9 +398,17 @@ class Course:
     restarted: dict[str, Any] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._left = time.monotonic()
+        if (so_far := self.trial.so_far) is not None:
+            self.held, self.rewound, self.restarted = so_far.seen["course"]
+            self.states = dict(so_far.states)
+
     def begin(self, tensors: Mapping[str, Tensor], rate: float, fresh: bool, batch: Tensor | None) -> None:
         """Note what training really begins with: ``tensors`` before the first step, its learning rate and batch, and
         whether the optimiser remembers nothing."""
+        if self.trial.so_far is not None:  # it began before
+            return
         self.rewound = self.trial.begun_as_told(tensors)
         rows = "all" if batch is None else hashlib.sha256(batch.cpu().numpy().tobytes()).hexdigest()[:16]
         self.restarted = {
@@ -386,6 +425,23 @@ class Course:
             for name, kept in self.mask.items().items()
         ]
         self.held = self.held and not (gone and bool(torch.stack(gone).any()))
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to leave a checkpoint after a step."""
+        to, trial = self.trial.checkpoints, self.trial
+        going_on = step < trial.training.total_steps(trial.rows_to_fit)
+        return to is not None and going_on and time.monotonic() - self._left >= to.every
+
+    def leave(self, history: History, now: State, best: Mapping[str, Tensor], seconds: float) -> None:
+        """Leave a checkpoint after an evaluation with which training is not over.
+
+        ``now``: the state after it; ``best``: the best parameters and buffers; ``seconds``: that training has taken.
+        """
+        to, self._left = self.trial.checkpoints, time.monotonic()
+        assert to is not None
+        seen = {"history": history.seen, "course": (self.held, self.rewound, self.restarted)}
+        state = Kept(now, self.mask.units)
+        to.leave(self.trial.key, Checkpoint(state, best, self.states, history.curves, seen, seconds))
 
     @torch.no_grad()
     def cut(self, step: int, net: nn.Module, gradient: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -463,5 +519,6 @@ def conclude(
             proofs=course.proofs,
         ),
         {name: value.cpu().contiguous() for name, value in state.items()},
+        course.mask,
         course.states,
     )

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from natal.errors import NatalError
 from natal.lab import DATA, birth, states
+from natal.lab.checkpoints import Checkpoints
 from natal.lab.connectivity import along
 from natal.lab.engines import ENGINES, Engine, Pending
 from natal.lab.networks import networks
@@ -77,7 +76,8 @@ def each(job: Job, mishaps: tuple[type[BaseException], ...] = MISHAPS) -> Iterat
             yield Failure(pending.key, said(error))
         else:
             stages[pending.key] = pending, staged
-    for trained in _trained(engine, [staged.trial for _, staged in stages.values()], job.device, mishaps):
+    trials = [_going_on(staged.trial, job.checkpoints) for _, staged in stages.values()]
+    for trained in _trained(engine, trials, job.device, mishaps):
         if isinstance(trained, Failure):
             del stages[trained.key]
             yield trained
@@ -98,6 +98,13 @@ def each(job: Job, mishaps: tuple[type[BaseException], ...] = MISHAPS) -> Iterat
             yield Failure(pending.key, said(error))
         else:
             yield made
+
+
+def _going_on(trial: Trial, checkpoints: Checkpoints | None) -> Trial:
+    """Return a trial that leaves checkpoints, and goes on from the last that it has left."""
+    trial = replace(trial, checkpoints=checkpoints)
+    last = None if checkpoints is None else checkpoints.last(trial.key)
+    return trial if last is None else trial.resumed(last)
 
 
 def _trained(
@@ -124,12 +131,11 @@ def _made(pending: Pending, staged: birth.Staged, trained: Trained) -> Made:
     """Return a stage's outcome with what is proven of its chain, and its states as they are stored."""
     trial, outcome, rounds = staged.trial, trained.outcome, list(staged.rounds)
     kept = {**trained.states, **dict.fromkeys(birth.begins(pending), _begun(trial, pending.stage.first))}
-    mask: Mapping[str, Tensor] = trial.mask.items()
-    if trial.cuts is not None and "end" in kept:
-        mask = kept["end"].mask
-        rounds = [1 - sum(int(mask[name].sum()) for name in trial.mask.weights) / trial.mask.total]
+    mask = trained.mask
+    if trial.cuts is not None:
+        rounds = [mask.sparsity]
     packed = {
-        clock: states.pack(states.Kept(state, trial.mask.units, rounds))
+        clock: states.pack(states.Kept(state, mask.units, rounds))
         for clock, state in kept.items()
         # of a training that diverged nothing goes on
         if clock in pending.keep and all(bool(t.isfinite().all()) for t in state.tensors.values())
@@ -140,8 +146,8 @@ def _made(pending: Pending, staged: birth.Staged, trained: Trained) -> Made:
             f"engine {outcome.made_by.engine!r} gave no state at {', '.join(sorted(lacking))}; use --engine torch"
         )
     if pending.stage.beyond_birth:
-        alone = State(outcome.steps_trained, {}, mask=mask)
-        packed[MASK] = states.pack(states.Kept(alone, trial.mask.units, rounds))
+        alone = State(outcome.steps_trained, {}, mask=mask.items())
+        packed[MASK] = states.pack(states.Kept(alone, mask.units, rounds))
         outcome = replace(outcome, proofs={**outcome.proofs, "rounds": rounds, "from": dict(staged.digests)})
     return Made(outcome, packed)
 

@@ -2,7 +2,8 @@
 
 ``OUT/states/KEY@CLOCK.safetensors`` is what a study asked to ``keep``, and the masks of networks cut after their birth;
 ``OUT/states/passing/`` holds what stages still to be trained start from. The coordinating process alone writes, whole
-files or none, and a state before the row of its training: so a row never promises a state that is not there.
+files or none, and a state before the row of its training: so a row never promises a state that is not there. The one
+exception is the checkpoint of a long training, `NOW`, which the worker that trains writes over the one before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ PASSING = "passing"
 ENDING = ".safetensors"
 MASK = "mask"
 """In the place of a clock: the mask that a training ended with."""
+NOW = "now"
+"""In the place of a clock: a training that is not over, as it was when it last left a checkpoint."""
 
 
 class Place(NamedTuple):
@@ -59,7 +62,9 @@ class States:
         path = _path(self.kept if keep else self.passing, place)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(path, content, path.with_suffix(".new"))
+            # a worker that was thought lost may write a checkpoint at the same time
+            draft = f".{os.getpid()}.new" if place.clock == NOW else ".new"
+            replace_whole(path, content, path.with_suffix(draft))
         except OSError as error:
             raise NatalError(
                 f"{path}: {error.strerror}; free some space, or check permissions, and run the same command again"
@@ -84,8 +89,8 @@ class States:
 
     def drop(self, place: Place) -> None:
         """Remove a state that nothing needs any more, unless it is kept."""
-        _path(self.passing, place).unlink(missing_ok=True)
         with suppress(OSError):  # the last one takes the folder with it
+            _path(self.passing, place).unlink()
             self.passing.rmdir()
 
 

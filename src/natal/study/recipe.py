@@ -113,7 +113,7 @@ def _at(value: Any) -> Any:
 def _rounds(value: Any) -> Any:
     if value != "levels" and (type(value) is not int or value < 1):
         raise ValueError(
-            'must be a whole number of at least 1, or "levels" for a chain through the sparsities'
+            'must be a whole number of at least 1, such as 1, or "levels" for a chain through the sparsities'
         )
     return value
 
@@ -205,9 +205,9 @@ def _senseless(recipe: Recipe) -> str:
     """Return why a recipe's moment does not go with the rest of it, beginning with the key to change, or ``""``."""
     at, rewind, control = recipe.at, recipe.rewind, recipe.control
     if recipe.regrow is None and recipe.fraction != 0.3:
-        return f'fraction belongs to regrow = "random" or "gradient", got {recipe.fraction} without'
+        return f'fraction belongs to regrow = "random" or "gradient", got {recipe.fraction} without; leave it out'
     if not 0 < recipe.fraction < 1:
-        return f"fraction must lie strictly between 0 and 1, got {recipe.fraction}"
+        return f"fraction must lie strictly between 0 and 1, such as 0.3, got {recipe.fraction}"
     if recipe.rates and recipe.scope != "layerwise":
         return f'rates let layers go at their own pace, which only scope = "layerwise" does, got scope {recipe.scope!r}'
     if recipe.rates and recipe.granularity != "weight":

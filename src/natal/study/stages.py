@@ -177,6 +177,13 @@ def untimely(recipe: Recipe, timeline: Timeline) -> str:
     at = str(recipe.at)
     if timeline.steps(at) > timeline.total:
         return f"{written}at = {at!r} is beyond the {timeline.total} steps of training; set an earlier one"
+    ends = f"is the end of the {timeline.total} steps of training, after which nothing is trained"
+    if at != "end" and timeline.steps(at) == timeline.total and recipe.rewind == "none":
+        return (
+            f'{written}at = {at!r} {ends}; set at = "end" with training.retrain, rewind, or an earlier moment'
+        )
+    if recipe.rewind not in ("none", "clock") and timeline.steps(recipe.rewind) == timeline.total:
+        return f"{written}rewind = {recipe.rewind!r} {ends}; wind back to an earlier moment"
     if recipe.rewind not in ("none", "clock") and timeline.steps(recipe.rewind) > timeline.steps(at):
         return (
             f"{written}rewind = {recipe.rewind!r} (step {timeline.steps(recipe.rewind)}) is later than the cut, "

@@ -82,6 +82,10 @@ def within(clocks: Sequence[str]) -> tuple[str, ...]:
     return tuple(clock for clock in clocks if clock not in ("init", "end", "none", "clock"))
 
 
+LONGEST = 250
+"""Stages of a chain: the longest in the literature have a hundred."""
+
+
 def retrains(recipe: Recipe) -> bool:
     """Whether a recipe cuts after training and trains on from there."""
     return recipe.at == "end" and recipe.rewind == "none"
@@ -267,6 +271,9 @@ class Study(Shown, Model):
         """Return how a recipe does not go with the study's sparsities and training, or ``""``."""
         if recipe.rounds == "levels" and list(self.sparsities) != sorted(self.sparsities):
             return f'rounds = "levels" goes through the sparsities in order, got {list(self.sparsities)}; sort them'
+        stages = len(self.sparsities) if recipe.rounds == "levels" else recipe.rounds
+        if recipe.at != "init" and stages > LONGEST:
+            return f"rounds: make a chain of {stages} trainings, one after the other; set at most {LONGEST}"
         if retrains(recipe) and self.training.retrain is None:
             return (
                 'at: needs something after the cut, got "end" and no rewind; set training.retrain, such as "20ep", or '

@@ -217,12 +217,20 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
     training, rows = trials[0].training, trials[0].rows_to_fit
     began = time.perf_counter()
     lanes, courses = _Lanes(trials, device), _Courses(trials, device)
-    histories, seen = [History(training) for _ in trials], [Course(trial, trial.mask) for trial in trials]
+    histories = [History(training, so_far=trial.so_far) for trial in trials]
+    seen = [Course(trial, trial.mask) for trial in trials]
     best = {name: value.clone() for name, value in lanes.nets.state().items()}
-    seconds = [0.0] * len(trials)
+    for i, trial in enumerate(trials):
+        for name, value in ({} if trial.so_far is None else trial.so_far.best).items():
+            best[name][i] = value
+    seconds = [trial.taken for trial in trials]
     alive = list(range(len(trials)))  # the trial of each lane
     first, evaluations, last = trials[0].first, set(training.evaluations(rows)), training.total_steps(rows)
     losses: list[Tensor] = []
+
+    def state_of(lane: int, step: int) -> State:
+        i = alive[lane]
+        return lanes.state(lane, step, trials[i].mask, trials[i].drawn(courses.streams(lane)))
 
     def keep(step: int, over: Sequence[int] | None = None) -> None:
         """Keep the states that are wanted after a step; ``over``: only those of the lanes that it was the last of."""
@@ -234,8 +242,7 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
                 if (c != "end" and at == step if over is None else c == "end" and i in over)
             ]
             if now:
-                streams = trials[i].drawn(courses.streams(lane))
-                seen[i].states |= dict.fromkeys(now, lanes.state(lane, step, trials[i].mask, streams))
+                seen[i].states |= dict.fromkeys(now, state_of(lane, step))
 
     keep(first)
     for step, factor in enumerate(training.factors(rows)[first:], start=first + 1):
@@ -278,9 +285,13 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
         if left and alive:
             lanes.only(going)
             courses.only(going)
+        for lane, i in enumerate(alive):
+            if seen[i].due(step):
+                own = {name: value[i] for name, value in best.items()}
+                seen[i].leave(histories[i], state_of(lane, step), own, seconds[i])
         for i in left:
-            state = {name: value[i].clone() for name, value in best.items()}
-            yield conclude(trials[i], histories[i], state, seconds[i], maker, seen[i])
+            own = {name: value[i].clone() for name, value in best.items()}
+            yield conclude(trials[i], histories[i], own, seconds[i], maker, seen[i])
         if not alive:
             return
         began = time.perf_counter() if left else now

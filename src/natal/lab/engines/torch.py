@@ -62,7 +62,7 @@ class Torch:
             yield trained
 
     def _train_one(self, trial: Trial, device: str) -> Trained:
-        started = time.perf_counter()
+        started = time.perf_counter() - trial.taken
         training, task = trial.training, trial.task
         rows = trial.rows(device)
         x, y = rows["fit"]
@@ -75,10 +75,12 @@ class Torch:
         if trial.start is not None:
             _remind(optimiser, net, trial.start.optimiser)
         evaluations = set(training.evaluations(trial.rows_to_fit))
-        history = History(training, trial.settled)
+        history = History(training, trial.settled, trial.so_far)
         regrows = trial.cuts is not None and trial.cuts.regrow == "gradient"
         gradient: dict[str, Tensor] | None = None
-        best = _state(net)
+        best = (
+            _state(net) if trial.so_far is None else {n: v.to(device) for n, v in trial.so_far.best.items()}
+        )
         losses: list[Tensor] = []
 
         def measured(part: str) -> tuple[float, float]:
@@ -86,11 +88,13 @@ class Torch:
             outputs = measure(net, inputs)
             return task.loss.value(outputs, targets).item(), task.metric.value(outputs, targets)
 
+        def snapshot(step: int) -> State:
+            return _snapshot(step, net, optimiser, course.mask, trial, augmented, device)
+
         def keep(step: int, last: bool = False) -> None:
             clocks = [clock for clock, at in trial.clocks.items() if (last if clock == "end" else at == step)]
             if clocks:
-                state = _snapshot(step, net, optimiser, course.mask, trial, augmented, device)
-                course.states.update(dict.fromkeys(clocks, state))
+                course.states.update(dict.fromkeys(clocks, snapshot(step)))
 
         net.train()
         with dropout_from(trial, device):
@@ -143,6 +147,8 @@ class Torch:
                     best = _state(net)
                 if history.over:
                     break
+                if course.due(step):
+                    course.leave(history, snapshot(step), best, time.perf_counter() - started)
             keep(step, last=True)
 
         seconds = time.perf_counter() - started

@@ -88,14 +88,14 @@ class Compiled:
             yield trained
 
     def _train_one(self, trial: Trial, chain: Chain, rows: _Rows, device: str) -> Trained:
-        started = time.perf_counter()
+        started = time.perf_counter() - trial.taken
         training, net, start = trial.training, trial.born(), trial.start
         loss = Loss(trial.task.loss.name == "cross-entropy", float(training.label_smoothing))
         learner = Learner(
             net, chain, trial.mask, training.optimiser, rows.ones > 0, loss, training.clip,
             start.optimiser if start is not None else None, trial.cuts is not None,
         )  # fmt: skip
-        course, history = Course(trial, trial.mask), History(training, trial.settled)
+        course, history = Course(trial, trial.mask), History(training, trial.settled, trial.so_far)
         steps = trial.batches()
         rates = trial.learning_rate * np.array(training.factors(trial.rows_to_fit))
         best, done = learner.theta.copy(), trial.first
@@ -107,14 +107,22 @@ class Compiled:
             stops |= {step - 1 for step in trial.cut_after}
         losses: list[Array] = []
 
+        def written(theta: Array) -> dict[str, torch.Tensor]:
+            learner.write(net, theta)
+            return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+        def snapshot() -> State:
+            masks = {name: m.clone() for name, m in course.mask.items().items()}
+            return State(done, written(learner.theta), learner.remembered(), masks)
+
         def keep(last: bool = False) -> None:
             clocks = [clock for clock, at in trial.clocks.items() if (last if clock == "end" else at == done)]
             if clocks:
-                learner.write(net)
-                tensors = {name: value.detach().clone() for name, value in net.state_dict().items()}
-                masks = {name: m.clone() for name, m in course.mask.items().items()}
-                course.states.update(dict.fromkeys(clocks, State(done, tensors, learner.remembered(), masks)))
+                course.states.update(dict.fromkeys(clocks, snapshot()))
 
+        if trial.so_far is not None:
+            net.load_state_dict(dict(trial.so_far.best))
+            best = learner.read(net)
         learner.write(net)
         keep()
         for until in sorted(step for step in stops if step > trial.first):
@@ -149,14 +157,15 @@ class Compiled:
                 best[:] = learner.theta
             if history.over:
                 break
+            if course.due(done):
+                course.leave(history, snapshot(), written(best), time.perf_counter() - started)
         keep(last=True)
         seconds = time.perf_counter() - started
         finals = Finals() if history.diverged else rows.finals(learner, best)
         for theta in (learner.theta, best):
             learner.write(net, theta)
             course.look(dict(net.named_parameters()))
-        state = {name: value.detach().clone() for name, value in net.state_dict().items()}
-        return conclude(trial, history, state, seconds, made_by(self, device), course, finals)
+        return conclude(trial, history, written(best), seconds, made_by(self, device), course, finals)
 
 
 class _Rows:

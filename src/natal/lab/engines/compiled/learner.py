@@ -158,6 +158,10 @@ class Learner:
         """Bring its numbers, or others of the same layout, into a module; what is not trained stays as it is there."""
         self.layout.unpack(self.state.theta if theta is None else theta, arrays(net, self.chain))
 
+    def read(self, net: nn.Module) -> Array:
+        """Return the numbers of a module as ``theta`` has them."""
+        return self.layout.pack(arrays(net, self.chain), self.dtype)
+
     @property
     def remembers(self) -> bool:
         """Whether its optimiser has taken a step, here or in the training that it goes on with."""

@@ -1,0 +1,250 @@
+"""Checkpoints: a long training that is killed goes on from its last one, to the same bits, and trains nothing twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_chains import REINIT, TICKET, Killed, chains, files
+from test_states import NETWORKS
+from test_training_cuts import cuts, cutting, mlp
+
+import natal
+from conftest import tiny, toml, trainings
+from natal.lab import checkpoints
+from natal.lab.checkpoints import Checkpoint, Checkpoints, pack, unpack
+from natal.lab.trial import History, Trained, Trial
+from natal.store import FILE, NOW, Place, States
+from trials import OPTIMISERS, after, how, same, train
+
+WAY: dict[str, Any] = {"batch": 40, "length": "14it", "evaluate": "2it", "optimiser": OPTIMISERS["adamw"]}
+
+
+@dataclass(frozen=True)
+class Left(Checkpoints):
+    """Every checkpoint of a training, as it would be read again."""
+
+    def leave(self, key: str, checkpoint: Checkpoint) -> None:
+        content = pack(checkpoint)
+        found = unpack(content)
+        assert found is not None
+        assert pack(found) == content
+        self.all.append(found)
+
+    @property
+    def all(self) -> list[Checkpoint]:
+        return LEFT
+
+
+LEFT: list[Checkpoint] = []
+
+
+def facts(trained: Trained) -> list[Any]:
+    """All that a training leaves behind but its time, the states aside."""
+    told = {name: value for name, value in trained.outcome.facts().items() if name != "seconds"}
+    curves = {name: line.tobytes() for name, line in trained.outcome.curves.items()}
+    return [
+        json.dumps(told),
+        curves,
+        {name: value.numpy().tobytes() for name, value in trained.state.items()},
+    ]
+
+
+def plain(engine: str) -> Trial:
+    return replace(NETWORKS[engine][1](), training=how(**WAY, schedule="cosine", test_curve=True, patience=3))
+
+
+def mid_training(engine: str) -> Trial:
+    """A trial that itself goes on from a state, in an order of its own."""
+    made = plain(engine)
+    return replace(made, start=after(engine, made, "3it").states["3it"], order=1)
+
+
+def cut(kind: str, **keys: Any) -> Callable[[str], Trial]:
+    return lambda _: cutting(mlp(), cuts(kind, 2, 9, 3, 0.4, **keys), **WAY)
+
+
+TRIALS: dict[str, tuple[str, Callable[[str], Trial]]] = {
+    **{f"{engine}, from birth": (engine, plain) for engine in NETWORKS},
+    **{f"{engine}, from a state": (engine, mid_training) for engine in NETWORKS},
+    **{f"{engine}, gradual": (engine, cut("gradual")) for engine in ("torch", "compiled")},
+    **{f"{engine}, RigL": (engine, cut("rigl", scope="erk")) for engine in ("torch", "compiled")},
+    "neurons go": ("torch", cut("gradual", scope="layerwise", granularity="neuron")),
+}
+
+
+@pytest.mark.parametrize("which", TRIALS)
+def test_from_any_checkpoint_on_a_training_is_the_one_that_was_not_interrupted(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, make = TRIALS[which]
+    made = replace(make(engine), keep=frozenset({"4it", "10it", "end"}))
+    LEFT.clear()
+    (whole,) = train(engine, made)
+    (left,) = train(engine, replace(made, checkpoints=Left("", every=0.0)))
+    assert facts(left) == facts(whole)  # to leave some changes nothing
+    some = list(LEFT)
+    steps = [checkpoint.now.state.step for checkpoint in some]
+    assert steps == [int(step) for step in whole.outcome.curves["step"][:-1]]
+    evaluated: list[int] = []
+    record = History.record
+
+    def recording(self: History, step: int, *values: float) -> bool:
+        evaluated.append(step)
+        return record(self, step, *values)
+
+    monkeypatch.setattr(History, "record", recording)
+    for checkpoint in some:
+        evaluated.clear()
+        (rest,) = train(engine, made.resumed(checkpoint))
+        assert facts(rest) == facts(whole)
+        assert rest.states.keys() == whole.states.keys()
+        assert all(same(rest.states[clock], state) for clock, state in whole.states.items())
+        assert evaluated == [
+            step for step in whole.outcome.curves["step"] if step > checkpoint.now.state.step
+        ]
+        assert rest.outcome.seconds > checkpoint.seconds
+
+
+def test_a_checkpoint_is_left_when_it_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("natal.lab.trial.time.monotonic", lambda: now[0])
+    record = History.record
+
+    def recording(self: History, step: int, *values: float) -> bool:
+        now[0] += 100.0  # seconds from one evaluation to the next
+        return record(self, step, *values)
+
+    monkeypatch.setattr(History, "record", recording)
+    LEFT.clear()
+    train("compiled", replace(NETWORKS["compiled"][1](), training=how(**WAY), checkpoints=Left("")))
+    assert [checkpoint.now.state.step for checkpoint in LEFT] == [6, 12]
+
+
+def test_what_cannot_be_read_or_written_is_no_checkpoint(tmp_path: Path) -> None:
+    LEFT.clear()
+    train(
+        "compiled", replace(NETWORKS["compiled"][1](), training=how(**WAY), checkpoints=Left("", every=0.0))
+    )
+    elsewhere = Checkpoints(str(tmp_path / "not-shared"))
+    elsewhere.leave("key", LEFT[0])
+    assert elsewhere.last("key") is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / FILE).touch()
+    here, states = Checkpoints(str(tmp_path)), States(tmp_path)
+    here.leave("key", LEFT[0])
+    (path,) = (tmp_path / "states" / "passing").iterdir()
+    found = here.last("key")
+    assert found is not None
+    assert pack(found) == path.read_bytes()
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert here.last("key") is None
+    states.drop(Place("key", NOW))
+    (tmp_path / "states").rmdir()
+    (tmp_path / "states").touch()  # nothing can be written below it
+    here.leave("key", LEFT[0])
+    assert here.last("key") is None
+
+
+# -- studies -----------------------------------------------------------------------------------------------------------
+
+
+def passing(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "states" / "passing").glob("*"))
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+def test_a_study_that_is_killed_at_every_checkpoint_trains_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    back = {**TICKET, "name": "back", "rewind": "6it"}
+    asked = chains(TICKET, REINIT, back, training={"evaluate": "6it"}, keep=["end"], sparsities=[0.0, 0.5])
+    natal.run(asked, tmp_path / "whole", engine=engine, workers=1)
+    evaluated: list[int] = []
+    record, leave = History.record, Checkpoints.leave
+
+    def recording(self: History, step: int, *values: float) -> bool:
+        evaluated.append(step)
+        return record(self, step, *values)
+
+    def killing(self: Checkpoints, key: str, checkpoint: Checkpoint) -> None:
+        leave(self, key, checkpoint)
+        raise Killed
+
+    monkeypatch.setattr(History, "record", recording)
+    monkeypatch.setattr(Checkpoints, "leave", killing)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    out, kills = tmp_path / "killed", 0
+    while True:
+        try:
+            natal.run(asked, out, engine=engine, workers=1)
+            break
+        except Killed:
+            kills += 1
+            assert any(f"@{NOW}." in name for name in passing(out))
+    assert trainings(out) == trainings(tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+    assert passing(out) == []
+    # three from birth in four evaluations each, and one from step 6 on in three
+    assert sorted(evaluated) == sorted([*[6] * 3, *[12, 18, 24] * 4])
+    assert kills == 3 * 3 + 2
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_checkpoint_of_what_is_not_asked_for_any_more_goes(tmp_path: Path) -> None:
+    natal.run(chains("random", sparsities=[0.5]), tmp_path)
+    States(tmp_path).write(Place("gone", NOW), b"of a row that the study had", keep=False)
+    assert len(passing(tmp_path)) == 1
+    natal.run(chains("random", sparsities=[0.5]), tmp_path)
+    assert passing(tmp_path) == []
+
+
+DYING = '''
+import os, signal
+from pathlib import Path
+import natal
+from torch import nn
+
+class Dying(nn.Sequential):
+    """Two layers whose training kills its process once, at a step of the second seed's."""
+    def forward(self, x):
+        if self.training and len(x) == 36:
+            notes = Path(__file__).with_name("notes")
+            with notes.open("a") as file:
+                file.write(".")
+            if notes.stat().st_size == 15 and Path(__file__).with_name("deadly").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+@natal.network("dying")
+def dying(inputs, outputs):
+    return Dying(nn.Linear(inputs[0], 8), nn.ReLU(), nn.Linear(8, outputs))
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forgotten", "no_report")
+def test_a_worker_that_dies_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own, which write checkpoints themselves."""
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    (tmp_path / "dying_net.py").write_text(DYING)
+    notes, deadly = tmp_path / "notes", tmp_path / "deadly"
+    way = {"epochs": 6, "batch": 36, "evaluate": "4it", "target": "none"}
+    study = tiny(strategies=["random"], sparsities=[0.0], seeds=[1], plugins=["dying_net"], training=way)
+    study["networks"] = ["dying"]
+    del study["hidden"]
+    (tmp_path / "study.toml").write_text(toml(study))
+    natal.run(tmp_path / "study.toml", tmp_path / "whole", workers=2)
+    steps = notes.stat().st_size
+    notes.write_bytes(b"")
+    deadly.touch()
+    natal.run(tmp_path / "study.toml", tmp_path / "out", workers=2)
+    assert trainings(tmp_path / "out") == trainings(tmp_path / "whole")
+    # it died at its fifteenth batch, of which the last two had not come to an evaluation
+    assert 0 < notes.stat().st_size - steps <= 4
+    assert passing(tmp_path / "out") == []
