@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from natal.determinism import deterministic, one_thread
 from natal.errors import NatalError
@@ -24,8 +23,10 @@ from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.criteria.flow import redraw
 from natal.pruning.cuts import Cuts, cut
 from natal.pruning.doctor import diagnose
+from natal.pruning.graph.capture import private_copy
 from natal.pruning.mask import Mask, dense, prunable, unit_axes
 from natal.pruning.pictures import pictures
+from natal.pruning.savings import count
 from natal.store import Place
 from natal.study import Maker, Network, Recipe, Run, Stage, Study, Training, targets_of, untimely
 from natal.study import keys as chains
@@ -101,11 +102,7 @@ def newborn(study: Study, run: Run, split: Split) -> nn.Module:
 
 def multiply_adds(net: nn.Module, split: Split) -> int:
     """Return the multiply-adds of one row's forward pass: products and convolutions."""
-    training = net.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(split.data.inputs[:1])
-    net.train(training)
-    return int(counter.get_total_flops()) // 2
+    return round(count(private_copy(net).eval(), split.data.inputs[:1]).multiply_adds)
 
 
 def trial(

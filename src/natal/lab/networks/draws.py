@@ -25,6 +25,10 @@ class SameEverywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._normal = normal
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and guarding it would import the compiler, for seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace two of torch's functions."""
         of_one = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float32
