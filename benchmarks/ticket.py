@@ -114,7 +114,7 @@ def draw(
     figure.text(
         1,
         0,
-        f"{spread}; trained and timed on {hardware()}",
+        f"{spread}; trained on {results.manifest['processor']}, timed on {hardware()}",
         ha="right",
         va="bottom",
         fontsize=7,

@@ -69,6 +69,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "rounds": 2,
         "rewind": "init",
     },
+    "neurons-gradual": {
+        "criterion": "magnitude",
+        "granularity": "neuron",
+        "scope": "layerwise",
+        "at": SPREAD,
+    },
     "levels-at-birth": {"criterion": "snip", "rounds": "levels"},
 }
 
@@ -182,10 +188,11 @@ def test_every_protocol_runs_and_proves_itself(tmp_path: Path, engine: str) -> N
     assert validate(tmp_path) == []
     assert not (tmp_path / "states" / "passing").exists()
     for row in results.runs:
-        if row.sparsity and row.strategy not in ("paced", "neurons"):
+        if row.sparsity and row.strategy not in ("paced", "neurons", "neurons-gradual"):
             assert abs(row.realised_sparsity - row.sparsity) < 0.01, row.run
-    of_neurons = next(row for row in results.runs if (row.strategy, row.sparsity) == ("neurons", 0.8))
-    assert set(results.mask(of_neurons).units) == {"hidden.weight"}
+    for name in ("neurons", "neurons-gradual"):
+        of_neurons = next(row for row in results.runs if (row.strategy, row.sparsity) == (name, 0.8))
+        assert [int(kept.sum()) for kept in results.mask(of_neurons).units.values()] == [7]
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

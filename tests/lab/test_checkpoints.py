@@ -18,7 +18,8 @@ from conftest import tiny, toml, trainings
 from natal.lab import checkpoints
 from natal.lab.checkpoints import Checkpoint, Checkpoints, pack, unpack
 from natal.lab.trial import History, Trained, Trial
-from natal.store import FILE, NOW, Place, States
+from natal.reading.validate import validate
+from natal.store import FILE, NOW, Place, States, Store
 from trials import OPTIMISERS, after, how, same, train
 
 WAY: dict[str, Any] = {"batch": 40, "length": "14it", "evaluate": "2it", "optimiser": OPTIMISERS["adamw"]}
@@ -165,6 +166,22 @@ def test_a_study_that_is_killed_at_every_checkpoint_trains_nothing_twice(
     back = {**TICKET, "name": "back", "rewind": "6it"}
     asked = chains(TICKET, REINIT, back, training={"evaluate": "6it"}, keep=["end"], sparsities=[0.0, 0.5])
     natal.run(asked, tmp_path / "whole", engine=engine, workers=1)
+    evaluated, kills = killed_at_every_checkpoint(asked, tmp_path / "killed", engine, monkeypatch)
+    assert trainings(tmp_path / "killed") == trainings(tmp_path / "whole")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert passing(tmp_path / "killed") == []
+    # three from birth in four evaluations each, and one from step 6 on in three
+    assert sorted(evaluated) == sorted([*[6] * 3, *[12, 18, 24] * 4])
+    assert kills == 3 * 3 + 2
+
+
+def killed_at_every_checkpoint(
+    asked: dict[str, Any], out: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[int], int]:
+    """Run a study by commands that die as soon as they have left a checkpoint.
+
+    Return the steps evaluated, and the number of kills.
+    """
     evaluated: list[int] = []
     record, leave = History.record, Checkpoints.leave
 
@@ -179,20 +196,14 @@ def test_a_study_that_is_killed_at_every_checkpoint_trains_nothing_twice(
     monkeypatch.setattr(History, "record", recording)
     monkeypatch.setattr(Checkpoints, "leave", killing)
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    out, kills = tmp_path / "killed", 0
+    kills = 0
     while True:
         try:
             natal.run(asked, out, engine=engine, workers=1)
-            break
+            return evaluated, kills
         except Killed:
             kills += 1
             assert any(f"@{NOW}." in name for name in passing(out))
-    assert trainings(out) == trainings(tmp_path / "whole")
-    assert files(out) == files(tmp_path / "whole")
-    assert passing(out) == []
-    # three from birth in four evaluations each, and one from step 6 on in three
-    assert sorted(evaluated) == sorted([*[6] * 3, *[12, 18, 24] * 4])
-    assert kills == 3 * 3 + 2
 
 
 @pytest.mark.usefixtures("no_report")
@@ -202,6 +213,70 @@ def test_a_checkpoint_of_what_is_not_asked_for_any_more_goes(tmp_path: Path) -> 
     assert len(passing(tmp_path)) == 1
     natal.run(chains("random", sparsities=[0.5]), tmp_path)
     assert passing(tmp_path) == []
+
+
+NEURONS = {**TICKET, "name": "neurons", "granularity": "neuron"}
+BLOCKS = {**TICKET, "name": "blocks", "granularity": {"block": [2, 2]}, "rewind": "6it"}
+SHUFFLED = {**TICKET, "name": "shuffled", "control": "shuffle"}
+NORMED = {"network": "mlp", "hidden": [16, 12], "batch_norm": True, "name": "normed"}
+IMAGES = {"task": "digits", "augment": ["crop"], "name": "images"}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "batch norm": ("torch", {"strategies": [TICKET, SHUFFLED], "networks": [NORMED]}),
+    "changed images": (
+        "torch",
+        {"strategies": [TICKET, BLOCKS], "tasks": [IMAGES], "networks": ["conv-2"], "sparsities": [0.0, 0.5]},
+    ),
+    "neurons": ("compiled", {"strategies": [NEURONS, REINIT], "networks": [NORMED | {"batch_norm": False}]}),
+    "neurons with batch norm": ("torch", {"strategies": [NEURONS], "networks": [NORMED]}),
+    "blocks": ("compiled", {"strategies": [BLOCKS]}),
+    "several networks": ("auto", {"strategies": [TICKET], "networks": [NORMED, "lenet-300-100"]}),
+    "learning rates": (
+        "compiled",
+        {"strategies": [TICKET, REINIT], "training": {"learning_rate": {"search": [0.01, 0.03]}}},
+    ),
+    "two workers": ("compiled", {"strategies": [TICKET, BLOCKS], "seeds": [1, 2]}),
+}
+"""Chains with what a study may have beside them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_of_every_kind_survive_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    engine, changes = KINDS[kind]
+    way = {"evaluate": "6it", "length": "18it", **changes.get("training", {})}
+    asked = chains(**{**changes, "training": way})
+    del asked["training"]["epochs"]
+    if "networks" in asked:
+        del asked["hidden"]
+    natal.run(asked, tmp_path / "whole", engine=engine, workers=2 if kind == "two workers" else 1)
+    assert validate(tmp_path / "whole") == []
+    evaluated, kills = killed_at_every_checkpoint(asked, tmp_path / "killed", engine, monkeypatch)
+    assert kills > 3
+    assert trainings(tmp_path / "killed") == trainings(tmp_path / "whole")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert passing(tmp_path / "killed") == []
+    with Store.read(tmp_path / "whole") as store:
+        done = list(store.outcomes(store.finished()))
+    assert len(evaluated) == sum(len(outcome.curves["step"]) for outcome in done)
+
+
+@pytest.mark.slow
+def test_stacked_chains_survive_kills_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bits depend on the company, so here it is what they prove that is the same."""
+    asked = chains(TICKET, REINIT, seeds=[1, 2], training={"evaluate": "8it"}, keep=["6it"])
+    of_torch = natal.run(asked, tmp_path / "torch", engine="torch")
+    killed_at_every_checkpoint(asked, tmp_path / "killed", "stacked", monkeypatch)
+    assert validate(tmp_path / "killed") == []
+    assert passing(tmp_path / "killed") == []
+    assert len(files(tmp_path / "killed")) == len(files(tmp_path / "torch"))
+    mine, theirs = (
+        {row.run: (row.kept, row.steps_trained, row.proofs["rounds"]) for row in results.runs if row.sparsity}
+        for results in (natal.load(tmp_path / "killed"), of_torch)
+    )
+    assert mine == theirs
 
 
 DYING = '''

@@ -220,8 +220,7 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept], *, preci
             diagnosis=diagnosis,
             start=start,
             precise=precise,
-            # the mask that many cuts end with is in the last state
-            keep=pending.keep - begins(pending) | ({"end"} if cuts is not None else set()),
+            keep=pending.keep - begins(pending),
             cuts=cuts,
         ),
         rounds,
