@@ -427,8 +427,8 @@ class Store:
                 with _sensibly(self.path):
                     self._check(row)
                     key = row[0]
-                    said = (mapping(self.path, text) for text in details[key])
-                    one = outcome(row, self.maker(row[2]), *said, curves[key])
+                    diagnosis, proofs = (mapping(self.path, text) for text in details[key])
+                    one = outcome(row, self.maker(row[2]), diagnosis, proofs, curves[key])
                 yield one
 
     def deciding(self, decide: str) -> dict[str, float]:
