@@ -65,7 +65,8 @@ class _Ledger:
         for position in range(len(planned.grid)):
             for key in self._keys(position) & missing:
                 self._rows.setdefault(key, []).append(position)
-        self.keep([])
+        if planned.pending:  # else nothing may change, so that what was written stays as it is
+            self.keep([])
 
     def _keys(self, position: int) -> set[str]:
         """Return the keys of the trainings behind a row."""
