@@ -122,8 +122,8 @@ def mask(run: Run, network: NetworkFacts) -> dict[str, Any]:
     sizes = network.sizes
     total = sum(sizes.values())
     kept = {name: size - int(run.sparsity * size) for name, size in sizes.items()}
-    first = next(iter(kept))
-    kept[first] += total - int(run.sparsity * total) - sum(kept.values())
+    if not run.strategy.endswith("layerwise"):  # the others share the total out, and it is exact
+        kept[next(iter(kept))] += total - int(run.sparsity * total) - sum(kept.values())
     layers = [
         {"name": f"{name}.weight", "weights": sizes[name], "kept": k, "units": network.layers[name][0], "unread": 0,
          "effective": k, "removed": 0, "no_input": 0, "no_output": 0, "with_weight": [0.0074, 0.7054],

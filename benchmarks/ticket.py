@@ -21,6 +21,7 @@ from machine import hardware
 from natal.determinism import one_thread
 from natal.lab.networks.mlp import mlp
 from natal.reading import stats
+from natal.reading.figures import possible
 from natal.reading.results import Results, load
 from natal.wording import plural
 
@@ -82,6 +83,9 @@ def draw(
     # Okabe and Ito's, for the colour-blind
     palette = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#555555")
     colours = dict(zip(SHOWN, palette, strict=True))
+    seeds = len(results.study.seeds)
+    (setting,) = results.study.settings()
+    metric = results.tasks[setting.task].metric
     for name, line in found.items():
         densities = [density for density, _ in line]
         width = 2.4 if name == "ticket" else 1.3
@@ -89,10 +93,8 @@ def draw(
             densities, [test.mean for _, test in line], "o-", ms=3, lw=width, color=colours[name], label=name
         )
         if not math.isnan(line[0][1].low):
-            low, high = zip(*((test.low, test.high) for _, test in line), strict=True)
+            low, high = zip(*(possible(metric, test.low, test.high) for _, test in line), strict=True)
             left.fill_between(densities, low, high, color=colours[name], alpha=0.12, lw=0)
-    seeds = len(results.study.seeds)
-    (setting,) = results.study.settings()
     title = f"What it is worth: {setting.network} on {setting.task}, {plural(seeds, 'seed')}"
     left.set(ylabel="test accuracy", title=title)
     left.legend(frameon=False, fontsize=8, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
@@ -112,7 +114,7 @@ def draw(
     figure.text(
         1,
         0,
-        f"{spread}; trained and timed on {hardware()}",
+        f"{spread}; trained on {results.manifest['processor']}, timed on {hardware()}",
         ha="right",
         va="bottom",
         fontsize=7,

@@ -474,7 +474,7 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Print a study file to copy and edit, or explain a criterion, scope, control, task, network, strategy, protocol or audit."""
+    """Print a study file to copy and edit, or explain a criterion, scope, control, task, network, protocol or audit."""
     from natal.explain import explain
 
     text, also = explain(name, kind)

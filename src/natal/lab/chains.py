@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from natal.lab import birth, states
 from natal.lab.engines import Pending, made_by
 from natal.store import Place
-from natal.study import Setting, Stage, Study, Timeline, siblings_of
+from natal.study import Run, Setting, Stage, Study, Timeline, siblings_of
 from natal.wording import percent, plural
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Growth:
         self.study, self.device, self.settings, self.statuses = study, device, settings, statuses
         self._kept_there = {place for place in kept if place.key in statuses}
         self._there = {place for place in kept | passing if place.key in statuses}
-        self._wanted: dict[str, tuple[Stage, set[str]]] = {}
+        self._wanted: dict[str, Stage] = {}
+        self._clocks_wanted: dict[str, set[str]] = {}
         self._keys: dict[int, tuple[Stage, str]] = {}
         self._making = birth.keys_of(study)
         self._makers = {name: made_by(own.engine, device) for name, own in settings.items()}
@@ -45,11 +46,10 @@ class Growth:
         self.lines: dict[str, list[tuple[str, int, str]]] = {}
         self.asked: dict[str, Stage] = {}
 
-    def ask(self, stage: Stage) -> str:
-        """Have a row's own training there at the end, with the states that the study keeps; return its key."""
-        key = self.key(stage)
+    def ask(self, stage: Stage, key: str) -> None:
+        """Have a row's own training, with its key, there at the end, with the states that the study keeps."""
         if key in self.asked:
-            return key
+            return
         self.asked[key] = stage
         if key not in self.statuses:
             self._train(key, stage)
@@ -65,7 +65,11 @@ class Growth:
             self.lines.setdefault(key, []).append((sibling.at, sibling.order, other))
             if other not in self.statuses:
                 self._train(other, sibling)
-        return key
+
+    @property
+    def keeps(self) -> bool:
+        """Whether rows may want more than their own training: states, or trainings that they are compared with."""
+        return bool(self.study.keep) or self.study.measure.connectivity is not None
 
     def pending(self) -> list[Pending]:
         """Return the trainings to do, parents before children."""
@@ -77,14 +81,12 @@ class Growth:
                 stage.learning_rate,
                 stage,
                 self._needs(stage),
-                frozenset(clocks),
+                frozenset(self._clocks_wanted.get(key, ())),
             )
-            for key, (stage, clocks) in self._wanted.items()
+            for key, stage in self._wanted.items()
         ]
-        return [
-            training
-            for _, training in sorted(zip(depths(found), found, strict=True), key=lambda pair: pair[0])
-        ]
+        depth = list(depths(found))
+        return [found[i] for i in sorted(range(len(found)), key=depth.__getitem__)]
 
     @property
     def again(self) -> set[str]:
@@ -96,6 +98,8 @@ class Growth:
 
         The most there is if all chains go on side by side.
         """
+        if not self.kept and not any(training.needs for training in pending):
+            return 0, 0
         of = {training.run.setting: training for training in pending}
         of_setting = {setting: self._size(training) for setting, training in of.items()}
         sizes = {training.key: of_setting[training.run.setting] for training in pending}
@@ -118,7 +122,7 @@ class Growth:
         return kept, max(held, default=0)
 
     def _train(self, key: str, stage: Stage) -> None:
-        self._wanted[key] = stage, set()
+        self._wanted[key] = stage
         for need, place in zip(stage.needs, self._needs(stage), strict=True):
             if place in self._there:
                 continue
@@ -132,7 +136,7 @@ class Growth:
             return
         if place.key not in self._wanted:
             self._train(place.key, stage)
-        self._wanted[place.key][1].add(place.clock)
+        self._clocks_wanted.setdefault(place.key, set()).add(place.clock)
 
     def _needs(self, stage: Stage) -> tuple[Place, ...]:
         if stage.parent is None:
@@ -141,6 +145,8 @@ class Growth:
 
     def key(self, stage: Stage) -> str:
         """Return a stage's key; stages of one chain are the same objects, see `stage_of`."""
+        if stage.parent is None:
+            return self.of_seeds(stage)(stage.run)
         if id(stage) not in self._keys:
             parent = None if stage.parent is None else self.key(stage.parent)
             self._keys[id(stage)] = (
@@ -148,6 +154,10 @@ class Growth:
                 self._making.of_stage(stage, self._makers[stage.run.setting], parent),
             )
         return self._keys[id(stage)][1]
+
+    def of_seeds(self, stage: Stage) -> Callable[[Run], str]:
+        """Return what gives, for a stage from birth, its key in a run that differs in seed alone."""
+        return self._making.of_seeds(stage, self._makers[stage.run.setting])
 
     def _clocks(self, stage: Stage) -> set[str]:
         """Return the clocks of a stage's training at which the study keeps its states."""
@@ -166,6 +176,8 @@ class Growth:
 
 def depths(pending: Sequence[Pending]) -> Iterator[int]:
     """Yield for each training how many others have to be done before it, one after the other."""
+    if not any(training.needs for training in pending):
+        return iter([0] * len(pending))
     by_key = {training.key: training for training in pending}
     found: dict[str, int] = {}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,11 +147,40 @@ def plan(
 ) -> Plan:
     """Return what `natal.run` with the same arguments would do; trains and writes nothing.
 
-    Every task, network and strategy of the study is tried out once. ``part``: such as ``3/8``, to train a part of the
-    study on a machine that shares nothing with those that train the others; chains stay whole, and `natal merge` joins
-    the parts. ``only``: train these rows, and what they start from. ``beyond``: whether workers are other programs than
-    this one's. Raises NatalError for the first that does not work.
+    Every task and network of the study is tried out once, and every strategy if anything is left to train. ``part``:
+    such as ``3/8``, to train a part of the study on a machine that shares nothing with those that train the others;
+    chains stay whole, and `natal merge` joins the parts. ``only``: train these rows, and what they start from.
+    ``beyond``: whether workers are other programs than this one's. Raises NatalError for the first that does not work.
     """
+    with _uncollected():
+        return _plan(study, out, overrides, workers, engine, device, fresh, data, part, only, beyond)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Make many objects that all stay: to look among them for some that could go would take a third of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _plan(
+    study: str | Path | Mapping[str, Any] | Study,
+    out: str | Path,
+    overrides: Sequence[str],
+    workers: int | None,
+    engine: str,
+    device: str,
+    fresh: bool,
+    data: str | Path | None,
+    part: str | None,
+    only: Collection[Run] | None,
+    beyond: bool,
+) -> Plan:
     study = load_study(study, overrides)
     directory = writable(out, workers)
     of_parts = None if part is None else part_of(part)
@@ -168,7 +199,6 @@ def plan(
         with worker.named(f"task={name.task}, network={name.network}"):
             at = birth.setting(study, *name)
             settings[name] = Chosen(at, *choose(asked, at, device))
-    worker.check(study)
 
     if fresh:
         directory = begun(directory, study)
@@ -183,22 +213,24 @@ def plan(
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
     early = {own.engine: _early(own.engine, device, makers) for own in settings.values()}
-    for position, (run, own, stages) in enumerate(_stages(study, settings)):
-        keys = {}
-        for rate, stage in stages.items():
-            key = growth.key(stage)
+    for position, (run, own, keys, stage_at) in enumerate(_rows(study, settings, growth)):
+        for rate, key in keys.items():
             if key not in statuses and early[own.engine]:
                 old = _stored_by_0_2(study, run, early[own.engine], rate, statuses)
                 if old is not None:
                     keys[rate] = old
                     continue
-            if (only is None or run in only) and _in_part(growth, stage, of_parts):
-                growth.ask(stage)
-            keys[rate] = key
+            if only is not None and run not in only:
+                continue
+            stage = stage_at(rate)
+            if stage is not None and _in_part(growth, stage, of_parts):
+                growth.ask(stage, key)
         grid.append((run, next(iter(keys.values()))))
         if len(keys) > 1:
             tried[position] = keys
     pending = growth.pending()
+    if pending:
+        worker.check(study)
     jobs, flops = _jobs(study, device, pending, settings)
     kept, passing = growth.bytes(pending)
     _check_space(directory, kept + passing)
@@ -226,10 +258,13 @@ def plan(
     )
 
 
-def _stages(
-    study: Study, settings: Mapping[Setting, Chosen]
-) -> Iterator[tuple[Run, Chosen, dict[float, Stage]]]:
-    """Yield each row of a study's grid, how its setting is trained, and its own stage at each learning rate."""
+def _rows(
+    study: Study, settings: Mapping[Setting, Chosen], growth: Growth
+) -> Iterator[tuple[Run, Chosen, dict[float, str], Callable[[float], Stage | None]]]:
+    """Yield each row of a study's grid, how its setting is trained, its key at each learning rate, and its own stage.
+
+    Instead of a stage None comes where the row's training is stored and nothing else could be wanted of it.
+    """
     from natal.lab.tasks import tasks
 
     known: Known = {}
@@ -239,16 +274,28 @@ def _stages(
             cell = run.task, run.network, run.strategy, run.sparsity
             own = settings[run.setting]
             rates = study.learning_rates(run, tasks[study.task(run.task).entry].learning_rate)
-            stages = {rate: stage_of(study, run, rate, len(own.setting.split.fit), known) for rate in rates}
-            alone = run.sparsity > 0 and all(stage.parent is None for stage in stages.values())
-        elif alone:
+            rows = len(own.setting.split.fit)
+            stages = {rate: stage_of(study, run, rate, rows, known) for rate in rates}
             # a cut at birth knows of its seed by its run alone
-            stages = {
-                rate: Stage(run, s.training, rate, s.steps, s.recipe, s.targets) for rate, s in stages.items()
-            }
+            alone = run.sparsity > 0 and all(stage.parent is None for stage in stages.values())
+            key_of = {rate: growth.of_seeds(stage) for rate, stage in stages.items()} if alone else {}
+        if alone:
+            keys = {rate: make(run) for rate, make in key_of.items()}
+            wanted = growth.keeps or not growth.statuses.keys() >= set(keys.values())
+            yield run, own, keys, partial(_likewise, stages, run) if wanted else _nothing
         else:
-            stages = {rate: stage_of(study, run, rate, len(own.setting.split.fit), known) for rate in rates}
-        yield run, own, stages
+            stages = {rate: stage_of(study, run, rate, rows, known) for rate in rates}
+            yield run, own, {rate: growth.key(stage) for rate, stage in stages.items()}, stages.get
+
+
+def _likewise(stages: Mapping[float, Stage], run: Run, rate: float) -> Stage:
+    """Return the stage of a cut at birth in another run of its cell."""
+    like = stages[rate]
+    return Stage(run, like.training, rate, like.steps, like.recipe, like.targets)
+
+
+def _nothing(rate: float) -> None:
+    """Return that no stage is wanted."""
 
 
 def _in_part(growth: Growth, stage: Stage, part: tuple[int, int] | None) -> bool:

@@ -101,8 +101,18 @@ class Keys:
         the sparsities on the way enter, too.
         """
         if stage.parent is None:
-            parent = self.birth(stage.run)
-        parent = parent or self.of_stage(stage.parent, maker)  # type: ignore[arg-type]
+            return self.of_seeds(stage, maker)(stage.run)
+        parent = parent or self.of_stage(stage.parent, maker)
+        before, after = self._of_all_seeds(stage, maker)
+        return _sha(f'{before}"{parent}"{after}')
+
+    def of_seeds(self, stage: Stage, maker: Maker) -> Callable[[Run], str]:
+        """Return what gives, for a stage from birth, its key in a run that differs in seed alone."""
+        before, after = self._of_all_seeds(stage, maker)
+        return lambda run: _sha(f'{before}"{self.birth(run)}"{after}')
+
+    def _of_all_seeds(self, stage: Stage, maker: Maker) -> tuple[str, str]:
+        """Return the JSON of what a stage's key depends on, before and after its parent's key, once for all seeds."""
         run = stage.run
         which = (
             *(run.task, run.network, run.strategy, id(stage.recipe), stage.targets, id(stage.training)),
@@ -111,8 +121,7 @@ class Keys:
         if which not in self._parts:
             # what is told apart by being the same object has to stay
             self._parts[which] = *self._around(stage, maker), (stage.recipe, stage.training, maker)
-        before, after, _ = self._parts[which]
-        return _sha(f'{before}"{parent}"{after}')
+        return self._parts[which][:2]
 
     def _birth(self, run: Run) -> tuple[str, str]:
         """Return the JSON of what a birth depends on, before and after the seed."""

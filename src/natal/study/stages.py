@@ -19,7 +19,7 @@ from natal.study.study import Run, Study, retrains
 from natal.study.training import Training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One training of a chain: from a state, under a mask cut there, to the end of its clock.
 

@@ -46,7 +46,7 @@ class Setting:
         """One input, without its row axis."""
         return self.split.data.inputs[0]
 
-    @property
+    @cached_property
     def rows_a_step(self) -> int:
         """Rows of one step."""
         return min(self.training.batch or len(self.split.fit), len(self.split.fit))
