@@ -13,7 +13,7 @@ from natal import NatalError
 from natal.lab import verify as verifying
 from natal.lab.plan import part_of
 from natal.reading import report
-from natal.store import Store
+from natal.store import Failure, Store
 from natal.store.merge import merge
 
 PARTS = 2
@@ -110,6 +110,22 @@ def test_parts_of_other_studies_or_versions_are_refused(parts: list[Path], tmp_p
         merge([other, other], other)
     with pytest.raises(NatalError, match="two directories at least"):
         merge([other], tmp_path / "out")
+
+
+def test_what_failed_in_every_part_is_failed_in_the_whole(tmp_path: Path) -> None:
+    study = reference_store.reference_study()
+    runs = [study.runs()[place] for place in (7, 9)]
+    outcomes = {
+        run: outcome for run, outcome in reference_store.reference_outcomes().items() if run != runs[0]
+    }
+    one = reference_store.build(tmp_path / "one", {r: o for r, o in outcomes.items() if r != runs[1]})
+    other = reference_store.build(tmp_path / "other", outcomes)
+    with Store.create(one) as store:
+        keys = dict(store.grid())
+        store.add((), [Failure(keys[run], "no luck", 2, "2026-11-26 10:00:00") for run in runs])
+    assert merge([one, other], tmp_path / "whole") == (143, 144)
+    told = [(run, failure.tries, failure.at) for run, failure in natal.load(tmp_path / "whole").failed]
+    assert told == [(runs[0], 2, "2026-11-26 10:00:00")]
 
 
 def test_a_sample_comes_out_again(whole: Path) -> None:

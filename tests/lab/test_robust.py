@@ -19,7 +19,7 @@ import pytest
 import natal
 from command import PLAIN, Command
 from conftest import Natal, tiny, toml, trainings
-from natal import Run
+from natal import NatalError, Run
 from natal.lab.run import Silent
 from natal.reading.results import Results
 from natal.reading.rows import Row
@@ -45,6 +45,12 @@ def study(tmp_path: Path) -> list[str]:
     """The words of the command that runs the study."""
     (tmp_path / "robust.toml").write_text(toml(STUDY))
     return ["run", "robust.toml", "--workers"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\x1b[31mb", ""])
+def test_what_is_no_name_for_a_directory_is_told_before_work_starts(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NatalError, match=r"(is no name for|is not) a directory.*; name one .* with --out"):
+        natal.run(STUDY, name and tmp_path / name)
 
 
 def stored(folder: Path) -> set[str]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from natal.notebook import Rows, html
 from natal.reading import stats
 from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, InParts, Row, Runs, columns, curve, rows
-from natal.store import FILE, Failure, NetworkFacts, Store, Table, TaskFacts, chosen
+from natal.store import FILE, Failure, NetworkFacts, Store, Table, TaskFacts, chosen, mapping
 from natal.study import PAPERS, Maker, Run, Setting, Study
 from natal.wording import describe, on_one_line, plural
 
@@ -90,16 +90,17 @@ class Results:
         found = self._columns(runs, at)
         keys = found["key"]
 
-        def said(which: Literal["diagnosis", "proofs"]) -> InParts[Mapping[str, Any]]:
-            what: Callable[[Store, list[str]], Any] = lambda store, some: store.details(some, which)  # noqa: E731
-            return InParts(len(runs), lambda places: self._read(what, [keys[i] for i in places]))
+        said = InParts[tuple[str, str]](
+            len(runs), lambda places: self._read(Store.details, [keys[i] for i in places])
+        )
+        path = self.directory / FILE
+        return rows(found, lambda i: mapping(path, said[i][0]), lambda i: mapping(path, said[i][1]))
 
-        return rows(found, said("diagnosis").__getitem__, said("proofs").__getitem__)
-
-    def _read(self, what: Callable[[Store, list[str]], Mapping[str, Any]], keys: list[str]) -> list[Any]:
+    def _read(self, what: Callable[[Store, list[int]], Mapping[str, Any]], keys: list[str]) -> list[Any]:
         """Return what lies apart from the rows of these trainings."""
+        numbers = self._grid.table["id"]
         with Store.read(self.directory) as store:
-            stored = what(store, list(dict.fromkeys(keys)))
+            stored = what(store, [int(numbers[self._grid.place[key]]) for key in dict.fromkeys(keys)])
         if not stored.keys() >= set(keys):
             raise self._written_to()
         return [stored[key] for key in keys]

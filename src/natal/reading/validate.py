@@ -255,8 +255,11 @@ def _each(results: Results) -> Iterator[str]:
         if not _whole(row, curve, measured):
             cut.add([_cut_short(row, curve, measured)])
         spread = recipes[row.strategy].spread if row.sparsity else None
-        clock = training.timeline(results.tasks[row.task].fit_rows)
-        settled = clock.steps(spread["to"]) if spread else 0
+        settled = (
+            training.timeline(results.tasks[row.task].fit_rows).steps(spread["to"])
+            if spread is not None
+            else 0
+        )
         best.add(f"{_name(row)}: {wrong}" for wrong in _best(row, curve, training.decide, settled))
         masks.add(
             f"{_name(row)}: {wrong}"
@@ -314,8 +317,8 @@ def _best(row: Row, curve: Curve, decide: str, settled: int) -> Iterator[str]:
     deciding = curve.deciding(decide)
     if row.status == "diverged" or not len(deciding) or len(deciding) != len(curve.step):
         return
-    counts = np.asarray(curve.step) >= settled
-    at = int(curve.step[np.where(counts, np.nan_to_num(deciding, nan=-math.inf), -math.inf).argmax()])
+    counts = (curve.step >= settled) & (deciding == deciding)
+    at = int(curve.step[np.where(counts, deciding, -math.inf).argmax()])
     if at != row.best_step:
         yield f"its {_BEST[decide]} at step {at}, its best step is {row.best_step}"
 

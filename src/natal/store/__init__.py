@@ -2,11 +2,11 @@
 
 from natal.store.record import Curves, Failure, NetworkFacts, Outcome, Record, TaskFacts, whole
 from natal.store.search import Tried, chosen, deciding
-from natal.store.sqlite import FILE, Store
+from natal.store.sqlite import FILE, Store, mapping
 from natal.store.states import MASK, NOW, Place, States, replace_whole
 from natal.store.training import Table
 
 __all__ = [
     "FILE", "MASK", "NOW", "Curves", "Failure", "NetworkFacts", "Outcome", "Place", "Record", "States", "Store",
-    "Table", "TaskFacts", "Tried", "chosen", "deciding", "replace_whole", "whole",
+    "Table", "TaskFacts", "Tried", "chosen", "deciding", "mapping", "replace_whole", "whole",
 ]  # fmt: skip

@@ -9,14 +9,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from natal.errors import NatalError
 from natal.store.record import Outcome
 from natal.store.search import chosen
-from natal.store.sqlite import FILE, Store
+from natal.store.sqlite import AT_ONCE, FILE, Store
 from natal.store.states import FOLDER, replace_whole
 from natal.study import Run
 from natal.wording import describe
@@ -30,7 +30,8 @@ DRAFT = ".merging"
 def merge(sources: Sequence[Path], out: Path) -> tuple[int, int]:
     """Join the stores in ``sources`` into a new one in ``out``; return how many rows have their trainings, of how many.
 
-    Nothing is left in ``out`` unless the merge is whole. Raises NatalError if the parts are not of one study, if
+    What failed in a part and was made in none is failed in the whole. Nothing is left in ``out`` unless the merge is
+    whole. Raises NatalError if the parts are not of one study, if
     versions differ, if a training has other bits in another part, or if ``out`` holds anything already.
     """
     if len(sources) < 2:
@@ -89,8 +90,8 @@ def _agree(stores: Sequence[Store]) -> None:
 
 
 def _join(stores: Sequence[Store], into: Store) -> tuple[int, int]:
-    first, manifests = stores[0], [store.manifest() for store in stores]
-    grid, tried, study = first.grid(), first.tried(), first.study()
+    manifests = [store.manifest() for store in stores]
+    grid, tried, study = stores[0].grid(), stores[0].tried(), stores[0].study()
     lines = {k: v for m in manifests for k, v in m.items() if k.startswith("connectivity/")}
     begun = [m["started_at"] for m in manifests if m.get("started_at")]
     about = {
@@ -102,26 +103,28 @@ def _join(stores: Sequence[Store], into: Store) -> tuple[int, int]:
         "finished_at": None,
     }
     into.declare(study, grid, about, tried)
-    there: dict[str, Store] = {}
     conflicts: list[str] = []
-    runs = {key: run for run, key in grid}
+    count = 0
     for store in stores:
-        keys = sorted(store.finished())
-        twice = [key for key in keys if key in there]
-        for key in twice:
-            [mine], [theirs] = list(there[key].outcomes([key])), list(store.outcomes([key]))
-            conflicts += (
-                f"{_named(runs.get(key), key)} has {told} in {there[key].path.parent} and {store.path.parent}"
-                for told in _apart(mine, theirs)
-            )
-        if not conflicts:
-            new = [key for key in keys if key not in there]
-            for i in range(0, len(new), 1000):
-                into.add(store.outcomes(new[i : i + 1000]))
-        there |= dict.fromkeys((key for key in keys if key not in there), store)
+        coming = store.outcomes(store.keys())
+        while some := list(islice(coming, AT_ONCE)):
+            there = {mine.key: mine for mine in into.outcomes([theirs.key for theirs in some])}
+            into.add(theirs for theirs in some if theirs.key not in there)
+            for theirs in some:
+                for told in _apart(there[theirs.key], theirs) if theirs.key in there else ():
+                    count += 1
+                    if count <= SHOWN:
+                        first = next(s for s in stores if list(s.outcomes([theirs.key])))
+                        which = next((run for run, key in grid if key == theirs.key), None)
+                        conflicts.append(
+                            f"{_named(which, theirs.key)} has {told} in {first.path.parent} and {store.path.parent}"
+                        )
     if conflicts:
-        more = f" (and {len(conflicts) - SHOWN} more)" if len(conflicts) > SHOWN else ""
-        raise NatalError(f"parts disagree: {'; '.join(conflicts[:SHOWN])}{more}; nothing was merged")
+        more = f" (and {count - SHOWN} more)" if count > SHOWN else ""
+        raise NatalError(f"parts disagree: {'; '.join(conflicts)}{more}; nothing was merged")
+    failures = [failure for store in stores for failure in store.failures().values()]
+    made = {o.key for o in into.outcomes(failure.key for failure in failures)}
+    into.add((), (failure for failure in failures if failure.key not in made))
     if tried:
         into.choose(chosen([run for run, _ in grid], tried, into.deciding(study.training.decide)))
     complete, total = into.complete()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -47,13 +48,22 @@ def pack(curves: Mapping[str, NDArray[np.float64]]) -> tuple[str, bytes]:
 
 def unpack(lines: str, numbers: bytes) -> dict[str, NDArray[np.float64]]:
     """Return curves from how they are stored; raises ValueError or TypeError if that makes no sense."""
-    found, at = {}, 0
+    layout, size = _layout(lines)
+    if size != len(numbers):
+        raise ValueError(f"{len(numbers)} bytes instead of {size}")
+    return {
+        name: np.frombuffer(numbers, kind, length, at).astype(np.float64) for name, kind, length, at in layout
+    }
+
+
+@lru_cache(1000)
+def _layout(lines: str) -> tuple[list[tuple[str, str, int, int]], int]:
+    """Return each line's name, kind, length and place among the bytes, and how many bytes there are."""
+    layout, at = [], 0
     for name, kind, length in json.loads(lines):
-        found[str(name)] = np.frombuffer(numbers, kind, length, at).astype(np.float64)
+        layout.append((str(name), kind, length, at))
         at += length * np.dtype(kind).itemsize
-    if at != len(numbers):
-        raise ValueError(f"{len(numbers)} bytes instead of {at}")
-    return found
+    return layout, at
 
 
 def number(value: Any) -> float | None:
