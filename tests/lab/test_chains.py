@@ -21,7 +21,7 @@ from natal.lab.engines import ENGINES
 from natal.lab.plan import Job
 from natal.lab.state import State
 from natal.lab.tasks import load
-from natal.lab.trial import Trained, Trial
+from natal.lab.trial import Course, Trained, Trial
 from natal.lab.worker import Made
 from natal.pruning.choose import mask
 from natal.reading.results import Results
@@ -193,6 +193,46 @@ def test_every_protocol_runs_and_proves_itself(tmp_path: Path, engine: str) -> N
     for name in ("neurons", "neurons-gradual"):
         of_neurons = next(row for row in results.runs if (row.strategy, row.sparsity) == (name, 0.8))
         assert [int(kept.sum()) for kept in results.mask(of_neurons).units.values()] == [7]
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"held": False}, "removed weights were not 0 at every evaluation and after the last step"),
+    ({"rewound": False}, "it did not begin with the weights it was given, rewind = '6it'"),
+    ({"sparsity": 0.25}, "its network ended at sparsity 0.250000, its mask has 0."),
+    ({"rounds": [0.25]}, "its last cut reached sparsity 0.250000, its network has 0."),
+    ({"restarted": {"step": 7}}, "it began at step 7 of its clock, the study says 6"),
+    (
+        {"restarted": {"optimiser": "kept"}},
+        "its optimiser began kept, which is not what rewind = '6it' means",
+    ),
+    ({"restarted": {"learning_rate": 1.0}}, "its first learning rate was 1.0, the study says 0.02"),
+]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_a_chain_does_not_prove_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[dict[str, Any]] = []
+    conclude = Course.proofs
+
+    def proofs(self: Course) -> dict[str, Any]:
+        found: dict[str, Any] = conclude.fget(self)  # type: ignore[attr-defined]
+        told = said[0] if self.trial.start is not None else {}
+        return {**found, **told, "restarted": {**found["restarted"], **told.get("restarted", {})}}
+
+    monkeypatch.setattr(Course, "proofs", property(proofs))
+    made = worker._made
+
+    def with_rounds(*args: Any) -> Made:
+        one = made(*args)
+        told = {k: v for k, v in said[0].items() if k == "rounds" and one.outcome.proofs["restarted"]["step"]}
+        return replace(one, outcome=replace(one.outcome, proofs={**one.outcome.proofs, **told}))
+
+    monkeypatch.setattr(worker, "_made", with_rounds)
+    asked = chains({**TICKET, "rewind": "6it"}, sparsities=[0.0, 0.5])
+    for n, (changes, words) in enumerate(BROKEN):
+        said[:] = [changes]
+        natal.run(asked, tmp_path / str(n))
+        assert any(words in line for line in validate(tmp_path / str(n))), words
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

@@ -76,9 +76,13 @@ TRIALS: dict[str, tuple[str, Callable[[str], Trial]]] = {
     **{f"{engine}, RigL": (engine, cut("rigl", scope="erk")) for engine in ("torch", "compiled")},
     "neurons go": ("torch", cut("gradual", scope="layerwise", granularity="neuron")),
 }
+LONG = ("compiled, from a state", "stacked, from a state", "torch, gradual", "torch, RigL")
+"""Those of them that wait for `make test-all`."""
 
 
-@pytest.mark.parametrize("which", TRIALS)
+@pytest.mark.parametrize(
+    "which", [pytest.param(w, marks=pytest.mark.slow) if w in LONG else w for w in TRIALS]
+)
 def test_from_any_checkpoint_on_a_training_is_the_one_that_was_not_interrupted(
     which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +163,7 @@ def passing(directory: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("engine", ["torch", "compiled"])
+@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.slow), "compiled"])
 def test_a_study_that_is_killed_at_every_checkpoint_trains_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:

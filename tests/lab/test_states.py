@@ -20,6 +20,7 @@ from trials import OPTIMISERS, after, how, same, train, trial
 
 SCHEDULES: dict[str, Any] = {
     "constant": "constant",
+    "linear": "linear",
     "step": {"name": "step", "every": "3it", "factor": 0.5},
     "cosine": {"name": "cosine", "warmup": "4it"},
     "points": [["4it", 0.5], ["80%", 0.1]],

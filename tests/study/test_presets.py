@@ -138,7 +138,7 @@ def test_mnist_1d_lottery_cuts_where_the_notebook_does() -> None:
     assert all(abs(99 * level - round(99 * level)) < 0.01 for level in study.sparsities)
 
 
-@pytest.mark.parametrize("name", ["lottery", "sanity", "mnist-1d-lottery"])
+@pytest.mark.parametrize("name", ["lottery", "sanity", "mnist-1d-lottery", "grokking-tickets"])
 def test_claims_speak_of_cells_of_their_study(name: str) -> None:
     study = load_study(name)
     strategies = {"dense", *(recipe.name for recipe in study.strategies)}

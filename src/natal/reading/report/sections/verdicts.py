@@ -151,9 +151,10 @@ def _best_and_worst(view: View, setting: Setting) -> Iterator[Point]:
     ranked = view.rankings[setting]
     if not ranked:
         return
-    for word, r in (("best", ranked[0]), ("worst", ranked[-1])):
+    measured = [r for r in ranked if r.mean.n]  # an unfinished study has strategies without a number yet
+    for word, r in (("best", measured[0]), ("worst", measured[-1])) if measured else ():
         yield Point(
-            f"{word} of {len(ranked)}: {r.strategy}, mean {number(r.mean.mean)} over all pruned levels"
+            f"{word} of {len(measured)}: {r.strategy}, mean {number(r.mean.mean)} over all pruned levels"
         )
     by_level: dict[float, list[str]] = {}
     for r in ranked:
