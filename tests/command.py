@@ -85,6 +85,7 @@ def _be_natal(words: list[str], folder: str, output: str, errors: str, largest: 
     os.chdir(folder)
     os.environ.update(PLAIN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests themselves ignore it
     signal.pthread_sigmask(
         signal.SIG_UNBLOCK, [signal.SIGINT]
     )  # natal's workers never get it, a command does

@@ -214,6 +214,7 @@ if not missing("submitit"):
             (tmp_path / "study.toml").write_text(toml(STUDY))
             command = started("run", "study.toml", "--on", "slurm", "--jobs", "2", "--time", "10m")
             command.wait_for(1)
+            assert command.lines(), command.errors.read_text()
             command.end(signal.SIGKILL)
             while jobs_of_slurm():  # they go on without it
                 time.sleep(0.1)

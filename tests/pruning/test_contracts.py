@@ -182,7 +182,7 @@ def test_the_pairs_are_few_and_all_there() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_combination_keeps_the_contract(criterion: str, kind: str) -> None:
