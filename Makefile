@@ -23,7 +23,7 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	@# a call of its own: tests and benchmarks both have a module `networks`
 	MYPYPATH=tests $(BIN)/mypy tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: test .venv/installed-site .venv/installed-clusters
 	@# a report's page is tested in a browser; without one, its tests are left out, and say so
@@ -32,7 +32,7 @@ test-all: test .venv/installed-site .venv/installed-clusters
 	@# and a Slurm of one node is set up for a test; without it submitit plays its jobs, and says so
 	@command -v slurmctld >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; } \
 	  >/dev/null 2>&1 || echo "slurm-wlm and munge cannot be installed here: no real Slurm is tried"
-	$(BIN)/pytest -n 2 -m slow --timeout 1200
+	$(BIN)/pytest -n 2 --dist worksteal -m slow --timeout 1200
 
 site: .venv/installed-site
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build

@@ -174,10 +174,11 @@ print(len(results.runs))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategies", "options"),
     [
-        pytest.param(["smallest"], {}, marks=pytest.mark.slow),
+        (["smallest"], {}),
         (["magnitude", "structured"], {"workers": 2}),
     ],
 )

@@ -244,6 +244,7 @@ def test_a_directory_that_cannot_be_made(cli: Natal, tmp_path: Path, place: str)
     assert {p.name for p in tmp_path.iterdir() if p.name[0] != "."} == {"file", "tiny.toml"}
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line_and_the_command_goes_on_later(
     started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings
 ) -> None:
