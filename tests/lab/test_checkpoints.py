@@ -130,6 +130,24 @@ def test_a_checkpoint_is_left_when_it_is_time(tmp_path: Path, monkeypatch: pytes
     assert [checkpoint.now.state.step for checkpoint in LEFT] == [6, 12]
 
 
+def test_a_training_that_wrote_into_its_data_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what goes on from it, with data that are loaded anew, would not be found out."""
+    made = plain("torch")
+    data = replace(made.split.data, inputs=made.split.data.inputs.clone())
+    made = replace(made, split=replace(made.split, data=data), checkpoints=Left("", every=0.0))
+    record = History.record
+
+    def spoiling(self: History, step: int, *values: float) -> bool:
+        if step == 6:
+            data.inputs.zero_()
+        return record(self, step, *values)
+
+    monkeypatch.setattr(History, "record", spoiling)
+    LEFT.clear()
+    train("torch", made)
+    assert [checkpoint.now.state.step for checkpoint in LEFT] == [2, 4]
+
+
 def test_what_cannot_be_read_or_written_is_no_checkpoint(tmp_path: Path) -> None:
     LEFT.clear()
     train(

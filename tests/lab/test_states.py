@@ -189,6 +189,32 @@ def test_another_order_is_another_order_of_the_same_data_from_the_same_state(eng
     )
 
 
+def test_orders_of_one_seed_in_one_stack_stay_apart() -> None:
+    name, make = NETWORKS["stacked"]
+    made = make()
+    way: dict[str, Any] = {"batch": 40, "length": "6it", "evaluate": "1it"}
+    start = after(name, made, "3it", **way).states["3it"]
+    some = [replace(made, key=f"{n}", start=start, order=n) for n in (0, 1, 2)]
+    # and one order from two states, in one of which its stream of changes was drawn from before
+    begun = [after(name, some[n], "4it", **way).states["4it"] for n in (0, 1)]
+    later = [replace(made, key=f"{n}", start=state, order=1) for n, state in enumerate(begun)]
+    for together in (some, later):
+        together = [replace(t, keep=frozenset({"end"})) for t in together]
+        alone = [train(name, t, **way)[0] for t in together]
+        stacked = train(name, *together, **way)
+        for a, b in zip(alone, stacked, strict=True):
+            assert a.outcome.proofs == b.outcome.proofs
+            for part in ("augment", "augment/1", "augment/2"):
+                one, other = a.states["end"].streams.get(part), b.states["end"].streams.get(part)
+                assert (one is None) == (other is None)
+                assert one is None or other is None or torch.equal(one, other)
+            for tensor, value in a.states["end"].tensors.items():
+                # sums of a stack run in another order than alone
+                torch.testing.assert_close(b.states["end"].tensors[tensor], value)
+        one, other = (t.states["end"].tensors["output.weight"] for t in stacked[:2])
+        assert not torch.allclose(one, other, atol=1e-4)
+
+
 def test_batches_from_a_step_on_are_those_after_it() -> None:
     made = trial("mlp", batch=40, length="9it")
     all_of_them = [next(b) for b in [made.batches()] for _ in range(9)]

@@ -26,7 +26,7 @@ from natal.errors import NatalError
 from natal.lab.checkpoints import Checkpoint, Checkpoints
 from natal.lab.state import State
 from natal.lab.states import Kept
-from natal.lab.tasks import Split, Task
+from natal.lab.tasks import Split, Task, spoilt
 from natal.pruning.choose import problem_of
 from natal.pruning.criteria import Problem
 from natal.pruning.cuts import Cuts
@@ -427,10 +427,11 @@ class Course:
         self.held = self.held and not (gone and bool(torch.stack(gone).any()))
 
     def due(self, step: int) -> bool:
-        """Whether it is time to leave a checkpoint after a step."""
+        """Whether it is time to leave a checkpoint after a step; what wrote into its data leaves none."""
         to, trial = self.trial.checkpoints, self.trial
-        going_on = step < trial.training.total_steps(trial.rows_to_fit)
-        return to is not None and going_on and time.monotonic() - self._left >= to.every
+        if to is None or time.monotonic() - self._left < to.every:
+            return False
+        return step < trial.training.total_steps(trial.rows_to_fit) and not spoilt(trial.split)
 
     def leave(self, history: History, now: State, best: Mapping[str, Tensor], seconds: float) -> None:
         """Leave a checkpoint after an evaluation with which training is not over.

@@ -297,17 +297,23 @@ def _train(trials: Sequence[Trial], device: torch.device, maker: Maker) -> Itera
         began = time.perf_counter() if left else now
 
 
+def _course(trial: Trial) -> tuple[object, ...]:
+    """Return what decides a trial's batches: equal ones see the same rows, changed in the same way."""
+    return trial.seed, trial.order, id(trial.split), trial.stream("augment").get_state().numpy().tobytes()
+
+
 class _Courses:
-    """What lanes are trained on: a *course* for each seed and its rows, and which course each lane follows.
+    """What lanes are trained on: a *course* for each seed's rows in an order, and which course each lane follows.
 
     ``inputs``, ``targets``: all rows of all data sets, each once. ``places``: by part, (course, row) positions in them.
     ``which``: (lane,) courses.
     """
 
     def __init__(self, trials: Sequence[Trial], device: torch.device) -> None:
-        firsts = {(trial.seed, id(trial.split)): trial for trial in trials}
-        courses, names = list(firsts.values()), list(firsts)
-        self.which = torch.tensor([names.index((t.seed, id(t.split))) for t in trials], device=device)
+        followed = [_course(trial) for trial in trials]
+        courses = list(dict(zip(followed, trials, strict=True)).values())
+        numbers = {course: number for number, course in enumerate(dict.fromkeys(followed))}
+        self.which = torch.tensor([numbers[course] for course in followed], device=device)
         self._batches = [course.batches(device) for course in courses]
         self._changes = [(course.split.augment, course.stream("augment")) for course in courses]
         starts: dict[int, int] = {}

@@ -144,7 +144,7 @@ def load(choice: Choice | str, seed: int, validation_fraction: float) -> Split:
     entry = tasks[choice if isinstance(choice, str) else choice.entry]
     settings = json.dumps({} if isinstance(choice, str) else options(choice), sort_keys=True)
     split = _split(entry, settings, seed, validation_fraction)
-    if _spoilt(split):
+    if spoilt(split):
         _split.cache_clear()
         _data.cache_clear()
         split = _split(entry, settings, seed, validation_fraction)
@@ -153,13 +153,13 @@ def load(choice: Choice | str, seed: int, validation_fraction: float) -> Split:
 
 def unspoilt(task: Task, split: Split) -> None:
     """Raise NatalError if a task's data were written into since they were loaded; the next `load` has them anew."""
-    if _spoilt(split):
+    if spoilt(split):
         raise NatalError(
             f"task {task.name!r}: this training wrote into the data that others share; work on a copy, inputs.clone()"
         )
 
 
-def _spoilt(split: Split) -> bool:
+def spoilt(split: Split) -> bool:
     """Whether anything was written into a split: torch counts the writes into a tensor."""
     return any(t._version for t in (*(getattr(split.data, name) for name in TENSORS), split.fit, split.val))
 
