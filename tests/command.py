@@ -36,7 +36,9 @@ class Command:
         self.output.write_text("")
         self.errors.write_text("")
         paths = str(folder), str(self.output), str(self.errors)
-        self._process = _context.Process(target=_be_natal, args=(self.words, *paths, largest))
+        self._process = _context.Process(
+            target=_be_natal, args=(self.words, *paths, largest, dict(os.environ))
+        )
         self._process.start()
         assert self._process.pid is not None
         self.process = psutil.Process(self._process.pid)
@@ -78,12 +80,16 @@ class Command:
         return result
 
 
-def _be_natal(words: list[str], folder: str, output: str, errors: str, largest: int | None) -> None:
+def _be_natal(
+    words: list[str], folder: str, output: str, errors: str, largest: int | None, environment: dict[str, str]
+) -> None:
     os.setsid()
     for path, descriptor in ((output, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     os.chdir(folder)
-    os.environ.update(PLAIN)
+    # the fork server's own is of the moment it began
+    os.environ.clear()
+    os.environ.update(environment | PLAIN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests themselves ignore it
     signal.pthread_sigmask(

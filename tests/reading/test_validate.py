@@ -215,7 +215,7 @@ _SHORT = ['tasks=["regression"]', "training.epochs=150"]
 _FEW = ['training.length="20it"', 'training.evaluate="10it"']
 _DIGITS = ['tasks=[{ task = "digits", name = "mnist" }]']
 _SHORTER = {
-    "depth": ['tasks=["regression"]', "training.epochs=10"],
+    "depth": _FEW,
     "digits": ["sparsities=[0.0, 0.9]", 'training.length="4it"', 'training.evaluate="4it"'],
     "grokking-tickets": ["sparsities=[0.0, 0.6]", *_FEW],
     "lottery": ["sparsities=[0.0, 0.2, 0.36]", *_FEW, *_DIGITS],
