@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,6 +137,7 @@ def run(
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     options = {"address": address, "partition": partition, "time": time, "jobs": jobs}
+    began = Path.cwd()  # a plugin may go elsewhere
     try:
         if device == "cpu" and workers != 1 and on == "processes":
             from natal.lab.executors import prepare
@@ -185,7 +186,7 @@ def run(
         stop = _stop_behind(error)
         if stop is None:
             raise
-        _say_what_is_kept(Path(out), fresh)
+        _say_what_is_kept(began, Path(out), fresh)
         raise typer.Exit(128 + stop) from None
 
 
@@ -217,7 +218,7 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.lab.estimate import measure
     from natal.progress import outdated
     from natal.reading.wording import network, power
-    from natal.wording import duration, on_one_line, percent, plural
+    from natal.wording import duration, on_one_line, percent, place, plural
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {on_one_line(study.description)}" if study.description else study.name
@@ -250,7 +251,7 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     if any(planned.state_bytes):
         kept, passing = (f"{size / 1e6:.1f} MB" for size in planned.state_bytes)
         yield "states", f"{kept} to keep, at most {passing} in passing"
-    yield "done", f"{len(planned.done)} of {plural(total, 'run')} stored in {planned.directory}"
+    yield "done", f"{len(planned.done)} of {plural(total, 'run')} stored in {place(planned.directory)}"
     if planned.part is not None:
         yield "part", f"{planned.part}: nothing of the other parts is trained here; `natal merge` joins them"
     if planned.outdated:
@@ -494,17 +495,17 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
     return overrides
 
 
-def _say_what_is_kept(out: Path, fresh: bool) -> None:
+def _say_what_is_kept(began: Path, out: Path, fresh: bool) -> None:
     from natal.store import FILE, Store
 
     place = out / ".fresh" if fresh else out
     kept = total = 0
-    if (place / FILE).is_file():
-        with Store.read(place) as store:
+    if (began / place / FILE).is_file():
+        with Store.read(began / place) as store:
             kept, total = store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     runs = f"{kept} of {total} runs are" if total else "no run is"
-    before = f"; {out} keeps what it held until all are" if fresh and (out / FILE).is_file() else ""
+    before = f"; {out} keeps what it held until all are" if fresh and (began / out / FILE).is_file() else ""
     print(
         f"{start}natal: stopped, {runs} stored in {place}; the same command goes on from there{before}.",
         file=sys.stderr,
@@ -548,6 +549,8 @@ def _plain_errors() -> Iterator[None]:
     except OSError as error:
         sys.exit(_complain(f"{error.filename or 'output'}: {error.strerror}; nothing stored was lost"))
     except Exception as error:
+        if sys.stdout.closed:
+            sys.exit(_complain("a plugin has closed the standard output; nothing stored was lost"))
         if not hasattr(error, "format_message"):  # an option or a verb that is none, as Typer has it
             raise
         said = " ".join(error.format_message().split())
@@ -558,7 +561,8 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _complain(text: object) -> int:
-    print(f"natal: {text}", file=sys.stderr)
+    with suppress(ValueError):  # a plugin has closed it
+        print(f"natal: {text}", file=sys.stderr)
     return 2
 
 
@@ -568,10 +572,26 @@ def _leave_closed_pipe() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # a plugin has closed it
+        pass
+
+
+def _open_streams() -> None:
+    """Put nothing in the place of standard streams that are closed, as by ``natal list >&-``.
+
+    Else a store would be opened there, and whatever is printed be written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            setattr(sys, name, os.fdopen(opened, mode))
 
 
 def main() -> None:
     """Run the command line."""
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show θ shows ?
     # not every system has all of them

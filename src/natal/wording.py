@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ def brief(run: Run) -> str:
 def on_one_line(text: str) -> str:
     """Return somebody's text on one line, without what would move a terminal's cursor or change its colours."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def place(path: Path) -> str:
+    """Return a path as one would type it here: what lies below the current directory without that."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def percent(share: float) -> str:

@@ -37,6 +37,20 @@ def test_rounding_leaves_the_digits_of_float32_in_the_range_of_float64() -> None
     assert torch.equal(rounded(rounded(third)), rounded(third))
 
 
+def test_rounding_is_that_of_digits_and_exponent_taken_apart() -> None:
+    wide = torch.randn(5000, dtype=torch.float64) * 10.0 ** torch.randint(-290, 290, (5000,)).double()
+    halves = wide.abs().log2().floor().exp2() * (
+        1 + 2**-24 + torch.randint(0, 2**20, (5000,)).double() / 2**23
+    )
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1 - 2**-40, -(2 - 2**-30)], dtype=torch.float64)
+    for scores in (wide, halves, special, wide.view(50, 100).T):
+        digits, exponent = torch.frexp(scores)
+        apart = torch.ldexp((digits * 2**24).round() / 2**24, exponent)
+        assert torch.equal(rounded(scores), apart)
+        assert torch.equal(rounded(scores).signbit(), scores.signbit())
+    assert rounded(torch.tensor([torch.nan], dtype=torch.float64)).isnan().all()
+
+
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
 def test_scores_are_those_of_float64_whatever_the_order_of_rows(name: str) -> None:
     turned = torch.arange(49, -1, -1)

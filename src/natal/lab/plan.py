@@ -184,8 +184,8 @@ def _plan(
     study = load_study(study, overrides)
     directory = writable(out, workers)
     of_parts = None if part is None else part_of(part)
-    if data is not None:
-        os.environ[DATA] = os.path.abspath(data)
+    if folder := data or os.environ.get(DATA):
+        os.environ[DATA] = os.path.abspath(folder)  # wherever a plugin goes
     from natal.lab import birth, worker
     from natal.lab.chains import Growth, drawn
     from natal.lab.engines import choose, engine_named
@@ -434,7 +434,7 @@ def _rate_of_task(study: Study, task: str, own: float) -> float | None:
 
 
 def writable(out: str | Path, workers: int | None) -> Path:
-    """Return the directory that ``out`` names; raise NatalError for what is wrong with the options."""
+    """Return the directory that ``out`` names, wherever a plugin goes; raise NatalError for wrong options."""
     if workers is not None and workers < 1:
         raise NatalError(f"workers must be at least 1, got {workers}")
     if any(ord(letter) < 32 or letter == "\x7f" for letter in str(out)):
@@ -445,7 +445,7 @@ def writable(out: str | Path, workers: int | None) -> Path:
         raise NatalError(
             f"{str(out)!r} holds files that are not natal's; name a new or empty directory with --out"
         )
-    return Path(out)
+    return Path(out).absolute()
 
 
 def _ours(directory: Path) -> bool:

@@ -52,7 +52,7 @@ def train(
     A training that goes wrong is stored as failed, with those that start from it; all others are made.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
-    options = dict(options or {})
+    options, data = dict(options or {}), None if data is None else Path(data).absolute()
     named.check(on, options)
     if on == "inline":
         workers = 1

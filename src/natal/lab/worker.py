@@ -204,8 +204,6 @@ def load_plugins(study: Study) -> None:
                 raise NatalError(
                     f"plugin {plugin!r} has the name of an installed module, {found}; give it another name"
                 )
-        if sys.stdout is not None and sys.stdout.closed:
-            raise NatalError(f"plugin {plugin!r} closed the standard output; leave it open")
 
 
 def check_names(study: Study) -> None:
@@ -247,12 +245,16 @@ def check(study: Study) -> None:
 @contextmanager
 def named(doing: str) -> Iterator[None]:
     """Turn whatever goes wrong inside a plugin, or for want of memory, into one line that begins with ``doing``."""
+    output = sys.stdout
     try:
         yield
     except NatalError:
         raise
     except (Exception, SystemExit) as error:
         raise NatalError(f"{doing}: {said(error)}") from error
+    if output is not None and (sys.stdout is None or output.closed):
+        sys.stdout = output
+        raise NatalError(f"{doing}: it closed the standard output; leave it open")
 
 
 def said(error: BaseException) -> str:

@@ -63,6 +63,7 @@ class Store:
         self.path = path
         self._db = connection
         self._writes = writes
+        self._file = _identity(path)
         self._makers: dict[int, Maker] = {}
         connection.create_function("digest_of_row", -1, lambda *row: packing.digest_of_row(row))
 
@@ -213,6 +214,11 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with _plainly(self.path):
+            if _identity(self.path) != self._file:
+                raise NatalError(
+                    f"{self.path} was moved or deleted while natal wrote to it; put it back, or begin again with the "
+                    "same command"
+                )
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -599,6 +605,15 @@ def _inspect(db: sqlite3.Connection, path: Path) -> None:
         )
     db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     db.execute("COMMIT")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another of its name, None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _version(db: sqlite3.Connection) -> int:

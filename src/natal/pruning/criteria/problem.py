@@ -345,9 +345,13 @@ def _widened(tensor: Any, wide: torch.dtype) -> Any:
 
 
 def rounded(scores: Tensor) -> Tensor:
-    """Return float64 scores at the 24 binary digits that float32 has, but in float64's range."""
-    digits, exponent = torch.frexp(scores)
-    return torch.ldexp((digits * 2**24).round() / 2**24, exponent)
+    """Return float64 scores at the 24 binary digits that float32 has, but in float64's range; halves go to even.
+
+    The other 29 of a number's 53 are its last, so that a carry runs on into its exponent.
+    """
+    bits = scores.contiguous().view(torch.int64)
+    halves = (bits >> 29 & 1) + (2**28 - 1)
+    return (bits + halves & -(2**29)).view(torch.float64)
 
 
 @contextmanager

@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import pickle
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from numba import njit
+from numba import config, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+from natal.errors import NatalError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,12 +40,49 @@ def inlined(function: F) -> F:
 def entry(function: F) -> F:
     """Compile a function when it is first called, without fast-math, and keep it on disk where there is room."""
     compiled: Any = njit(error_model="numpy")(function)
-    try:
-        compiled._cache = _Cache(function)
-    except RuntimeError:  # neither the package's directory nor the user's can be written
-        compiled._cache = _Said(compiled._cache)
+    if not config.DISABLE_JIT:
+        try:
+            compiled._cache = _Said(compiled._cache) if _shared() else _Cache(function)
+        except RuntimeError:  # neither the package's directory nor the user's can be written
+            compiled._cache = _Said(compiled._cache)
     entered: F = compiled
     return entered
+
+
+def refuses() -> str:
+    """Return why nothing can be compiled here, or ``""``.
+
+    Raises NatalError if others can write where compiled code is kept: reading it executes what lies there.
+    """
+    if shared := _shared():
+        raise NatalError(
+            f"NUMBA_CACHE_DIR {shared!r}: others can write there, and natal executes what it reads there; name a "
+            f"directory of your own, or type chmod go-w {shared!r}"
+        )
+    return "NUMBA_DISABLE_JIT is set in the environment" if config.DISABLE_JIT else ""
+
+
+def _shared() -> str:
+    """Return the directory that NUMBA_CACHE_DIR names if it, or one that it lies in, is not this user's alone.
+
+    Where it is not set, kernels lie beside natal's own code, or below the user's home: who can write there needs none.
+    """
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if not named or not hasattr(os, "getuid"):
+        return ""
+    place = Path(named).resolve()
+    for path in (place, *place.parents):
+        try:
+            status = path.stat()
+        except OSError:  # to be made, by this user
+            continue
+        others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        # in a directory such as /tmp nobody can replace what is another's
+        if status.st_uid not in (0, os.getuid()) or (
+            others and not (path != place and status.st_mode & stat.S_ISVTX)
+        ):
+            return str(path)
+    return ""
 
 
 def _say() -> None:
@@ -91,6 +132,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        if "NUMBA_CACHE_DIR" in os.environ:
+            with contextlib.suppress(OSError):  # whatever the user's mask leaves to a group
+                Path(self.cache_path).chmod(0o700)
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, _sources())
         self._turn = Path(self.cache_path) / f"{function.__name__}.lock"
         self._lock = FileLock(self._turn)
