@@ -63,6 +63,23 @@ class Block(nn.Module):
         return out
 
 
+class Recurrent(nn.Module):
+    """A GRU over projected steps, an LSTM over what it says, and a classifier of the last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(6, 8)
+        self.gru = nn.GRU(8, 6, batch_first=True)
+        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, _ = self.gru(torch.relu(self.project(x)))
+        steps, _ = self.lstm(steps)
+        out: Tensor = self.head(steps[:, -1])
+        return out
+
+
 def deep_mlp() -> nn.Sequential:
     sizes = [5, 8, 7, 6, 3]
     layers: list[nn.Module] = []
@@ -101,6 +118,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv": (_seeded(conv_net), (1, 6, 6)),
     "residual": (_seeded(Residual), (1, 6, 6)),
     "transformer": (_seeded(Block), (4, 6)),
+    "recurrent": (_seeded(Recurrent), (4, 6)),
 }
 
 

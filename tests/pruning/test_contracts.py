@@ -36,9 +36,15 @@ GRANULARITIES: dict[str, Any] = {
 ALL_SCOPES = (*SCOPES, "by layer")
 # a new control is tried with everything; the smaller network is a study's, not a mask's
 CONTROLS = (None, *(control for control in get_args(Control) if control != "small-dense"))
-KINDS = ("deep", "conv", "residual", "transformer")
+KINDS = ("deep", "conv", "residual", "transformer", "recurrent")
 SPARSITY = 0.5
-FIRST = {"deep": "0.weight", "conv": "0.weight", "residual": "stem.weight", "transformer": "query.weight"}
+FIRST = {
+    "deep": "0.weight",
+    "conv": "0.weight",
+    "residual": "stem.weight",
+    "transformer": "query.weight",
+    "recurrent": "project.weight",
+}
 
 
 class Case(NamedTuple):
@@ -79,7 +85,7 @@ def refusal(case: Case) -> str:
         return "would keep none"
     if case.granularity == "2:4" and case.scope not in ("global", "layerwise"):
         return "within each four"
-    if case.criterion == "phew" and case.kind in ("residual", "transformer"):
+    if case.criterion == "phew" and case.kind in ("residual", "transformer", "recurrent"):
         return "'phew' walks along a chain"
     if signed and case.granularity in ("neuron", "kernel", "block"):
         return "drop the sign"
@@ -141,7 +147,8 @@ def counted(case: Case, mask: Mask) -> None:
         sizes = {n: len(k) for n, k in mask.units.items()}
         gone = {n: int((~k).sum()) for n, k in mask.units.items()}
         for name, stay in mask.units.items():
-            assert not mask.weights[name][~stay].any()
+            rows = mask.weights[name]  # of a recurrent layer, a row for each gate of a unit
+            assert not rows[~stay.repeat(len(rows) // len(stay))].any()
             assert stay.any()
     else:
         tiles: dict[str, Tensor] = mask.weights  # type: ignore[assignment]
