@@ -3,8 +3,8 @@
     python benchmarks/coordinator.py [--runs 20000] [--workers 2]
 
 Workers answer at once with a made-up training of the usual size (curves of 500 evaluations). Printed are the processor
-time of the command for each run, from the first job to the last row stored, and how its memory grew, for each planned
-run before the first job and for each finished run after it.
+time of the command for each run, from the first job to the last row stored, and how its memory grew: for each planned
+run before the first job, and for each finished run of the second half, when every buffer has its size.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from natal.lab.run import train
 from natal.lab.worker import Made
 from natal.progress import View
 from natal.store import Outcome, Store
+from natal.study import Run
 from scale import fill, study
 
 _OUTCOMES: list[Outcome] = []
@@ -57,11 +58,18 @@ class Meter(View):
 
     began: float
     planned: int
+    halfway = 0
 
     def started(self, plan: Plan) -> None:
         """Note where the work begins."""
         super().started(plan)
         self.planned, self.began = memory(), time.process_time()
+
+    def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
+        """Note the memory halfway."""
+        super().finished(position, run, outcome, field)
+        if position == self.total // 2:
+            self.halfway = memory()
 
 
 def memory() -> int:
@@ -108,7 +116,7 @@ def main() -> None:
         f"  {(seconds - meter.began) / trained * 1e6:8.0f} microseconds of CPU a training, with the live view"
     )
     print(f"  {(meter.planned - before) / count:8.0f} bytes a planned run")
-    print(f"  {(most - meter.planned) / count:8.0f} bytes a finished run")
+    print(f"  {(most - meter.halfway) / (count - count // 2):8.0f} bytes a finished run")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from natal.wording import percent, plural
 if TYPE_CHECKING:
     from natal.lab.plan import Chosen
 
+_NONE: frozenset[str] = frozenset()
+"""No clocks: one object, for many trainings."""
+
 
 class Growth:
     """A study's stages by key, as its rows ask for them, and of those the ones to train.
@@ -81,7 +84,7 @@ class Growth:
                 stage.learning_rate,
                 stage,
                 self._needs(stage),
-                frozenset(self._clocks_wanted.get(key, ())),
+                frozenset(self._clocks_wanted[key]) if key in self._clocks_wanted else _NONE,
             )
             for key, stage in self._wanted.items()
         ]

@@ -30,6 +30,7 @@ from natal.lab.plan import Job
 from natal.lab.worker import Made
 from natal.machine import HOME
 from natal.store import Failure
+from natal.store.packing import Packed
 from natal.study import Study
 
 UNKNOWN = b""
@@ -187,8 +188,13 @@ def _digest(files: Sequence[Path]) -> str:
 def pack(came: Sequence[Made | Failure]) -> bytes:
     """Return what came of trainings as bytes: outcomes compressed; states as they are, for they hardly shrink."""
     states = [one.states if isinstance(one, Made) else {} for one in came]
-    bare = [replace(one, states={}) if isinstance(one, Made) else one for one in came]
+    bare = [_bare(one) if isinstance(one, Made) else one for one in came]
     return pickle.dumps((zlib.compress(pickle.dumps(bare), 1), states))
+
+
+def _bare(one: Made) -> Made:
+    """Return what was made without its states, the curves as they will be stored: the command only passes them on."""
+    return replace(one, states={}, outcome=replace(one.outcome, curves=Packed(one.outcome.curves)))
 
 
 def unpack(content: bytes) -> list[Made | Failure]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -29,12 +29,30 @@ def digest_of_row(values: Sequence[object]) -> int:
     return digest(ascii(tuple(values)).encode())
 
 
+class Packed(Mapping[str, NDArray[np.float64]]):
+    """Curves as they are stored, which travel so, too, and are unpacked only where somebody looks at them."""
+
+    def __init__(self, curves: Mapping[str, NDArray[np.float64]]) -> None:
+        self.lines, self.numbers = pack(curves)
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return unpack(self.lines, self.numbers)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, *_ in _layout(self.lines)[0])
+
+    def __len__(self) -> int:
+        return len(_layout(self.lines)[0])
+
+
 def pack(curves: Mapping[str, NDArray[np.float64]]) -> tuple[str, bytes]:
     """Return curves as they are stored: what lines there are, as JSON, and their numbers one after the other.
 
     A line takes four bytes a number where float32 holds each exactly, as it does what torch measured, else
     eight. Compression would save a third more, and cost the coordinator more time than all else it does for a run.
     """
+    if isinstance(curves, Packed):
+        return curves.lines, curves.numbers
     lines, numbers = [], []
     for name, line in curves.items():
         line = np.asarray(line, np.float64)

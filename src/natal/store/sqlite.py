@@ -198,10 +198,14 @@ class Store:
                     "SET reason = excluded.reason, tries = tries + excluded.tries, at = excluded.at",
                     (f.key, f.reason, f.tries, f.at or None),
                 )
+            failed = self._db.execute("SELECT EXISTS (SELECT 1 FROM failure)").fetchone()[0]
+            numbers: dict[Maker, int] = {}
             for o in outcomes:
-                self._db.execute("DELETE FROM failure WHERE key = ?", (o.key,))
-                made_by = maker(self._db, json.dumps(o.maker()))
-                insert(self._db, *columns(o.key, o.status, made_by, o.facts(), o.curves))
+                if failed:
+                    self._db.execute("DELETE FROM failure WHERE key = ?", (o.key,))
+                if o.made_by not in numbers:
+                    numbers[o.made_by] = maker(self._db, json.dumps(o.maker()))
+                insert(self._db, *columns(o.key, o.status, numbers[o.made_by], o.facts(), o.curves))
             self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:
