@@ -29,6 +29,16 @@ def on_one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+TOLD = 400
+"""Characters of an error's own words that are told: some have a whole tensor in them."""
+
+
+def told(text: str) -> str:
+    """Return an error's own words on one line, the first of them where they are many."""
+    line = on_one_line(text)
+    return line if len(line) <= TOLD else f"{line[:TOLD]} ..."
+
+
 def place(path: Path) -> str:
     """Return a path as one would type it here: what lies below the current directory without that."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -356,7 +356,7 @@ def test_two_trainings_from_one_state_and_the_line_between(
     [
         ({}, 'measure.connectivity: must be a table { from = ["init", "500it"]'),
         ({"from": []}, "measure.connectivity: from lists the clocks of states"),
-        ({"from": ["init"], "orders": 1}, "orders must be a whole number of at least 2, got 1"),
+        ({"from": ["init"], "orders": 1}, "orders must be a whole number from 2 to 10000, got 1"),
     ],
 )
 def test_a_line_that_cannot_be_measured_is_refused(line: dict[str, Any], words: str) -> None:

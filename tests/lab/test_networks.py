@@ -476,6 +476,10 @@ def test_options_without_a_type_and_any_others_are_handed_over(file: Register) -
             "has no linear or convolution layer, so nothing can be pruned",
         ),
         (lambda shape, outputs: nn.LazyLinear(outputs), "has lazy layers"),
+        (
+            lambda shape, outputs: nn.Linear(shape[0], outputs).requires_grad_(False),
+            "has no parameter that learns; leave requires_grad at True",
+        ),
         (lambda shape, outputs: nn.Linear(7, outputs), "cannot read rows of 3 numbers: RuntimeError"),
         (lambda shape, outputs: 1 / 0, "cannot read rows of 3 numbers: ZeroDivisionError"),
     ],
@@ -640,3 +644,12 @@ def test_every_network_and_option_is_documented() -> None:
             default = parameter.default
             written = json.dumps(list(default) if isinstance(default, tuple) else default)
             assert (f"`{key}`" if default is None else f"`{key} = {written}`") in section, (name, key)
+
+
+def test_torchs_own_frames_stay_out_of_what_is_told() -> None:
+    with pytest.raises(NatalError) as refusal:
+        build("mlp", (20,), hidden=[10**29])
+    message = str(refusal.value)
+    assert message.startswith("network 'mlp' cannot read rows of 20 numbers")
+    assert len(message) < 500
+    assert "Exception raised from" not in message

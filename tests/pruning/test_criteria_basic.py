@@ -110,6 +110,10 @@ def made() -> Iterator[Callable[..., None]]:
             "must give 'hidden.weight' a torch tensor, got list",
         ),
         (
+            lambda p: {n: w * 1j for n, w in p.weights.items()},
+            "gave 'hidden.weight' scores of torch.complex64, which have no order; give real",
+        ),
+        (
             lambda p: {n: w / (w > 0) * 0 for n, w in p.weights.items()},
             "gave 'hidden.weight' scores that are NaN",
         ),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -393,3 +396,15 @@ def renamed(directory: Path, name: str, strategies: int) -> Any:
     one = REFERENCE[Run("modular", "random", 0.5, 7)]
     facts = {name: {**reference_store.TASKS["modular"], "metric": name}}
     return load(reference_store.build(directory, dict.fromkeys(study.runs(), one), study, tasks=facts))
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_no_matter() -> None:
+    code = (
+        "import os\nfrom natal.reading.figures import _plain_style\n"
+        "with _plain_style(): print(os.environ['MPLBACKEND'])"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, env={**os.environ, "MPLBACKEND": "wrong"}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "wrong\n", "")

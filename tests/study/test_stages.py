@@ -148,7 +148,7 @@ WELL = {"at": "end", "rewind": "init"}
     [
         ({"at": "later"}, "must be a position in training"),
         ({"at": {"from": "1it", "to": "2it"}}, 'many cuts inside one training are { from = "10%"'),
-        ({"rounds": 0}, "must be a whole number of at least 1, such as 1"),
+        ({"rounds": 0}, "must be a whole number from 1 to 10000, such as 1"),
         ({"rounds": "all"}, 'or "levels"'),
         ({"rewind": "back"}, 'must be "none", "init", "clock"'),
         ({"rewind": "init"}, "strategies.0.rewind: has nothing to wind back, got 'init'"),
@@ -205,7 +205,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, Any], words: 
         ({"sparsities": [0.5, 0.5]}, "lists 0.5 twice"),
         ({"sparsities": {"keep": 0.8}}, "a ladder of sparsities is"),
         ({"sparsities": {"keep": 1.5, "rounds": 3}}, "keep must lie strictly between 0 and 1, got 1.5"),
-        ({"sparsities": {"keep": 0.5, "rounds": 0}}, "rounds must be a whole number of at least 1, got 0"),
+        ({"sparsities": {"keep": 0.5, "rounds": 0}}, "rounds must be a whole number from 1 to 10000, got 0"),
         ({"training": {"retrain": "5ep"}}, "training.retrain: is for a cut"),
         ({"training": {"retrain": "soon"}}, "training.retrain: must be a number of epochs or steps"),
         ({"keep": ["later"]}, "keep.0: must be a position in training"),

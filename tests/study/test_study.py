@@ -230,7 +230,22 @@ def test_what_natal_0_2_could_not_ask_for_has_none_of_its_keys(change: str) -> N
 
 # -- refusals --------------------------------------------------------------------------------------------
 
+CLAIM = {
+    "text": "a", "quantity": "difference", "task": "regression", "strategy": "random", "against": "dense",
+    "sparsity": 0.5,
+}  # fmt: skip
+
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"sparsities": {"keep": 0.8, "rounds": 10**8}}, ["sparsities", "from 1 to 10000", "100000000"]),
+    (
+        {"strategies": [{"criterion": "random", "rounds": 10**9}]},
+        ["strategies.0.rounds", "10000", "1000000000"],
+    ),
+    ({"strategies": [{"criterion": "random", "name": "dense"}]}, ["strategies", '"dense"', "another"]),
+    ({"measure": {"connectivity": {"from": ["init"], "points": 10**9}}}, ["points", "10000", "1000000000"]),
+    ({"training": {"schedule": {"name": "cosine", "factor": 0.5}}}, ["schedule.factor", '"step"', "0.5"]),
+    ({"claims": [CLAIM | {"sparsity": 95.0}]}, ["claims.0.sparsity", "[0, 1)", "95", "0.95?"]),
+    ({"claims": [CLAIM | {"against": "random"}]}, ["claims.0.against", "'random'", "another"]),
     ({"sparsities": [1.0]}, ["sparsities", "[0, 1)", "1.0"]),
     ({"sparsities": [-0.1]}, ["sparsities", "[0, 1)", "-0.1"]),
     ({"sparsities": [math.nan]}, ["sparsities", "nan"]),

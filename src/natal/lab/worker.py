@@ -25,7 +25,7 @@ from natal.pruning.criteria import criteria
 from natal.registry import did_you_mean
 from natal.store import MASK, Failure, Outcome, Place
 from natal.study import STRATEGIES, Run, Study
-from natal.wording import on_one_line
+from natal.wording import told
 
 if TYPE_CHECKING:
     from natal.lab.plan import Job
@@ -260,20 +260,11 @@ def named(doing: str) -> Iterator[None]:
 def said(error: BaseException) -> str:
     """Return what went wrong and where, in one line of printable characters."""
     if isinstance(error, NatalError):
-        return _line_of(str(error))
+        return told(str(error))
     frames = traceback.extract_tb(error.__traceback__)
     inside = bool(frames) and not frames[-1].filename.startswith("<frozen importlib")
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if inside else ""
-    return _line_of(f"{type(error).__name__}: {error}".removesuffix(": ")) + place
-
-
-def _line_of(text: str) -> str:
-    line = on_one_line(text)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
-
-
-LONGEST = 400
-"""Characters of an error's own words that are told: some have a whole tensor in them."""
+    return told(f"{type(error).__name__}: {error}".removesuffix(": ")) + place
 
 
 def _words(study: Study, run: Run) -> str:

@@ -263,6 +263,10 @@ def _scores(name: str, problem: Problem) -> Scores:
                 f"criterion {name!r} gave {layer!r} scores of shape {tuple(scores[layer].shape)}; "
                 f"its weights have shape {tuple(w.shape)}"
             )
+        if scores[layer].is_complex():
+            raise NatalError(
+                f"criterion {name!r} gave {layer!r} scores of {scores[layer].dtype}, which have no order; give real"
+            )
         if scores[layer].isnan().any():
             raise NatalError(f"criterion {name!r} gave {layer!r} scores that are NaN")
         if problem.round == 1 and not scores[layer].any():

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -583,11 +586,28 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
+def _matplotlib() -> ModuleType:
+    """Return matplotlib, which does not open under a MPLBACKEND that it does not know; files need none."""
+    try:
+        import matplotlib
+    except ValueError:
+        wrong = os.environ.pop("MPLBACKEND", None)
+        if wrong is None:
+            raise
+        # what the failed import left behind
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+        try:
+            import matplotlib
+        finally:
+            os.environ["MPLBACKEND"] = wrong
+    return matplotlib
+
+
 @contextmanager
 def _plain_style() -> Iterator[None]:
     """Draw with matplotlib's defaults and ours, whatever the user's own style says."""
-    import matplotlib
-
+    matplotlib = _matplotlib()
     # all defaults would also reset the backend of a notebook that draws beside us
     keep = {"backend", "interactive", "toolbar", "backend_fallback"}
     style: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in keep} | _STYLE

@@ -26,6 +26,10 @@ def _printable(value: str) -> str:
 Words = Annotated[str, AfterValidator(_printable)]
 
 
+MOST = 10_000
+"""Rounds, rungs or points, at most: a study writes each of them out, in memory."""
+
+
 MAX_SEED = 2**32 - 1
 """The largest seed ``numpy.random.RandomState`` takes, and the published tasks draw their data from one."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import model_serializer, model_validator
 
 from natal.study.base import Model, Number, Words
+from natal.wording import perhaps_percent
 
 _OF_A_CELL = ("mean", "epochs", "best-iteration", "reached")
 _OF_TWO = ("difference", "ratio")
@@ -61,6 +62,14 @@ class Claim(Model):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         of_two = self.quantity in _OF_TWO
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity must lie in [0, 1), got {self.sparsity}{perhaps_percent(self.sparsity)}"
+            )
+        if self.against == self.strategy:
+            raise ValueError(
+                f"against must name another strategy than the claim's own, got {self.against!r}; name one, or dense"
+            )
         if not of_two and (self.sparsity is None) == (self.quantity in _OF_A_CELL):
             raise ValueError(
                 f"quantity {self.quantity!r} goes {'with' if self.sparsity is None else 'without'} a sparsity"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from natal.study.base import Model
+from natal.study.base import MOST, Model
 from natal.study.clock import moment
 
 
@@ -23,8 +23,8 @@ def _connectivity(value: Any) -> Any:
     if not isinstance(table["from"], list | tuple) or not table["from"]:
         raise ValueError(f'from lists the clocks of states, such as ["init", "500it"], got {table["from"]!r}')
     for name in ("orders", "points"):
-        if type(table[name]) is not int or table[name] < 2:
-            raise ValueError(f"{name} must be a whole number of at least 2, got {table[name]!r}")
+        if type(table[name]) is not int or not 2 <= table[name] <= MOST:
+            raise ValueError(f"{name} must be a whole number from 2 to {MOST}, got {table[name]!r}")
     return {**table, "from": [moment(clock) for clock in table["from"]]}
 
 

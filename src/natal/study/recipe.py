@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainValidator, field_validator, model_serializer, model_validator
 
 from natal.registry import did_you_mean
-from natal.study.base import Model, Number, Words
+from natal.study.base import MOST, Model, Number, Words
 from natal.study.clock import moment, span
 
 SCOPES: Mapping[str, str] = {
@@ -111,9 +111,9 @@ def _at(value: Any) -> Any:
 
 
 def _rounds(value: Any) -> Any:
-    if value != "levels" and (type(value) is not int or value < 1):
+    if value != "levels" and (type(value) is not int or not 1 <= value <= MOST):
         raise ValueError(
-            'must be a whole number of at least 1, such as 1, or "levels" for a chain through the sparsities'
+            f'must be a whole number from 1 to {MOST}, such as 1, or "levels" for a chain through the sparsities'
         )
     return value
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_serializer, 
 
 from natal.notebook import Rows, Shown
 from natal.registry import did_you_mean
-from natal.study.base import MAX_SEED, Flag, Integer, Model, Number, Words
+from natal.study.base import MAX_SEED, MOST, Flag, Integer, Model, Number, Words
 from natal.study.choice import Network, Task
 from natal.study.claim import Claim
 from natal.study.clock import Moment
@@ -64,8 +64,8 @@ def _ladder(value: Any) -> Any:
         raise ValueError(f"a ladder of sparsities is {{ keep = 0.8, rounds = 11 }}, got {dict(value)}")
     if not 0 < keep < 1:
         raise ValueError(f"keep must lie strictly between 0 and 1, got {keep}")
-    if type(rounds) is not int or rounds < 1:
-        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+    if type(rounds) is not int or not 1 <= rounds <= MOST:
+        raise ValueError(f"rounds must be a whole number from 1 to {MOST}, got {rounds!r}")
     # 1 - 0.8 is 0.2, not the 0.19999999999999996 that binary fractions make of it
     return [round(1 - keep**k, 10) for k in range(rounds + 1)]
 
@@ -192,6 +192,15 @@ class Study(Shown, Model):
         for s in value:
             if not 0 <= s <= MAX_SEED:
                 raise ValueError(f"a seed must lie in [0, 2**32), got {s}")
+        return value
+
+    @field_validator("strategies")
+    @classmethod
+    def _none_is_dense(cls, value: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+        if any(recipe.name == "dense" for recipe in value):
+            raise ValueError(
+                '"dense" is what claims call the network without pruning, got a strategy of that name; give it another'
+            )
         return value
 
     @field_validator("plugins")

@@ -93,6 +93,10 @@ class Schedule(Model):
             raise ValueError('schedule "step" goes with every, such as "30ep"; no other does')
         if (self.name == "points") != bool(self.points):
             raise ValueError('schedule "points" goes with points, such as [["80ep", 0.1]]; no other does')
+        if self.name != "step" and self.factor != Schedule.model_fields["factor"].default:
+            raise ValueError(
+                f'factor goes with schedule "step" and with no other, got {self.factor}; leave it out'
+            )
         for value in (self.factor, *(factor for _, factor in self.points)):
             if value < 0:
                 raise ValueError(f"a factor of the learning rate must be at least 0, got {value}")

@@ -30,6 +30,7 @@ from natal.pruning.mask import weight_names
 from natal.registry import Registry
 from natal.streams import stream
 from natal.study import Network
+from natal.wording import told
 
 Builder = Callable[..., nn.Module]
 """``(shape, outputs, **options) -> module``: float32, on the CPU."""
@@ -119,6 +120,8 @@ def _try(entry: str, settings: dict[str, Any], shape: tuple[int, ...], outputs: 
             raise NatalError(
                 f"network {entry!r} has no linear or convolution layer, so nothing can be pruned"
             )
+        if not any(p.requires_grad for p in net.parameters()):
+            raise NatalError(f"network {entry!r} has no parameter that learns; leave requires_grad at True")
         with _named(entry, shape):
             answer = net(example(shape, 2))
     if not isinstance(answer, Tensor) or answer.shape != (2, outputs):
@@ -150,5 +153,5 @@ def _named(entry: str, shape: tuple[int, ...]) -> Iterator[None]:
     except NatalError as error:
         raise NatalError(f"network {entry!r} {error}") from None
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = told(f"{type(error).__name__}: {str(error).split('Exception raised from')[0]}")
         raise NatalError(f"network {entry!r} cannot read {said(shape)}: {what}") from error
