@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from numba import config
 from torch import Tensor
 
@@ -130,15 +129,6 @@ def test_a_criterion_that_goes_elsewhere_takes_nothing_with_it(
     assert list((tmp_path / "there").iterdir()) == []
     assert (tmp_path / "here" / "out" / FILE).is_file()
     assert os.environ["NATAL_DATA"] == str(tmp_path / "here")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("forgotten", "no_report")
-def test_a_criterion_that_turns_gradients_off_turns_them_off_for_itself_alone(tmp_path: Path) -> None:
-    reaching(lambda: torch.set_grad_enabled(False))
-    results = natal.run({**STUDY, "strategies": ["reaching", "snip"]}, tmp_path / "out", engine="torch")
-    assert len(results.runs) == len(STUDY["seeds"]) * 4
-    assert torch.is_grad_enabled()
 
 
 def test_a_plan_names_the_directory_as_it_was_named(

@@ -247,12 +247,7 @@ def _precise(problem: Problem, how: Traits) -> Problem:
 
 
 def _scores(name: str, problem: Problem) -> Scores:
-    grad = torch.is_grad_enabled()
-    try:
-        scores = criteria[name](problem)
-    finally:
-        # a criterion that turns gradients off for good would leave what is trained after it without any
-        torch.set_grad_enabled(grad)
+    scores = criteria[name](problem)
     if not isinstance(scores, Mapping) or set(scores) != set(problem.weights):
         got = sorted(scores) if isinstance(scores, Mapping) else type(scores).__name__
         raise NatalError(
