@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from natal.lab.tasks.data import Data
 from natal.lab.tasks.task import task
@@ -51,6 +50,8 @@ def mnist_1d() -> Data:
 
 def _signal(shape: Signal, rng: RandomState) -> Signal:
     """Return one row: the shape in front of 36 to 60 zeros, stretched, scaled, moved, with noise, sheared, sampled."""
+    from scipy.ndimage import gaussian_filter1d  # half a second, which only those who draw it wait for
+
     padding = 36 + int(rng.rand() * 25)
     # what is not exactly zero belongs to the shape
     x = _sampled(np.concatenate([shape + 1e-8, np.zeros(padding)]), 72)
