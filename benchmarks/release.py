@@ -3,9 +3,10 @@
     python benchmarks/release.py                              the paper's study, five rounds
     python benchmarks/release.py controls criteria --rounds 3
 
-Every figure is that of ``natal run STUDY`` and ``natal validate``, as ``make study`` has them, in fresh processes and
-directories. CPU seconds are those of all processes that a command started. The first round of each does not count: it
-compiles. The earlier release is taken from this repository's history.
+Both run the same seeds: presets that compare have more today. Every figure is that of ``natal run STUDY`` and ``natal
+validate``, as ``make study`` has them, in fresh processes and directories. CPU seconds are those of all processes that
+a command started. The first round of each does not count: it compiles. The earlier release is taken from this
+repository's history.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ def unpacked(commit: str, folder: Path) -> Path:
     return folder / "src"
 
 
-def cost(source: Path, study: str, folder: Path) -> Cost:
+def cost(source: Path, study: str, seeds: str, folder: Path) -> Cost:
     """Run and validate a study with the natal of ``source``; every process that it leaves behind is waited for."""
     out = tempfile.mkdtemp(dir=folder)
     environment = {**os.environ, "PYTHONPATH": str(source)}
     before, started = _processors(), time.perf_counter()
-    for words in (["run", study, "--out", out, "--quiet"], ["validate", out]):
+    for words in (["run", study, "--seeds", seeds, "--out", out, "--quiet"], ["validate", out]):
         command = [sys.executable, "-m", "natal.cli", *words]
         if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
             sys.exit(f"{' '.join(command)} of {source} failed")
@@ -80,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("studies", nargs="*", default=["paper"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", default="42,123,7", help="of both; those that 0.2.0's own studies had")
     parser.add_argument("--commit", default=RELEASE, help="the earlier release")
     asked = parser.parse_args()
     # workers of a fork server that ends become this process's own
@@ -96,7 +98,7 @@ def main() -> None:
             rounds: dict[str, list[Cost]] = {of: [] for of in sources}
             for number in range(asked.rounds + 1):
                 for of, source in sources.items():
-                    taken = cost(source, study, folder)
+                    taken = cost(source, study, asked.seeds, folder)
                     if number:
                         rounds[of].append(taken)
                         print(
