@@ -78,7 +78,7 @@ def test_the_lab_is_in_no_bare_install(site: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["report"], "report.txt"),
+    pytest.param(["report"], "report.txt", marks=pytest.mark.slow),
     (["validate"], "Validation PASSED. All checks OK."),
     (["diagnose", "--task", "regression", "--sparsity", "0.5"], "FATAL: output.weight has collapsed"),
 ])  # fmt: skip

@@ -233,6 +233,7 @@ LINE = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Natal, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(toml(tiny(seeds=[1])))
     result = cli("run", "tiny.toml", "--workers", 1, "--out", "some results")
@@ -280,6 +281,7 @@ def terminal(folder: Path, *words: str) -> tuple[int, str]:
     return process.wait(30), drawn.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     study = tiny(name="a [bold]strange[/] [name]", seeds=[1])
     (tmp_path / "tiny.toml").write_text(toml(study))
@@ -417,6 +419,7 @@ def test_report_writes_the_same_bytes_again(inside: Inside, tmp_path: Path, tiny
 # -- starting --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_looking_never_imports_torch_nor_planning_its_compiler(tiny_results: Results) -> None:
     code = (
         "import sys, natal, natal.cli\n"

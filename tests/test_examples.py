@@ -91,6 +91,7 @@ def test_a_plugin_gives_the_same_bits_in_worker_processes(cli: Natal, tmp_path: 
     assert trainings(tmp_path / "1") == trainings(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_a_plugin_adds_a_network_a_task_and_an_optimiser_setting(cli: Natal, tmp_path: Path) -> None:
     result = cli(
         "run", EXAMPLES / "odd_digits.toml", "--out", "odd", "--set", 'training.length="2ep"', "--quiet"

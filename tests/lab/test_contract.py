@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[Mapping[str, Any], tuple[int, ...]]] = {
 IDLE = {"vgg-11-bn": re.compile(r"conv\d+\.bias|norm\d+\.running_mean")}
 """Biases that a batch norm takes away again, which rounding alone moves, and the means that follow them."""
 
-LONG = ("vgg-11-bn", "vgg-11", "projection")
+LONG = ("vgg-11-bn", "vgg-11", "projection", "resnet-20")
 """Networks too large for ``make test``: all their combinations are in ``make test-all``."""
 
 

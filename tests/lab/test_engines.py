@@ -230,7 +230,9 @@ def test_the_batched_engine_gives_all_published_regression_results() -> None:
 # -- one experiment in two ways --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "hidden"), [("modular", 40), ("regression", 128)])
+@pytest.mark.parametrize(
+    ("name", "hidden"), [pytest.param("modular", 40, marks=pytest.mark.slow), ("regression", 128)]
+)
 def test_in_float64_both_engines_agree_after_20_epochs(name: str, hidden: int) -> None:
     study = small(name, hidden, seeds=[42])
     born = trials(study, torch.float64)

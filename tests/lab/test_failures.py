@@ -39,6 +39,7 @@ def frail(folder: Path, bad: str, **changes: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_what_failed_is_told_everywhere_and_tried_again(cli: Natal, tmp_path: Path) -> None:
     frail(tmp_path, "M [1, 0.5] [2, 0.5]")
     why = "MemoryError: [31mtoo large (frail_plugin.py, line 9)"

@@ -585,7 +585,10 @@ def test_options_written_in_other_words_are_the_same() -> None:
 # -- the control small-dense -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry", SMALL)
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, marks=pytest.mark.slow) if e in ("resnet-32", "resnet-56") else e for e in SMALL],
+)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
 def test_small_dense_is_the_widest_that_has_no_more_parameters(entry: str, share: float) -> None:
     row, keys = SMALL[entry]

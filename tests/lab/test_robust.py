@@ -146,7 +146,8 @@ def _declared(directory: Path) -> bool:
         return "study" in store.manifest()
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_a_store_to_go_on_from_and_says_so(
     started: Start, tmp_path: Path, study: list[str], uninterrupted: Trainings, workers: int
 ) -> None:

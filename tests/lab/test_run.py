@@ -258,7 +258,7 @@ def test_a_thread_and_an_event_loop_run_a_study(tmp_path: Path, tiny_results: Re
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("engine", ["batched", "sequential"])
+@pytest.mark.parametrize("engine", [pytest.param("batched", marks=pytest.mark.slow), "sequential"])
 def test_the_callers_settings_change_no_bit(tmp_path: Path, engine: str) -> None:
     study = tiny(seeds=[1], strategies=["random", "snip"])
     natal.run(study, tmp_path / "plain", engine=engine)

@@ -62,6 +62,7 @@ def test_a_diverging_lane_leaves_the_others_alone() -> None:
     assert sick[1].outcome.steps_trained == alone.outcome.steps_trained
 
 
+@pytest.mark.slow
 def test_what_is_not_alike_is_not_stacked() -> None:
     small, large = trial({"network": "mlp", "hidden": [5]}), trial({"network": "mlp", "hidden": [9]})
     gelu = trial({"network": "mlp", "hidden": [5], "activation": "gelu"})

@@ -62,7 +62,7 @@ def test_a_command_without_any_standard_stream_does_its_work(tmp_path: Path) -> 
     "words",
     [
         "list",
-        "show synflow",
+        pytest.param("show synflow", marks=pytest.mark.slow),
         "--version",
         "--help",
         pytest.param("plan paper --out new", marks=pytest.mark.slow),

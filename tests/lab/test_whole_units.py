@@ -48,6 +48,7 @@ class Reader(nn.Module):
 
 
 @pytest.mark.usefixtures("forgotten", "no_report")
+@pytest.mark.slow
 def test_neurons_go_from_recurrent_layers_and_single_weights_do_not(tmp_path: Path) -> None:
     @network("reader")
     def reader(shape: tuple[int, ...], outputs: int, *, width: int = 6) -> nn.Module:

@@ -855,7 +855,7 @@ WAYS = [through_export, through_pickle, through_save, through_onnx, lambda net, 
     ("name", "way"),
     [
         pytest.param(name, way, marks=pytest.mark.slow)
-        if way is through_onnx and name != "resnet"
+        if way is through_onnx and name != "conv"
         else (name, way)
         for name in ("mlp", "conv", "residual", "resnet", "transformer", "conv1d")
         for way in WAYS

@@ -169,7 +169,7 @@ SEVERAL = [
 ]
 # a criterion with rounds of its own makes them in every cut
 IN_ROUNDS = [
-    ("force", "layerwise", "neuron"),
+    pytest.param("force", "layerwise", "neuron", marks=pytest.mark.slow),
     pytest.param("force", "global", "weight", marks=pytest.mark.slow),
     pytest.param("force", "erk", {"block": [2, 2]}, marks=pytest.mark.slow),
 ]

@@ -197,11 +197,11 @@ def test_layerwise_masks_are_exact_in_every_layer(tmp_path: Path) -> None:
     assert any("magnitude, sparsity=10%" in line and "the study asks for" in line for line in found)
 
 
-# one of each kind in `make test`: the paper's own, one with chains; all of them in `make test-all`
+# the paper's own in `make test`, all of them in `make test-all`
 @pytest.mark.parametrize(
     "preset",
     [
-        preset if preset in ("paper", "lottery") else pytest.param(preset, marks=pytest.mark.slow)
+        preset if preset == "paper" else pytest.param(preset, marks=pytest.mark.slow)
         for preset in sorted(presets())
     ],
 )
