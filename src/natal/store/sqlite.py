@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from natal.errors import NatalError
 from natal.store import packing
@@ -29,7 +30,7 @@ from natal.store.migrations import MIGRATIONS
 from natal.store.record import Curves, Failure, Outcome
 from natal.store.search import deciding
 from natal.store.training import COLUMNS, SCHEMA, Table, columns, insert, maker, outcome, table
-from natal.study import Maker, Run, Study, digest
+from natal.study import Maker, Run, Study, digest, one_line
 
 T = TypeVar("T")
 FILE = "study.sqlite"
@@ -325,7 +326,13 @@ class Store:
             raise NatalError(
                 f"{self.path} holds no study yet; `natal run --out {self.path.parent}` starts one"
             )
-        return Study.model_validate(declared)
+        try:
+            return Study.model_validate(declared)
+        except ValidationError as error:
+            raise NatalError(
+                f"{self.path} holds a study that this natal does not read: {one_line(error)}; open it with the natal "
+                "that made it, or run the study with --fresh"
+            ) from None
 
     def grid(self) -> list[tuple[Run, str]]:
         """Return the rows of the study's grid, in order, each with the key of its training."""
