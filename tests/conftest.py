@@ -20,7 +20,7 @@ from command import Command
 from natal import front
 from natal.lab.networks import networks
 from natal.lab.tasks import tasks
-from natal.pruning.criteria import criteria, traits
+from natal.pruning.criteria import criteria, flow, traits
 from natal.reading import report
 from natal.reading.results import Results
 from natal.store import Store
@@ -55,7 +55,8 @@ def _seeded() -> Iterator[None]:
 
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let criteria that prune in many rounds take three, for what does not depend on their number."""
+    """Let criteria that prune in many rounds, or draw many times in each, take few: for what does not depend on it."""
+    monkeypatch.setattr(flow, "REDRAWS", 1)
     for name, of in list(traits.items()):
         monkeypatch.setitem(traits, name, replace(of, rounds=min(3, of.rounds)))
 

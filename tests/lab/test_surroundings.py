@@ -77,9 +77,9 @@ def test_a_command_without_any_standard_stream_does_its_work(tmp_path: Path) -> 
         pytest.param("audit paper results", marks=pytest.mark.slow),
     ],
 )
-def test_a_closed_output_is_no_matter(tmp_path: Path, tiny_results: Results, words: str) -> None:
+def test_a_closed_output_is_no_matter(cli: Natal, tmp_path: Path, tiny_results: Results, words: str) -> None:
     shutil.copytree(tiny_results.directory, tmp_path / "results")
-    whole = closed(tmp_path, words, "")
+    whole = cli(*words.split())
     shutil.rmtree(tmp_path / "merged", ignore_errors=True)
     done = closed(tmp_path, words, ">&-")
     assert (done.returncode, done.stdout, done.stderr) == (whole.returncode, "", whole.stderr)
