@@ -566,7 +566,5 @@ def test_a_failure_counts_its_tries_until_the_training_is_made(tmp_path: Path) -
 
 def test_a_study_that_this_natal_does_not_read_is_one_line(store: Store) -> None:
     store.note(study={**load_study("paper").model_dump(mode="json"), "seeds": []})
-    with pytest.raises(
-        NatalError, match=r"holds a study that this natal does not read: seeds.*or run the study with --f"
-    ):
+    with pytest.raises(NatalError, match=r"of another version, and this natal cannot read it \(seeds"):
         store.study()

@@ -330,8 +330,8 @@ class Store:
             return Study.model_validate(declared)
         except ValidationError as error:
             raise NatalError(
-                f"{self.path} holds a study of another version, and this natal cannot read it ({one_line(error)}); read "
-                "it with that version, or run the study again with --fresh"
+                f"{self.path} holds a study of another version, and this natal cannot read it ({one_line(error)}); "
+                "read it with that version, or run the study again with --fresh"
             ) from None
 
     def grid(self) -> list[tuple[Run, str]]:
