@@ -22,7 +22,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	@# a call of its own: tests and benchmarks both have a module `networks`
-	MYPYPATH=tests $(BIN)/mypy tests
+	$(BIN)/mypy tests
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: test .venv/installed-site .venv/installed-clusters

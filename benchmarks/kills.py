@@ -72,7 +72,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "seeds": [1, 2],
     },
 }
-"""About a second of training each, in portions of a tenth."""
+"""Some seconds of training each, in portions of a tenth of one."""
 SHARES = {"command": 0.15, "worker": 0.65, "fork server": 0.2}
 PAUSE = 0.7
 """Mean seconds between two kills, exponentially distributed."""
@@ -174,7 +174,7 @@ class Trial:
         tally["states left over or missing"] += len(set(states(self.folder / "results")) ^ set(self.left))
 
 
-def kills(many: int, seed: int, folder: Path, say: bool = True) -> Counter[str]:
+def kills(many: int, seed: int, folder: Path) -> Counter[str]:
     """Return what came of so many kills."""
     rng, tally = random.Random(seed), Counter(dict.fromkeys((*SHARES, *WRONG), 0))
     undisturbed: dict[str, tuple[dict[str, Any], list[str]]] = {}
@@ -190,7 +190,7 @@ def kills(many: int, seed: int, folder: Path, say: bool = True) -> Counter[str]:
         trial.end(tally)
         shutil.rmtree(trial.folder)
         number += 1
-        if say and number % 10 == 0:
+        if number % 10 == 0:
             print(
                 f"  {number} studies, {sum(tally[kind] for kind in SHARES)} kills",
                 file=sys.stderr,

@@ -137,7 +137,7 @@ def run(
 ) -> None:  # fmt: skip
     """Run a study, going on from what is stored already, and write its tables, figures and report."""
     options = {"address": address, "partition": partition, "time": time, "jobs": jobs}
-    began = Path.cwd()  # a plugin may go elsewhere
+    directory = Path(out).absolute()  # a plugin may go elsewhere
     try:
         if device == "cpu" and workers != 1 and on == "processes":
             from natal.lab.executors import prepare
@@ -186,7 +186,7 @@ def run(
         stop = _stop_behind(error)
         if stop is None:
             raise
-        _say_what_is_kept(began, Path(out), fresh)
+        _say_what_is_kept(directory, fresh)
         raise typer.Exit(128 + stop) from None
 
 
@@ -495,19 +495,24 @@ def _overrides(changes: list[str] | None, seeds: str | None) -> list[str]:
     return overrides
 
 
-def _say_what_is_kept(began: Path, out: Path, fresh: bool) -> None:
+def _say_what_is_kept(directory: Path, fresh: bool) -> None:
     from natal.store import FILE, Store
+    from natal.wording import place
 
-    place = out / ".fresh" if fresh else out
+    written = directory / ".fresh" if fresh else directory
     kept = total = 0
-    if (began / place / FILE).is_file():
-        with Store.read(began / place) as store:
+    if (written / FILE).is_file():
+        with Store.read(written) as store:
             kept, total = store.complete()
     start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     runs = f"{kept} of {total} runs are" if total else "no run is"
-    before = f"; {out} keeps what it held until all are" if fresh and (began / out / FILE).is_file() else ""
+    before = (
+        f"; {place(directory)} keeps what it held until all are"
+        if fresh and (directory / FILE).is_file()
+        else ""
+    )
     print(
-        f"{start}natal: stopped, {runs} stored in {place}; the same command goes on from there{before}.",
+        f"{start}natal: stopped, {runs} stored in {place(written)}; the same command goes on from there{before}.",
         file=sys.stderr,
     )
 
@@ -549,7 +554,7 @@ def _plain_errors() -> Iterator[None]:
     except OSError as error:
         sys.exit(_complain(f"{error.filename or 'output'}: {error.strerror}; nothing stored was lost"))
     except Exception as error:
-        if sys.stdout.closed:
+        if sys.stdout is None or sys.stdout.closed:
             sys.exit(_complain("a plugin has closed the standard output; nothing stored was lost"))
         if not hasattr(error, "format_message"):  # an option or a verb that is none, as Typer has it
             raise
@@ -572,7 +577,7 @@ def _leave_closed_pipe() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ValueError:  # a plugin has closed it
+    except (AttributeError, ValueError):  # a plugin has put nothing in its place, or closed it
         pass
 
 

@@ -34,8 +34,8 @@ TOLD = 400
 
 
 def told(text: str) -> str:
-    """Return an error's own words on one line, the first of them where they are many."""
-    line = on_one_line(text)
+    """Return an error's own words on one line, the first of them where they are many, without torch's C++ frames."""
+    line = on_one_line(text.split("Exception raised from")[0])
     return line if len(line) <= TOLD else f"{line[:TOLD]} ..."
 
 

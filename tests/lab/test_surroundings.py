@@ -111,6 +111,46 @@ def test_a_criterion_that_closes_the_output_is_named(
     assert not (tmp_path / "out").exists()
 
 
+PLUGIN = """
+import sys
+from natal import criterion
+calls = []
+
+@criterion("late")
+def late(problem):
+    \"\"\"|θ|, and the output away once training has begun.\"\"\"
+    calls.append(1)
+    if len(calls) > 1:
+        {act}
+    return {{name: w.abs() for name, w in problem.weights.items()}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "code", "said"),
+    [
+        (
+            "sys.stdout.close()",
+            2,
+            "natal: a plugin has closed the standard output; nothing stored was lost\n",
+        ),
+        ("sys.stdout = None", 0, ""),
+        ("sys.stderr.close()", 0, ""),
+    ],
+)
+def test_a_stream_that_goes_while_training_loses_nothing(
+    cli: Natal, tmp_path: Path, act: str, code: int, said: str
+) -> None:
+    (tmp_path / "late.py").write_text(PLUGIN.format(act=act))
+    (tmp_path / "tiny.toml").write_text(toml({"plugins": ["late"], **STUDY, "strategies": ["late"]}))
+    done = cli("run", "tiny.toml", "--workers", 1)
+    assert (done.returncode, done.stderr) == (code, said)
+    assert trainings(tmp_path / "results")
+    (tmp_path / "late.py").write_text(PLUGIN.format(act="pass"))
+    assert cli("validate", "results").returncode == code // 2  # what is missing is told, and nothing else
+
+
 # -- where a command stands -----------------------------------------------------------------------------------------
 
 
@@ -202,10 +242,10 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: p
     def shared(path: Path, mode: int) -> bool:
         path.mkdir(exist_ok=True)
         path.chmod(mode)
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(path))
+        monkeypatch.setattr(config, "CACHE_DIR", str(path))
         return bool(cache._shared())
 
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(config, "CACHE_DIR", "")
     assert cache._shared() == ""
     assert [shared(tmp_path / f"{mode:o}", mode) for mode in (0o700, 0o755, 0o775, 0o757, 0o1777)] == [
         False, False, True, True, True,
@@ -214,7 +254,7 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "ours").mkdir(mode=0o700)
     assert not shared(tmp_path / "1777" / "ours", 0o700)
     assert shared(tmp_path / "757" / "ours", 0o700)
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "757" / "to be made"))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "757" / "to be made"))
     with pytest.raises(
         NatalError, match="others can write there, and natal executes what it reads there; name a dir"
     ):
@@ -223,13 +263,29 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: p
     ENGINES["compiled"].prepare("cpu")  # as the fork server does: says nothing, reads nothing
 
 
+def test_of_a_cache_only_the_right_to_write_is_taken_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def double(x: int) -> int:
+        return 2 * x
+
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    mask = os.umask(0o002)
+    try:
+        cache.entry(double)
+    finally:
+        os.umask(mask)
+    (made,) = tmp_path.iterdir()
+    assert made.stat().st_mode & 0o777 == 0o755
+
+
 def test_nothing_is_read_from_a_cache_that_others_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def double(x: int) -> int:
         return 2 * x
 
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     tmp_path.chmod(0o777)
     assert isinstance(cache.entry(double)._cache, cache._Said)  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []

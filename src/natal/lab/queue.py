@@ -148,7 +148,7 @@ class Queue:
                         outcomes.append(self._never_begun(training, place))
         lines = {f"connectivity/{one.outcome.key}": one.line for one in made if one.line}
         self._store.add(outcomes, failures, **manifest, **lines)
-        if self._states.passing.is_dir():
+        if self._states.passing.is_dir():  # else there is no checkpoint, and nothing to ask the disk for each
             for one in made:
                 self._states.drop(Place(one.outcome.key, NOW))
         for training in done:

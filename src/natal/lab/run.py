@@ -52,7 +52,8 @@ def train(
     A training that goes wrong is stored as failed, with those that start from it; all others are made.
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
-    options, data = dict(options or {}), None if data is None else Path(data).absolute()
+    options = dict(options or {})
+    data = None if data is None else Path(data).absolute()  # wherever a plugin goes
     named.check(on, options)
     if on == "inline":
         workers = 1

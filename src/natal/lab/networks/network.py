@@ -153,5 +153,5 @@ def _named(entry: str, shape: tuple[int, ...]) -> Iterator[None]:
     except NatalError as error:
         raise NatalError(f"network {entry!r} {error}") from None
     except Exception as error:
-        what = told(f"{type(error).__name__}: {str(error).split('Exception raised from')[0]}")
+        what = told(f"{type(error).__name__}: {error}")
         raise NatalError(f"network {entry!r} cannot read {said(shape)}: {what}") from error

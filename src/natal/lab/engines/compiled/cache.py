@@ -49,6 +49,11 @@ def entry(function: F) -> F:
     return entered
 
 
+def usable() -> bool:
+    """Whether kernels can be compiled and kept here; `refuses` says why not."""
+    return not (config.DISABLE_JIT or _shared())
+
+
 def refuses() -> str:
     """Return why nothing can be compiled here, or ``""``.
 
@@ -67,7 +72,7 @@ def _shared() -> str:
 
     Where it is not set, kernels lie beside natal's own code, or below the user's home: who can write there needs none.
     """
-    named = os.environ.get("NUMBA_CACHE_DIR")
+    named = config.CACHE_DIR
     if not named or not hasattr(os, "getuid"):
         return ""
     place = Path(named).resolve()
@@ -132,9 +137,10 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        if "NUMBA_CACHE_DIR" in os.environ:
-            with contextlib.suppress(OSError):  # whatever the user's mask leaves to a group
-                Path(self.cache_path).chmod(0o700)
+        if config.CACHE_DIR:
+            made = Path(self.cache_path)
+            with contextlib.suppress(OSError):  # whatever the user's mask lets a group write
+                made.chmod(stat.S_IMODE(made.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, _sources())
         self._turn = Path(self.cache_path) / f"{function.__name__}.lock"
         self._lock = FileLock(self._turn)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 
 import numpy as np
 import torch
 
 from natal.determinism import deterministic, one_thread
-from natal.errors import NatalError
 from natal.lab.engines.compiled import cache
 from natal.lab.engines.compiled.chain import SPARSE_BELOW
 from natal.lab.engines.compiled.learner import Learner, batches, load
@@ -77,9 +75,8 @@ class Compiled:
 
     def prepare(self, device: str) -> None:
         """Compile the kernels, or read them from disk, so that no training waits for it."""
-        with suppress(NatalError):  # said when a study asks for it
-            if not cache.refuses():
-                load()
+        if cache.usable():
+            load()
 
     def train(self, trials: Sequence[Trial], device: str) -> Iterator[Trained]:
         """Train each on its own, in order; a network's bits depend on nothing but itself."""
