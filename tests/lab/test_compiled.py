@@ -230,7 +230,7 @@ def test_sparse_and_dense_products_give_the_same_outputs_to_the_last_bit_and_gra
         made.write(net)
         found[below] = before, [p.detach().double() for p in net.parameters()]
         assert set(made.layout.net.layers["kind"]) == {
-            chain_module.LISTED if below == 0 else chain_module.SPARSE
+            chain_module.DENSE if below == 0 else chain_module.SPARSE
         }
     (dense, theta), (skipping, phi) = found.values()
     assert dense == skipping

@@ -1,11 +1,10 @@
 """A chain of linear layers laid out for the kernels: which numbers are computed with, and where each lies.
 
-Only what is kept has a place in the vector ``theta`` of a network's numbers, and in its optimiser's. A neuron that
-nothing kept leads away from is left out: it never gets a gradient. What is left of a layer is one of three kinds:
+The numbers of a network are one vector ``theta``, and its optimiser's lie as they do. A neuron that
+nothing kept leads away from is left out: it never gets a gradient. What is left of a layer is one of two kinds:
 
-- complete: all weights kept, a matrix in ``theta`` itself, its rows padded to whole vectors;
-- listed: most are kept, one after the other in ``theta``; products use a copy with zeros between them;
-- sparse: fewer than `SPARSE_BELOW` of them are kept, in compressed rows, and products skip the others.
+- dense: a matrix in ``theta`` itself, its rows padded to whole vectors, 0 in its gaps where a weight is not kept;
+- sparse: fewer than `SPARSE_BELOW` of its weights are kept, in compressed rows, and products skip the others.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 
 from natal.lab.engines.compiled.vectors import LANES, Array, aligned, wide
 
-COMPLETE, LISTED, SPARSE = range(3)
+DENSE, SPARSE = range(2)
 
 SPARSE_BELOW = 0.45
 """The density below which skipping zeros is faster than a dense product; `benchmarks/density.py` measures it. The same
@@ -44,10 +43,11 @@ LAYER = np.dtype(
             "inputs", "outputs",  # numbers of live neurons
             "kind", "relu",
             "weights", "kept",  # where its weights begin in theta, and how many numbers they take there
+            "gaps",  # how many of these are none that is kept
             "biases", "kept_biases",  # the same for biases
-            "pattern",  # where its pattern begins: places in a listed matrix, or compressed rows
+            "pattern",  # where its pattern begins: a dense matrix's gaps, or compressed rows
             "bias_places",  # where the neurons of the biases begin in the pattern
-            "matrix",  # where its matrix (listed) or its turned values (sparse) begin among the room's
+            "turned",  # where its weights (sparse) begin among the room's, in transposed order
             "before", "after",  # where its inputs and outputs begin among activations, in neurons
         )
     ]
@@ -58,8 +58,8 @@ LAYER = np.dtype(
 class Net(NamedTuple):
     """The structure of a chain for the kernels.
 
-    ``pattern``, of a listed layer: each kept weight's place in its matrix; of a sparse one: rows' starts, columns, and
-    for the transposed matrix rows' starts, columns, and each weight's number.
+    ``pattern``, of a dense layer: the places in its matrix of what is no kept weight, none where all are kept; of a
+    sparse one: rows' starts, columns, and for the transposed matrix rows' starts, columns, and each weight's number.
     """
 
     layers: Array
@@ -79,7 +79,7 @@ class Layout:
     live: tuple[Array, ...]
     kept: tuple[tuple[Array, Array | None], ...]
     size: int
-    matrices: int
+    turned: int
 
     def places(self) -> Iterator[tuple[tuple[Array, Array], tuple[Array, Array]]]:
         """Yield for each layer's weight and bias where its live numbers are in it and where in theta.
@@ -92,7 +92,7 @@ class Layout:
             of = kept[np.ix_(out, into)]
             o, i = np.nonzero(of.T)[::-1] if turned else np.nonzero(of)
             row, column, columns = (i, o, len(out)) if turned else (o, i, len(into))
-            at = np.arange(len(o)) if layer["kind"] != COMPLETE else row * wide(columns) + column
+            at = np.arange(len(o)) if layer["kind"] == SPARSE else row * wide(columns) + column
             weights = out[o] * kept.shape[1] + into[i], layer["weights"] + at
             neurons = out[np.flatnonzero(kept_bias[out])] if kept_bias is not None else np.zeros(0, np.int64)
             yield weights, (neurons, layer["biases"] + np.arange(len(neurons)))
@@ -127,19 +127,18 @@ def lay_out(chain: Sequence[Linear], tokens: bool, *, drop: bool = True) -> Layo
 
     layers = np.zeros(len(chain), LAYER)
     pattern: list[Array] = []
-    theta = indices = matrices = neurons = 0
+    theta = indices = among = neurons = 0
     for n, linear in enumerate(chain):
         layer, turned = layers[n], tokens and n == 0
         of = linear.kept[np.ix_(live[n + 1], live[n])]
         outputs, inputs = of.shape
         matrix = of.T if turned else of
-        if of.all():
-            kind, room = COMPLETE, 0
-            kept, found = matrix.shape[0] * wide(matrix.shape[1]), []
-        elif turned or of.mean() >= SPARSE_BELOW:
-            kind, room = LISTED, matrix.shape[0] * wide(matrix.shape[1])
-            row, column = np.nonzero(matrix)
-            kept, found = len(row), [row * wide(matrix.shape[1]) + column]
+        if turned or of.all() or of.mean() >= SPARSE_BELOW:
+            kind, room = DENSE, 0
+            kept = matrix.shape[0] * wide(matrix.shape[1])
+            padded = np.pad(matrix, ((0, 0), (0, wide(matrix.shape[1]) - matrix.shape[1])))
+            found = [] if of.all() else [np.flatnonzero(~padded)]
+            layer["gaps"] = sum(map(len, found))
         else:
             kind = SPARSE
             row, column = np.nonzero(of)
@@ -155,17 +154,17 @@ def lay_out(chain: Sequence[Linear], tokens: bool, *, drop: bool = True) -> Layo
         layer["inputs"], layer["outputs"], layer["kind"], layer["relu"] = inputs, outputs, kind, linear.relu
         layer["weights"], layer["kept"] = theta, kept
         layer["biases"], layer["kept_biases"] = theta + wide(kept), len(biases)
-        layer["pattern"], layer["matrix"] = indices, matrices
+        layer["pattern"], layer["turned"] = indices, among
         pattern += [*found, biases]
         layer["bias_places"] = indices + sum(map(len, found))
         layer["before"], layer["after"] = neurons, neurons + wide(inputs)
         theta += wide(kept) + wide(len(biases))
         indices += sum(map(len, found)) + len(biases)
-        matrices += wide(room)
+        among += wide(room)
         neurons += wide(inputs)
     net = Net(layers, np.concatenate(pattern).astype(np.int32), _block(layers))
     kept_ = tuple((linear.kept, linear.kept_bias) for linear in chain)
-    return Layout(net, tokens, tuple(live), kept_, theta, matrices)
+    return Layout(net, tokens, tuple(live), kept_, theta, among)
 
 
 def _block(layers: Array) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natal.lab.engines.compiled.chain import LISTED, SPARSE, lay_out
+from natal.lab.engines.compiled.chain import lay_out
 from natal.lab.engines.compiled.network import Chain, arrays, data_of, linears
 from natal.lab.engines.compiled.optimisers import ADAM, ADAMW, SGD, Rule
 from natal.lab.engines.compiled.steps import Data, Loss, State, evaluate, learn, room
@@ -114,20 +114,15 @@ class Learner:
     def _lay_out(self, net: nn.Module, mask: Mask, drop: bool) -> None:
         self.layout = lay_out(linears(net, self.chain, mask), self.tokens, drop=drop)
         self.room = room(self.layout, self.dtype)
-        # what the matrices of listed layers hold beside kept weights
-        gaps, pattern = np.ones(self.layout.matrices, bool), self.layout.net.pattern
-        for n, layer in enumerate(self.layout.net.layers):
-            if layer["kind"] == LISTED:
-                places = pattern[layer["pattern"] : layer["pattern"] + layer["kept"]]
-                gaps[layer["matrix"] + places] = False
-            elif layer["kind"] == SPARSE and n > 0:
-                gaps[layer["matrix"] : layer["matrix"] + layer["kept"]] = False
+        gaps = np.ones(self.layout.size, bool)
+        for weight, bias in self.layout.places():
+            gaps[weight[1]] = gaps[bias[1]] = False
         self._gaps = np.flatnonzero(gaps)
 
     @property
     def holds(self) -> bool:
         """Whether what it computes with is 0 wherever no weight is kept: nothing else has a place in it."""
-        return not self.room.matrices[self._gaps].any()
+        return not self.state.theta[self._gaps].any()
 
     @property
     def theta(self) -> Array:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from natal.lab.engines.compiled.cache import inlined
+from natal.lab.engines.compiled.chain import Net
 from natal.lab.engines.compiled.vectors import LANES, Array, fma
 
 SGD, ADAM, ADAMW = range(3)
@@ -26,16 +27,32 @@ class Rule(NamedTuple):
 
 
 @inlined
-def clip(gradient: Array, most: float) -> None:
-    """Scale the gradient down to a norm of ``most`` if it is longer (Pascanu et al. 2013, algorithm 1)."""
+def _kept_squares(net: Net, gradient: Array) -> float:
+    """Return Σ g² over what is kept, one sum a lane: a layer's k-th kept number is in lane k mod `LANES`."""
     squares = np.zeros(LANES)
-    for i in range(0, len(gradient), LANES):
-        for lane in range(LANES):
-            squares[lane] += np.float64(gradient[i + lane]) * gradient[i + lane]
+    for n in range(len(net.layers)):
+        layer = net.layers[n]
+        passed = 0
+        for i in range(layer.kept):
+            if passed < layer.gaps and net.pattern[layer.pattern + passed] == i:
+                passed += 1
+                continue
+            g = np.float64(gradient[layer.weights + i])
+            squares[(i - passed) % LANES] += g * g
+        for i in range(layer.kept_biases):
+            g = np.float64(gradient[layer.biases + i])
+            squares[i % LANES] += g * g
     total = 0.0
     for lane in range(LANES):
         total += squares[lane]
-    share = most / (np.sqrt(total) + 1e-6)  # torch's, which keeps a gradient of nothing from dividing
+    return total
+
+
+@inlined
+def clip(net: Net, gradient: Array, most: float) -> None:
+    """Scale the gradient down to a norm of ``most`` if it is longer (Pascanu et al. 2013, algorithm 1)."""
+    # torch's 1e-6, which keeps a gradient of nothing from dividing
+    share = most / (np.sqrt(_kept_squares(net, gradient)) + 1e-6)
     if share < 1:
         for i in range(len(gradient)):
             gradient[i] *= gradient.dtype.type(share)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from natal.lab.engines.compiled.cache import entry, inlined
-from natal.lab.engines.compiled.chain import COMPLETE, LISTED, SPARSE, Layout, Net
+from natal.lab.engines.compiled.chain import SPARSE, Layout, Net
 from natal.lab.engines.compiled.folds import add_row_sums
 from natal.lab.engines.compiled.losses import (
     cross_entropy,
@@ -64,8 +64,7 @@ class Room(NamedTuple):
     back: Array
     inputs: Array
     turned: Array
-    matrices: Array
-    slopes: Array  # the gradient of matrices
+    kept: Array  # sparse layers' weights in their transposed order
     biases: Array
     top: Array
     total: Array
@@ -78,19 +77,16 @@ def room(layout: Layout, dtype: type) -> Room:
     inputs, most = widths[1 if layout.tokens else 0], max(widths[1:])
     turned = max([widths[1] if layout.tokens else 0, *widths[1:-1]])
     sizes = (
-        sum(widths) * n, most * n, most * n, inputs * n, turned * n, layout.matrices, layout.matrices, most, n, n,
+        sum(widths) * n, most * n, most * n, inputs * n, turned * n, layout.turned, most, n, n,
     )  # fmt: skip
     return Room(*(aligned((size,), dtype) for size in sizes))
 
 
 @inlined
-def _matrix(layer: Any, complete: Array, listed: Array, turned: bool) -> Array:
-    """Return a layer's matrix, weights or gradient: (output, input), or (input, output) where the inputs are ones."""
+def _matrix(layer: Any, numbers: Array, turned: bool) -> Array:
+    """Return a dense layer's matrix, weights or gradient: (output, input), or (input, output) where inputs are ones."""
     rows, columns = (layer.inputs, layer.outputs) if turned else (layer.outputs, layer.inputs)
-    if layer.kind == COMPLETE:
-        matrix: Array = part(complete, layer.weights, rows, wide(columns))
-    else:
-        matrix = part(listed, layer.matrix, rows, wide(columns))
+    matrix: Array = part(numbers, layer.weights, rows, wide(columns))
     return matrix
 
 
@@ -106,29 +102,23 @@ def _compressed(layer: Any, pattern: Array) -> tuple[Array, Array, Array, Array,
 
 
 @inlined
-def _spread(net: Net, theta: Array, room: Room) -> None:
-    """Bring up to date what products use instead of theta: listed matrices, and sparse layers' transposed values."""
-    for n in range(len(net.layers)):
+def _turn_kept(net: Net, theta: Array, room: Room) -> None:
+    """Bring up to date the weights of sparse layers in their transposed order; nothing is pulled through the first."""
+    for n in range(1, len(net.layers)):
         layer = net.layers[n]
-        if layer.kind == LISTED:
-            places = net.pattern[layer.pattern : layer.pattern + layer.kept]
-            for k in range(layer.kept):
-                room.matrices[layer.matrix + places[k]] = theta[layer.weights + k]
-        if layer.kind == SPARSE and n > 0:  # nothing is pulled back through the first
+        if layer.kind == SPARSE:
             numbers = _compressed(layer, net.pattern)[4]
             for k in range(layer.kept):
-                room.matrices[layer.matrix + k] = theta[layer.weights + numbers[k]]
+                room.kept[layer.turned + k] = theta[layer.weights + numbers[k]]
 
 
 @inlined
-def _collect(net: Net, gradient: Array, room: Room) -> None:
-    """Take the gradients of listed layers' kept weights from their matrices."""
+def _hold(net: Net, gradient: Array) -> None:
+    """Let the gradient be 0 where a dense layer's matrix keeps no weight, so that no optimiser ever moves it."""
     for n in range(len(net.layers)):
         layer = net.layers[n]
-        if layer.kind == LISTED:
-            places = net.pattern[layer.pattern : layer.pattern + layer.kept]
-            for k in range(layer.kept):
-                gradient[layer.weights + k] = room.slopes[layer.matrix + places[k]]
+        for k in range(layer.gaps):
+            gradient[layer.weights + net.pattern[layer.pattern + k]] = 0
 
 
 @inlined
@@ -194,7 +184,7 @@ def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Arr
         for r in range(n):
             for j in range(neurons):
                 by_rows[r, j] = biases[j]
-        _add_ones(data, rows, _matrix(first, theta, room.matrices, True), by_rows)
+        _add_ones(data, rows, _matrix(first, theta, True), by_rows)
         if first.relu:
             _relu(by_rows)
     else:
@@ -212,7 +202,7 @@ def _forward(net: Net, theta: Array, data: Data, rows: Array, room: Room) -> Arr
             starts, columns, _, _, _ = _compressed(layer, net.pattern)
             add_sparse_product(starts, columns, theta[layer.weights :], before, z)
         else:
-            weights = _matrix(layer, theta, room.matrices, False)
+            weights = _matrix(layer, theta, False)
             add_product(weights[:, : layer.inputs], before, z)
         if layer.relu:
             _relu(z)
@@ -241,7 +231,7 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
         if at == 0 and by_ones:
             pulls = part(room.turned, 0, n, wide(layer.outputs))
             turn(pull, pulls)
-            _add_to_ones(data, rows, pulls, _matrix(layer, gradient, room.slopes, True))
+            _add_to_ones(data, rows, pulls, _matrix(layer, gradient, True))
             break
         before = part(room.activations, layer.before * n, wide(layer.inputs), n)
         if layer.kind == SPARSE:
@@ -253,18 +243,16 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
             across = part(room.inputs if known else room.turned, 0, n, wide(layer.inputs))
             if not known:
                 turn(before, across)
-            add_product(
-                pull[: layer.outputs, : len(rows)], across, _matrix(layer, gradient, room.slopes, False)
-            )
+            add_product(pull[: layer.outputs, : len(rows)], across, _matrix(layer, gradient, False))
         if at == 0:
             break
         pulled = part(spare, 0, wide(layer.inputs), n)
         pulled[:] = 0
         if layer.kind == SPARSE:
-            values = room.matrices[layer.matrix : layer.matrix + layer.kept]
+            values = room.kept[layer.turned : layer.turned + layer.kept]
             add_sparse_product(turned_starts, turned_columns, values, pull, pulled[: layer.inputs])
         else:
-            weights = _matrix(layer, theta, room.matrices, False)
+            weights = _matrix(layer, theta, False)
             add_product(weights.T[: layer.inputs], pull[: layer.outputs], pulled)
         if net.layers[at - 1].relu:
             for i in range(layer.inputs):
@@ -281,12 +269,11 @@ def learn(
 ) -> None:  # fmt: skip
     """Take a step on each batch, batch s being rows ``order[cuts[s, 0]:cuts[s, 1]]`` of the data, at learning rate
     ``rates[s]``; fill ``losses`` with each batch's mean loss before its step."""
-    _spread(net, state.theta, room)
+    _turn_kept(net, state.theta, room)
     outputs = net.layers[len(net.layers) - 1].outputs
     for s in range(len(rates)):
         batch = order[cuts[s, 0] : cuts[s, 1]]
         state.gradient[:] = 0
-        room.slopes[:] = 0
         share = 1.0 / len(batch) if loss.classes else 1.0 / (len(batch) * outputs)
         total = 0.0
         for start in range(0, len(batch), net.block):
@@ -302,21 +289,21 @@ def learn(
                 squared_error_pull(z, rows, z.dtype.type(2 * share))
             _backward(net, state.theta, state.gradient, data, rows, room)
         losses[s] = state.theta.dtype.type(total * share)  # what the network's numbers overflow, it does
-        _collect(net, state.gradient, room)
+        _hold(net, state.gradient)
         if rule.clip > 0:
-            clip(state.gradient, rule.clip)
+            clip(net, state.gradient, rule.clip)
         if rule.kind == SGD:
             sgd(state.theta, state.gradient, state.first, rule, rates[s])
         else:
             adam(state.theta, state.gradient, state.first, state.second, state.powers, rule, rates[s])
-        _spread(net, state.theta, room)
+        _turn_kept(net, state.theta, room)
 
 
 @entry
 def evaluate(net: Net, theta: Array, loss: Loss, data: Data, rows: Array, room: Room, results: Array) -> None:
     """Fill ``results`` for some rows of the data: the mean loss; how many rows are right, or the sum of squared errors;
     the largest difference of an output from the first row's, and the largest output, both in size."""
-    _spread(net, theta, room)
+    _turn_kept(net, theta, room)
     results[:] = 0
     outputs = net.layers[len(net.layers) - 1].outputs
     first, apart, most = np.zeros(outputs, theta.dtype), theta.dtype.type(0), theta.dtype.type(0)
