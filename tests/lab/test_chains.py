@@ -279,8 +279,59 @@ def test_what_was_not_kept_is_named_with_the_cure(tmp_path: Path) -> None:
         results.state(results.runs[0])
     with pytest.raises(NatalError, match="clock '9ep' is beyond the 24 steps"):
         results.network(results.runs[0], "9ep")
+    with pytest.raises(NatalError, match="clock 'soon' must be a position in training, such as"):
+        results.state(results.runs[0], "soon")
     with pytest.raises(NatalError, match="seed=7 is no trained run of"):
         results.mask(results.runs[0].run._replace(seed=7))
+    with pytest.raises(NatalError, match=r"run must be a row of results\.runs or a natal\.Run, got int"):
+        results.mask(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_state_that_is_kept_and_yet_not_there_is_not_to_be_asked_for(tmp_path: Path) -> None:
+    asked = chains(PROTOCOLS["early"], sparsities=[0.5], keep=["init", "end"])
+    results = natal.run(asked, tmp_path)
+    with pytest.raises(
+        NatalError,
+        match=r"clock 'init' is before step 6, at which the training of .* begins; what came before is the",
+    ):
+        results.state(results.runs[0], "init")
+    for path in (tmp_path / "states").glob("*@end.safetensors"):
+        path.unlink()
+    with pytest.raises(
+        NatalError, match="is not stored; it diverged before, or the same `natal run` makes it again"
+    ):
+        results.state(results.runs[0])
+    wild = chains("magnitude", keep=["end"], training={"learning_rate": 1e18, "optimiser": "sgd"})
+    lost = natal.run(wild, tmp_path / "wild")
+    with pytest.raises(NatalError, match="is not stored; it diverged before"):
+        lost.state(lost.runs[0])
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_mask_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    asked = chains(TICKET, PROTOCOLS["rigl"], REINIT, {"criterion": "snip"})
+    results = natal.run(asked, tmp_path)
+    masks = {path: path.read_bytes() for path in (tmp_path / "states").glob("*@mask.safetensors")}
+    assert len(masks) == 6  # of all but snip's and the dense network
+    for path in masks:
+        path.unlink()
+    with pytest.raises(
+        NatalError, match=r"the mask of .* is not stored; the same `natal run` makes it again"
+    ):
+        results.mask(next(row for row in results.runs if row.sparsity and row.strategy == "ticket"))
+    before = trainings(tmp_path)
+    natal.run(asked, tmp_path)
+    assert {path: path.read_bytes() for path in masks} == masks
+    assert trainings(tmp_path) == before
+    assert natal.plan(asked, tmp_path).pending == []
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_dense_network_has_a_mask_whatever_the_control(tmp_path: Path) -> None:
+    strategies = [{"criterion": "snip"}, {"criterion": "snip", "control": "small-dense"}]
+    results = natal.run(chains(*strategies, sparsities=[0.0], share=False), tmp_path)
+    assert [results.mask(row).sparsity for row in results.runs] == [0, 0]
 
 
 @pytest.mark.usefixtures("no_report")

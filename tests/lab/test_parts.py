@@ -110,6 +110,9 @@ def test_parts_of_other_studies_or_versions_are_refused(parts: list[Path], tmp_p
         merge([other, other], other)
     with pytest.raises(NatalError, match="two directories at least"):
         merge([other], tmp_path / "out")
+    (tmp_path / "link").symlink_to(other)
+    with pytest.raises(NatalError, match=r"'.*link' is named twice; name every part once"):
+        merge([other, tmp_path / "link"], tmp_path / "out")
 
 
 def test_what_failed_in_every_part_is_failed_in_the_whole(tmp_path: Path) -> None:

@@ -286,6 +286,10 @@ def test_the_callers_settings_change_no_bit(tmp_path: Path, engine: str) -> None
         ({"sparsities": [0.5], "training": {"epochs": 1, "patience": 1000}}, [336, 336, 336]),
         ({"sparsities": [0.5], "training": {"patience": "none", "target": -1e9}}, [336, 336, 336]),
         ({"sparsities": [0.5], "training": {"validation_fraction": 0.499}}, [336, 336, 336]),
+        (
+            {"sparsities": [0.0, 0.5], "strategies": [{"criterion": "snip", "control": "small-dense"}]},
+            [672, 336],
+        ),
         ({"sparsities": [0.0], "strategies": ["random"], "name": "one cell: \N{SNOWMAN} [/]"}, [672]),
     ],
 )

@@ -200,6 +200,12 @@ def test_a_store_of_another_version_is_refused_in_one_line(tmp_path: Path, state
     assert "\n" not in str(refusal.value)
 
 
+def test_rows_of_the_grid_that_are_lost_are_damage(tmp_path: Path) -> None:
+    reference_store.tamper(reference_store.build(tmp_path), "DELETE FROM grid WHERE position >= 100")
+    with pytest.raises(NatalError, match="is damaged: of 144 rows of the grid 100 are there"):
+        _ = load(tmp_path).missing
+
+
 # -- rows, curves and networks -------------------------------------------------------------------------------
 
 
@@ -223,7 +229,8 @@ def test_curves_are_read_when_asked_for_and_belong_to_the_runs(tmp_path: Path) -
     assert results.curves[3].step.tolist() == list(range(1, results.runs[3].steps_trained + 1))
     assert results.curves is results.curves
     again = load(directory)
-    reference_store.tamper(directory, "DELETE FROM curve", sealed=False)
+    assert len(again.runs) == len(results.runs)
+    reference_store.tamper(directory, "DELETE FROM training", sealed=False)
     with pytest.raises(NatalError, match="was written to since it was read; read it again"):
         _ = again.curves[3]
 

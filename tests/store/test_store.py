@@ -266,6 +266,8 @@ def test_a_flipped_bit_changes_nothing_unseen(tmp_path: Path) -> None:
     "UPDATE detail SET proofs = '{\"held\": false}'",
     "UPDATE curve SET numbers = zeroblob(length(numbers))",
     "UPDATE curve SET lines = replace(lines, 'val_loss', 'val_less')",
+    "DELETE FROM curve",
+    "DELETE FROM detail",
 ])  # fmt: skip
 def test_whoever_reads_what_was_changed_says_so(store: Store, statement: str) -> None:
     store.add([FINISHED])
@@ -492,6 +494,23 @@ def test_a_damaged_or_foreign_file_is_refused_and_left_as_it_is(
     assert "\n" not in str(refusal.value)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / FILE)
+    for look in (Store.read, Store.recognise):
+        with pytest.raises(
+            NatalError, match=r"study\.sqlite is no file, so not a natal run store; name another"
+        ):
+            look(tmp_path)
+
+
+def test_a_table_that_is_lost_is_damage(store: Store) -> None:
+    store.add([FINISHED])
+    store._db.execute("DROP TABLE curve")
+    with pytest.raises(NatalError, match="no such table: curve: the file is damaged"):
+        list(store.outcomes())
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:

@@ -122,8 +122,10 @@ def trial(
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net = newborn(study, run, split)
     recipe = study.recipe(run.strategy)
-    if recipe.control == "small-dense" and run.sparsity:
-        return _small_dense(study, run, learning_rate, key, dtype, precise)
+    if recipe.control == "small-dense":
+        if run.sparsity:
+            return _small_dense(study, run, learning_rate, key, dtype, precise)
+        recipe = recipe.plain
     # scores are sums too: their bits must not depend on the number of threads
     with one_thread(), deterministic():
         problem = _problem(study, run, split, net, precise=precise)

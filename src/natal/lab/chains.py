@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from natal.lab import birth, states
 from natal.lab.engines import Pending, made_by
-from natal.store import Place
+from natal.store import MASK, Place
 from natal.study import Run, Setting, Stage, Study, Timeline, siblings_of
 from natal.wording import percent, plural
 
@@ -50,16 +50,18 @@ class Growth:
         self.asked: dict[str, Stage] = {}
 
     def ask(self, stage: Stage, key: str) -> None:
-        """Have a row's own training, with its key, there at the end, with the states that the study keeps."""
+        """Have a row's own training, with its key, there at the end, with its mask if that was cut later than at birth,
+        and the states that the study keeps."""
         if key in self.asked:
             return
         self.asked[key] = stage
-        if key not in self.statuses:
-            self._train(key, stage)
         clocks = self._clocks(stage) if self.study.keep else set()
         self.kept |= {Place(key, clock) for clock in clocks}
         # one that diverged has no state to give
         if self.statuses.get(key) != "diverged":
+            masked = not stage.beyond_birth or Place(key, MASK) in self._kept_there
+            if key not in self.statuses or not masked:
+                self._train(key, stage)
             for clock in clocks:
                 self._have(Place(key, clock), stage, self._kept_there)
         measured = self.study.measure.connectivity is not None

@@ -19,7 +19,7 @@ BEGUN = ".fresh"
 
 def begun(directory: Path, study: Study) -> Path:
     """Return where ``study`` is begun afresh; raise NatalError if ``directory`` holds a store that is not natal's."""
-    if (directory / FILE).is_file():
+    if (directory / FILE).exists():
         Store.recognise(directory)
     return directory / BEGUN
 

@@ -279,9 +279,10 @@ def _rows(
             # a cut at birth knows of its seed by its run alone
             alone = run.sparsity > 0 and all(stage.parent is None for stage in stages.values())
             key_of = {rate: growth.of_seeds(stage) for rate, stage in stages.items()} if alone else {}
+            more = growth.keeps or any(stage.beyond_birth for stage in stages.values())
         if alone:
             keys = {rate: make(run) for rate, make in key_of.items()}
-            wanted = growth.keeps or not growth.statuses.keys() >= set(keys.values())
+            wanted = more or not growth.statuses.keys() >= set(keys.values())
             yield run, own, keys, partial(_likewise, stages, run) if wanted else _nothing
         else:
             stages = {rate: stage_of(study, run, rate, rows, known) for rate in rates}

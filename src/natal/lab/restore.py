@@ -13,7 +13,7 @@ from natal.lab.state import State
 from natal.lab.tasks import load
 from natal.pruning.mask import Mask, dense, prunable
 from natal.store import MASK, Place, States
-from natal.study import Run, Stage, Study, Timeline, stage_of
+from natal.study import Run, Stage, Study, Timeline, moment, stage_of
 from natal.wording import describe
 
 Module = nn.Module
@@ -23,11 +23,23 @@ __all__ = ["Mask", "Module", "State", "mask", "network", "state"]
 
 def state(study: Study, directory: Path, run: Run, key: str, clock: str) -> State:
     """Return the state of a row's training at a clock; raise NatalError if it is not stored, with the cure."""
-    _, timeline = _stage(study, run)
-    if timeline.steps(clock) > timeline.total:
+    stage, timeline = _stage(study, run)
+    try:
+        at = timeline.steps(moment(clock))
+    except ValueError as error:
+        raise NatalError(f"clock {clock!r} {error}") from None
+    if at > timeline.total:
         raise NatalError(f"clock {clock!r} is beyond the {timeline.total} steps of {describe(run)}; lower it")
+    if at < stage.first:
+        raise NatalError(
+            f"clock {clock!r} is before step {stage.first}, at which the training of {describe(run)} begins; what came "
+            "before is the dense network's"
+        )
+    cure = f'run the study again with keep = ["{clock}"] in the study'
+    if at in map(timeline.steps, study.keep):
+        cure = "it diverged before, or the same `natal run` makes it again"
     return _kept(
-        directory, Place(key, timeline.name(clock)), f"the state at {clock!r} of {describe(run)}", clock
+        directory, Place(key, timeline.name(clock)), f"the state at {clock!r} of {describe(run)}", cure
     ).state
 
 
@@ -36,7 +48,9 @@ def mask(study: Study, directory: Path, run: Run, key: str) -> Mask:
     stage, _ = _stage(study, run)
     worker.load_plugins(study)
     if stage.beyond_birth:
-        kept = _kept(directory, Place(key, MASK), f"the mask of {describe(run)}", None)
+        kept = _kept(
+            directory, Place(key, MASK), f"the mask of {describe(run)}", "the same `natal run` makes it again"
+        )
         split = load(study.task(run.task), run.seed, study.training.validation_fraction)
         net = birth.newborn(study, run, split)
         return kept.mask(net) or dense(prunable(net))
@@ -64,9 +78,8 @@ def _stage(study: Study, run: Run) -> tuple[Stage, Timeline]:
     return stage, Timeline(study.training.steps_per_epoch(len(split.fit)), stage.steps)
 
 
-def _kept(directory: Path, place: Place, what: str, clock: str | None) -> states.Kept:
+def _kept(directory: Path, place: Place, what: str, cure: str) -> states.Kept:
     found = States(directory)
     if place not in set().union(*found.there()):
-        ask = "" if clock is None else f' with keep = ["{clock}"] in the study'
-        raise NatalError(f"{what} is not stored; run the study again{ask}")
+        raise NatalError(f"{what} is not stored; {cure}")
     return states.unpack(found.read(place), f"state {place}")

@@ -70,6 +70,13 @@ class Results:
             if store.manifest("study_hash").get("study_hash") != self.manifest.get("study_hash"):
                 raise self._written_to()
             runs, keys = store.runs()
+            study = self.study
+            asked = len(study.settings()) * len(study.strategies) * len(study.sparsities) * len(study.seeds)
+            if len(runs) != asked:
+                raise NatalError(
+                    f"{self.directory / FILE} is damaged: of {plural(asked, 'row')} of the grid {len(runs)} are there; "
+                    "restore the file, or run the same study again"
+                )
             tried, table = store.tried(), store.table()
             makers = {number: store.maker(number) for number in np.unique(table["maker"]).tolist()}
             values = store.deciding(self.study.training.decide) if tried else {}
@@ -201,6 +208,8 @@ class Results:
 
     def _row(self, run: Run | Row) -> Row:
         wanted = run.run if isinstance(run, Row) else run
+        if not isinstance(wanted, Run):
+            raise NatalError(f"run must be a row of results.runs or a natal.Run, got {type(run).__name__}")
         found = next((row for row in self.runs if row.run == wanted), None)
         if found is None:
             raise NatalError(

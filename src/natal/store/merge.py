@@ -38,6 +38,9 @@ def merge(sources: Sequence[Path], out: Path) -> tuple[int, int]:
         raise NatalError("a merge needs two directories at least, such as `natal merge A B --out C`")
     if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
         raise NatalError(f"{str(out)!r} is not empty; name a new directory with --out")
+    for number, source in enumerate(sources):
+        if any(source.resolve() == other.resolve() for other in sources[:number]):
+            raise NatalError(f"{str(source)!r} is named twice; name every part once")
     stores = [Store.read(source) for source in sources]
     draft = out / DRAFT
     try:

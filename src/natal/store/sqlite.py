@@ -95,7 +95,7 @@ class Store:
         path = directory / FILE
         if directory.exists() and not directory.is_dir():
             raise NatalError(f"{str(directory)!r} is a file; name a directory that `natal run` has filled")
-        if not path.is_file():
+        if not path.exists():
             raise NatalError(
                 f"no study in {str(directory)!r}: {FILE} is missing; `natal run --out {directory}` makes one"
             )
@@ -408,7 +408,7 @@ class Store:
         found: dict[str, Curves] = {}
         with _sensibly(self.path):
             for key, told, lines, numbers in self._joined("curve", "lines, numbers", which):
-                if told != packing.digest(str(lines).encode(), bytes(numbers)):
+                if told != packing.digest(str(lines).encode(), bytes(numbers or b"")):
                     raise self._damaged(f"the curves of training {key!a}")
                 found[key] = packing.unpack(lines, numbers)
         return found
@@ -420,7 +420,9 @@ class Store:
         with _sensibly(self.path):
             for some in _parts(which):
                 by = "key" if isinstance(some[0], str) else "id"
-                query = f"SELECT key, {name}, {wanted} FROM training JOIN {name} USING (id) WHERE {by} IN"
+                query = (
+                    f"SELECT key, {name}, {wanted} FROM training LEFT JOIN {name} USING (id) WHERE {by} IN"
+                )
                 yield from self._db.execute(
                     f"{query} ({', '.join('?' * len(some))}) ORDER BY id", some
                 ).fetchall()
@@ -579,6 +581,8 @@ _SHARED = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "
 
 def _to_read(path: Path) -> sqlite3.Connection:
     """Return a connection that only reads; what a killed command left beside the file may need the right to write."""
+    if not path.is_file():  # to open a pipe would wait for who writes to it
+        raise NatalError(f"{path} is no file, so not a natal run store; name another directory with --out")
     may_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
     with path.open("rb") as file:
         ahead = file.read(20)[18:] == b"\2\2"  # written ahead, by a command that could not tidy up
@@ -672,7 +676,7 @@ def _plainly(path: Path) -> Iterator[None]:
             cure = "no space is left, or the disk fails; free some and run the same command again"
         elif "readonly" in text or "unable to open" in text:
             cure = "it cannot be written; check its permissions or name another directory with --out"
-        elif "not a database" in text or "malformed" in text or "corrupt" in text:
+        elif any(word in text for word in ("not a database", "malformed", "corrupt", "no such")):
             cure = (
                 "the file is damaged or not a natal run store, and was left as it is; "
                 "name another directory with --out"
