@@ -185,7 +185,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where stores are made, and kept")
     parser.add_argument("--only", help="of the questions those that begin so")
     chosen = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     print(hardware())
     print(
         ", ".join(

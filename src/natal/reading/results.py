@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,7 +101,12 @@ class Results:
             len(runs), lambda places: self._read(Store.details, [keys[i] for i in places])
         )
         path = self.directory / FILE
-        return rows(found, lambda i: mapping(path, said[i][0]), lambda i: mapping(path, said[i][1]))
+
+        @lru_cache(1000)
+        def proofs(text: str) -> Mapping[str, Any]:  # most trainings of a cell prove the same
+            return mapping(path, text)
+
+        return rows(found, lambda i: mapping(path, said[i][0]), lambda i: proofs(said[i][1]))
 
     def _read(self, what: Callable[[Store, list[int]], Mapping[str, Any]], keys: list[str]) -> list[Any]:
         """Return what lies apart from the rows of these trainings."""

@@ -12,7 +12,8 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,26 @@ SHOWN = 3
 def validate(directory: str | Path = "results") -> list[str]:
     """Return what is wrong with the results in ``directory``, one line each; nothing wrong, an empty list."""
     try:
-        results = load(directory)
-        read = {row.key for row in results.runs}  # what the checks read they check for damage, too
-        with Store.read(results.directory) as store:
-            damage = store.damage(read)
-        return damage or [line for check in _CHECKS for line in check(results)]
+        return _wrong(load(directory))
     except NatalError as error:
         return [str(error)]
+
+
+def _wrong(results: Results) -> list[str]:
+    """Return what is wrong with results; SQLite goes through the file beside the checks, in a thread of its own."""
+    read = {row.key for row in results.runs}  # what the checks read they check for damage, too
+    with ThreadPoolExecutor(1) as beside:
+        damage = beside.submit(_damage, results.directory, read)
+        try:
+            wrong = [line for check in _CHECKS for line in check(results)]
+        except NatalError as error:
+            wrong = [str(error)]
+        return damage.result() or wrong
+
+
+def _damage(directory: Path, read: Collection[str]) -> list[str]:
+    with Store.read(directory) as store:
+        return store.damage(read)
 
 
 def notes(directory: str | Path = "results") -> list[str]:
@@ -67,7 +81,10 @@ def notes(directory: str | Path = "results") -> list[str]:
 
     Raises NatalError if there is no study in ``directory``.
     """
-    results = load(directory)
+    return _notes(load(directory))
+
+
+def _notes(results: Results) -> list[str]:
     lost = [run for run in stats.once(results.runs) if run["status"] == "diverged"]
     makers = stats.provenance(results.runs)
     found = []
@@ -90,10 +107,14 @@ def notes(directory: str | Path = "results") -> list[str]:
 
 def verdict(directory: str | Path = "results") -> tuple[str, int]:
     """Return what `natal validate` prints and its exit code: 0 if everything is as it should be, else 1."""
-    errors = validate(directory)
+    try:
+        results = load(directory)
+        errors = _wrong(results)
+    except NatalError as error:
+        errors = [str(error)]
     if errors:
         return "\n".join(["Validation FAILED.", *(f"  - {error}" for error in errors)]), 1
-    return "\n".join([*(f"NOTE: {note}" for note in notes(directory)), PASSED]), 0
+    return "\n".join([*(f"NOTE: {note}" for note in _notes(results)), PASSED]), 0
 
 
 # -- the study -------------------------------------------------------------------------------------------
@@ -334,14 +355,14 @@ def _search(results: Results) -> Iterator[str]:
     if results.manifest.get("finished_at") is None:
         return
     with Store.read(results.directory) as store:
-        shown = [key for _, key in store.grid()]
         tried = store.tried()
+        shown = [key for _, key in store.grid()] if tried else []
     wanted = {row.run: row.key for row in results.runs}
     rates = {attempt.row.key: attempt.row.learning_rate for attempt in results.tried}
     yield from _few(
         f"{describe(run)}: the store shows the training at learning rate {rates.get(shown[i])}, "
         f"validation rows choose {rates.get(wanted[run])}"
-        for i, run in enumerate(results.study.runs())
+        for i, run in enumerate(results.study.runs() if tried else ())
         if i in tried and run in wanted and shown[i] != wanted[run]
     )
 
