@@ -86,6 +86,14 @@ def test_a_page_opens_without_errors_or_requests_and_fits(
     assert words == {"light": "#1b1f24", "dark": "#e6edf3"}[scheme]
 
 
+def test_on_a_phone_a_claim_is_read_without_scrolling_aside(browser: Browser, file: Path) -> None:
+    page, _ = opened(browser, file, 390)
+    entries = page.locator("table.wordy tbody td[data-title='the claim']")
+    boxes = [box for box in (entry.bounding_box() for entry in entries.all()) if box]
+    assert boxes
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+
+
 def test_what_is_chosen_changes_charts_and_tables(browser: Browser, file: Path) -> None:
     page, wrong = opened(browser, file)
     first = page.locator("main .chart").first

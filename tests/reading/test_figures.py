@@ -287,6 +287,18 @@ def test_huge_negative_r2_is_clipped_marked_and_counted(tmp_path: Path) -> None:
     assert "arrows: 2 runs below the axis, down to -1e+03" in labels(axes)
 
 
+def test_chance_that_is_far_below_all_data_is_left_below_the_panel(tmp_path: Path) -> None:
+    """Accuracies from 0.91 to 0.94 beside chance at 0.01 would be one line; what must be retained stays in sight."""
+    outcomes = {
+        run: replace(o, test_metric=0.94 - 0.03 * run.sparsity) if run.task == "modular" else o
+        for run, o in REFERENCE.items()
+    }
+    axes = figures.metric_figure(load(reference_store.build(tmp_path, outcomes))).axes[0]
+    low, high = axes.get_ylim()
+    assert 0.88 < low < 0.95 * 0.94 < 0.94 < high < 0.95
+    assert labels(axes) == ["chance 0.01 below", "dense 0.94"]
+
+
 def test_a_picture_carries_what_it_was_drawn_from(results: Any, tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
     content = figures.png(results, "epochs")

@@ -305,8 +305,9 @@ def _frame(axes: Axes, results: Results, setting: Setting, kind: Kind) -> list[t
     task = results.tasks[setting.task]
     low, high = window(runs, task.chance, task.metric)
     axes.set_ylim(low, high)
-    axes.axhline(task.chance, zorder=1, **_CHANCE)
-    named = [(f"chance {_short(task.chance)}", task.chance)]
+    named = [(f"chance {_short(task.chance)}{' below' * (task.chance < low)}", max(task.chance, low))]
+    if task.chance >= low:
+        axes.axhline(task.chance, zorder=1, **_CHANCE)
     dense, bar = stats.dense_baseline(runs, setting), stats.threshold(runs, setting)
     if dense and dense.test.n and dense.test.mean >= low:
         axes.axhline(dense.test.mean, zorder=1, **_DENSE)
@@ -390,8 +391,13 @@ def _means(
     return sorted(found)
 
 
+SQUEEZED = 1 / 3
+"""The share of a panel that the data need at least; where chance would leave them less, it is left below the panel."""
+
+
 def window(runs: Sequence[Row], chance: float, metric: str) -> tuple[float, float]:
-    """Return the metric's axis limits: all of the data, but below chance only half as much as above it."""
+    """Return the metric's axis limits: all of the data, what must be retained, and chance unless they are far above it;
+    below chance only half as much as above it."""
     values = [run.test_metric for run in runs if run.test_metric is not None]
     reach = (max([chance, *values]) - chance) or 1.0
     floor = chance - 0.5 * reach
@@ -399,7 +405,11 @@ def window(runs: Sequence[Row], chance: float, metric: str) -> tuple[float, floa
         # the bar of a cell with a run below the panel would reach far above it, too
         if c.test.n > 1 and min(c.values.values()) >= floor:
             values += possible(metric, c.test.low, c.test.high)
-    top, bottom = max([chance, *values]), max(min([chance, *values]), floor)
+    bar = stats.threshold(runs, runs[0].setting) if runs else None
+    values += [] if bar is None else [bar]
+    if not values or max(values) - min(values) >= SQUEEZED * (max(values) - chance):
+        values.append(chance)
+    top, bottom = max(values), max(min(values), floor)
     margin = 0.06 * (top - bottom or reach)
     return bottom - margin, top + margin
 

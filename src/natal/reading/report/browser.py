@@ -141,7 +141,12 @@ class _Build:
             room -= len(part.lines)
             left_out += len(part.lines) - len(shown)
         total = sum(len(part.lines) for part in table.parts)
-        return {"parts": parts, "left_out": left_out, "short": f"{table.apart}: a table of {total} lines"}
+        return {
+            "parts": parts,
+            "left_out": left_out,
+            "short": f"{table.apart}: a table of {total} lines",
+            "wordy": any(column.wide for column in table.columns),
+        }
 
     def _line(self, table: Table, part: Part, line: Line, rooms: Sequence[int]) -> dict[str, Any]:
         cell = None

@@ -17,7 +17,7 @@ from natal.reading.report.document import Chart
 from natal.reading.report.view import View
 from natal.reading.wording import interval, number, show_level
 from natal.study import Setting
-from natal.wording import plural
+from natal.wording import percent, plural
 
 Spec = dict[str, Any]
 SHAPES = ("circle", "square", "diamond", "triangle-down", "cross", "triangle-up")
@@ -32,6 +32,7 @@ _OTHERS = "!datum.colour"
 def axes(view: View) -> dict[str, Spec]:
     """Return the axes that a reader can choose from: requested sparsity, or density on a logarithmic scale."""
     levels = sorted(view.study.sparsities)
+    kept = [round(1 - s, 10) for s in levels]
     return {
         "sparsity": {
             "field": "sparsity",
@@ -39,7 +40,7 @@ def axes(view: View) -> dict[str, Spec]:
             "title": "requested sparsity",
             "scale": {"nice": False, "zero": False, "padding": 12},
             "axis": {
-                "format": ".4~%",
+                "format": _percents(levels),
                 "values": levels,
                 "labelOverlap": "greedy",
                 "labelSeparation": 4,
@@ -52,13 +53,19 @@ def axes(view: View) -> dict[str, Spec]:
             "title": "weights kept (logarithmic)",
             "scale": {"type": "log", "reverse": True, "nice": False, "padding": 12},
             "axis": {
-                "format": ".3~%",
-                "values": [round(1 - s, 10) for s in levels],
+                "format": _percents(kept),
+                "values": kept,
                 "labelOverlap": "greedy",
                 "grid": False,
             },
         },
     }
+
+
+def _percents(shares: Sequence[float]) -> str:
+    """Return the format of an axis that names shares as `natal.wording.percent` does."""
+    decimals = max((len(percent(share).strip("%").partition(".")[2]) for share in shares), default=0)
+    return f".{decimals}~%"
 
 
 def metric(view: View, setting: Setting) -> Chart:
@@ -169,21 +176,22 @@ def metric(view: View, setting: Setting) -> Chart:
     return Chart(
         "metric",
         f"Test {metric} against sparsity: {view.words(setting)}",
-        _metric_in_words(view, setting)
+        _metric_in_words(view, setting, low)
         + f" {plural(below, 'run')} below the chart: triangles." * bool(below),
         spec,
         setting,
     )
 
 
-def _metric_in_words(view: View, setting: Setting) -> str:
-    n = len(view.study.seeds)
+def _metric_in_words(view: View, setting: Setting, low: float) -> str:
+    n, chance = len(view.study.seeds), view.results.tasks[setting.task].chance
+    across = f"and chance ({number(chance)}, below the chart)" if chance < low else "and chance"
     bars = f" and 95% t-interval of {n} seeds, each a faint point" if n > 1 else " (one seed)"
     critical = [f"{name} {show_level(view.critical((setting, name)))}" for name in view.strategies]
     dashed = (
         f" Dashed: critical sparsity, {', '.join(critical)}." if view.few else " Dashed: critical sparsity."
     )
-    return f"Mean{bars}. Lines across: the dense network, 95% of it, and chance.{dashed}"
+    return f"Mean{bars}. Lines across: the dense network, 95% of it, {across}.{dashed}"
 
 
 def _levels(y: Spec) -> list[Spec]:
