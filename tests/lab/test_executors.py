@@ -8,7 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,11 @@ def test_a_worker_of_another_version_refuses(tmp_path: Path, monkeypatch: pytest
         ("dusk", {}, "unknown executor 'dusk'; did you mean 'dask'"),
         ("inline", {"address": "tcp://x:1"}, "--address goes with --on dask or ray, not with inline"),
         ("slurm", {"adress": "x"}, "executors have no option 'adress'; did you mean 'address'"),
+        (
+            ThreadPoolExecutor,
+            {},
+            "name one of processes, inline, dask, ray, slurm, or give an executor of concurrent",
+        ),
         (object(), {}, "name one of processes, inline, dask, ray, slurm, or give an executor of concurrent"),
     ],
 )
@@ -282,3 +287,27 @@ def test_where_there_is_no_fork_server_workers_are_spawned(
     monkeypatch.setattr(processes, "_context", multiprocessing.get_context("spawn"))
     natal.run(STUDY, tmp_path, workers=2)
     assert trainings(tmp_path) == inline
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    "said", [OSError(11, "no more threads"), BrokenExecutor("gone"), ZeroDivisionError("a\nb")]
+)
+def test_an_executor_that_takes_no_more_is_one_line(tmp_path: Path, said: Exception) -> None:
+    class Reluctant(ThreadPoolExecutor):
+        taken = 0
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.taken += 1
+            if self.taken > 2:  # the first makes a worker ready
+                raise said
+            return super().submit(fn, *args, **kwargs)
+
+    with (
+        Reluctant(1) as executor,
+        pytest.raises(NatalError, match="the executor takes no more jobs") as refusal,
+    ):
+        natal.run(STUDY, tmp_path, on=executor)
+    assert "\n" not in str(refusal.value)
+    natal.run(STUDY, tmp_path, on="inline")
+    assert len(trainings(tmp_path)) == 10

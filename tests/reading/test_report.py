@@ -19,6 +19,7 @@ from natal.reading import figures, report, stats, wording
 from natal.reading.report import browser, files, view
 from natal.reading.report.sections import compared
 from natal.reading.results import Results, load
+from natal.store import Store
 from natal.study import Control, Run, Training, load_study, presets
 
 COLUMNS = (
@@ -552,3 +553,22 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
     assert mine.read_text() == "mine"
     assert "KEY FINDINGS" in (directory / "report.txt").read_text()
     assert not (directory / "report.txt").is_symlink()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_tables_of_the_study_before_are_not_left_beside_the_report(tmp_path: Path) -> None:
+    directory = reference_store.build(tmp_path)
+    before = {str(path.relative_to(directory)) for path in report.write(directory)}
+    mine = directory / "tables" / "mine.csv"
+    mine.write_text("mine")
+    smaller = {**reference_store.reference_study().model_dump(mode="json"), "sparsities": [0.0], "claims": []}
+    with Store.create(directory) as store:
+        manifest, grid = store.manifest(), [(run, key) for run, key in store.grid() if run.sparsity == 0]
+        del manifest["study"]
+        study = load_study(smaller)
+        store.declare(study, grid, {**manifest, "study_hash": study.digest})
+    after = {str(path.relative_to(directory)) for path in report.write(directory)}
+    assert "tables/pairs.csv" in before - after
+    assert {f"tables/{path.name}" for path in mine.parent.iterdir()} == {
+        "tables/mine.csv", *(name for name in after if name.startswith("tables/"))
+    }  # fmt: skip

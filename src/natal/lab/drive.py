@@ -147,10 +147,12 @@ class _Driver:
         self._told += whole
         try:
             future = self._workers.submit(work, self._brief.parcel(job, whole=whole))
-        except (BrokenExecutor, RuntimeError) as error:
+        except NatalError:
+            raise
+        except Exception as error:  # whatever somebody's executor says
             raise NatalError(
-                f"the executor takes no more jobs ({error}); finished runs are stored, and the same command goes on "
-                "with a new one"
+                f"the executor takes no more jobs ({worker.said(error)}); finished runs are stored, and the same "
+                "command goes on with a new one"
             ) from None
         self._running[future] = job
         future.add_done_callback(self._done.put)

@@ -264,7 +264,13 @@ def said(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     inside = bool(frames) and not frames[-1].filename.startswith("<frozen importlib")
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if inside else ""
-    return told(f"{type(error).__name__}: {error}".removesuffix(": ")) + place
+    line = told(f"{type(error).__name__}: {error}".removesuffix(": ")) + place
+    short = isinstance(error, MemoryError) or any(word in str(error) for word in _SHORT)
+    return f"{line}; a smaller network or batch, or fewer --workers, needs less" if short else line
+
+
+_SHORT = ("can't allocate memory", "out of memory")
+"""What torch says on a CPU, and on an accelerator, when memory is short."""
 
 
 def _words(study: Study, run: Run) -> str:

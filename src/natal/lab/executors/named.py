@@ -32,7 +32,7 @@ OPTIONS = {
 def check(on: str | Executor, options: Mapping[str, Any]) -> None:
     """Raise NatalError for a name that is none, an option that it does not take, or a package that is missing."""
     if not isinstance(on, str):
-        if not callable(getattr(on, "submit", None)):
+        if isinstance(on, type) or not callable(getattr(on, "submit", None)):
             raise NatalError(
                 f"on={on!r}: name one of {', '.join(NAMES)}, or give an executor of concurrent.futures"
             )

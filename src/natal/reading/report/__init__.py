@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from natal.errors import NatalError
 from natal.machine import version
@@ -97,17 +97,24 @@ def write(directory: str | Path = "results", *, anew: bool = True) -> list[Path]
     names = [] if anew else _untouched(place, made_of)
     if names:
         return [results.directory / name for name in names]
-    paths = []
+    files = {}
     for name, make in outputs(results).items():
         path = results.directory / name
         _replace(path, make())
-        paths.append(path)
-    for name in BY_RUN:  # of when the study was smaller
-        if results.directory / name not in paths:
-            (results.directory / name).unlink(missing_ok=True)
-    files = {str(path.relative_to(results.directory)): _seen(path) for path in paths}
+        files[name] = _seen(path)
+    for name in {*BY_RUN, *_tables(place)} - set(files):  # of when the study was smaller, or another
+        (results.directory / name).unlink(missing_ok=True)
     _replace(place, json.dumps({"of": made_of, "files": files}).encode())
-    return paths
+    return [results.directory / name for name in files]
+
+
+def _tables(place: Path) -> list[str]:
+    """Return the names of the tables that were written last."""
+    try:
+        names = [PurePath(name) for name in json.loads(place.read_bytes())["files"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [str(name) for name in names if str(name.parent) == TABLES and name.suffix in (".csv", ".tex")]
 
 
 def _untouched(place: Path, made_of: Mapping[str, str]) -> list[str]:
