@@ -7,7 +7,9 @@ import pickle
 import re
 import runpy
 import warnings
+from collections import UserDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from natal.errors import NatalError
 from natal.pruning.apply import apply, prune
 from natal.pruning.compaction import compact
 from natal.pruning.files import to_torch_prune
+from natal.pruning.graph.capture import tensors_in
 from natal.pruning.mask import Mask, dense, prunable, remove_neurons
 from natal.pruning.masked import masked
 from natal.pruning.savings import savings
@@ -481,6 +484,151 @@ def test_a_tensor_written_to_is_not_constant() -> None:
     torch.testing.assert_close(small(x), masked(net, mask)(x))
 
 
+class Stateful(nn.Module):
+    """A network that keeps a running mean of its units and reads it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(3, 4), nn.Linear(4, 2), way
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(4))
+
+    @torch.no_grad()
+    def follow(self, h: Tensor) -> None:
+        mean = self.mean
+        match self.way:
+            case "in place":
+                mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
+            case "data":
+                mean.data.mul_(0.9).add_(h.mean(0), alpha=0.1)
+            case "copied":
+                mean.copy_(0.9 * mean + 0.1 * h.mean(0))
+            case "another":
+                self.mean = 0.9 * mean + 0.1 * h.mean(0)
+            case "part":
+                mean[:2] += h.mean(0)[:2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        self.follow(h)
+        out: Tensor = self.b(h + self.mean)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:constant units")
+@pytest.mark.parametrize("way", ["in place", "data", "copied", "another", "part"])
+def test_what_a_pass_changes_is_not_constant(way: str) -> None:
+    net, x = Stateful(way).double().eval(), torch.randn(5, 3, dtype=torch.float64)
+    nn.init.ones_(net.a.bias)  # of the first unit nothing else is left
+    mask = masked_first_channel(net, "a.weight")
+    small, whole = compact(net, mask, x), masked(net, mask)
+    for _ in range(3):
+        torch.testing.assert_close(small(x), whole(x))
+
+
+@dataclass
+class Answer:
+    logits: Any
+    more: Any = None
+
+
+class Bare:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.me = logits, self
+
+
+class Slotted:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+RETURNED: dict[str, Callable[[Tensor], Any]] = {
+    "a tuple": lambda t: (None, t, 3),
+    "a mapping": lambda t: UserDict(logits=t),
+    "a dataclass": Answer,
+    "an object": Bare,
+    "slots": Slotted,
+    "all of them": lambda t: {"a": [Answer(None, (Bare(t.sum(1)), Slotted(t)))]},
+    "a distribution": lambda t: torch.distributions.Categorical(logits=t, validate_args=False),
+}
+
+
+class Returning(nn.Module):
+    """A network whose answer lies in something, and whose code states a width."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.kind = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2), kind
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.b(self.a(x)).tanh()
+        return RETURNED[self.kind](self.c(h / h.shape[1]))
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_whatever_a_network_returns_is_compared(kind: str) -> None:
+    net, x = Returning(kind).double().eval(), torch.randn(5, 3, dtype=torch.float64)
+    mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", batch=(x, None))
+    with pytest.warns(UserWarning, match="'b.weight': the smaller network computes something else$"):
+        small = compact(net, mask, x)
+    assert (small.a.out_features, small.b.out_features) == (2, 4)
+    found, expected = (tensors_in(model(x)) for model in (small, masked(net, mask)))
+    assert expected
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_network_that_returns_no_tensor_is_refused() -> None:
+    net = Returning("a tuple")
+    net.register_forward_hook(lambda module, inputs, output: "nothing")
+    mask = masked_first_channel(net, "a.weight")
+    with pytest.raises(
+        NatalError, match=r"^Returning returns no tensor but a str, so that nothing can be followed$"
+    ):
+        compact(net, mask, torch.randn(5, 3))
+
+
+class Insisting(nn.Module):
+    """A network whose code states its precision or its number of rows, and divides by its width."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Linear(3, 4), nn.Linear(4, 2), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.kind == "precision":
+            h = h * (h @ torch.full((h.shape[1], 1), 1 / h.shape[1], dtype=torch.float32))
+        elif self.kind == "rows":
+            h = h.view(5, -1) / h.shape[1]
+        out: Tensor = self.b(h)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["precision", "rows"])
+def test_code_that_insists_on_its_precision_or_rows_is_compared_at_that(kind: str) -> None:
+    net, x = Insisting(kind).eval(), torch.randn(5, 3)
+    mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", batch=(x, None))
+    with pytest.warns(UserWarning, match="'a.weight': the smaller network computes something else$"):
+        small = compact(net, mask, x)
+    torch.testing.assert_close(small(x), masked(net, mask)(x))
+
+
+def test_a_network_that_cannot_be_compared_is_refused() -> None:
+    net, x = Insisting("once").eval(), torch.randn(5, 3)
+    seen: list[int] = []
+
+    def once(module: nn.Module, inputs: Any) -> None:
+        seen.append(1)
+        if len(seen) > 1:
+            raise ValueError("this way only once")
+
+    net.register_forward_pre_hook(once)
+    with pytest.raises(NatalError, match=r"^Insisting runs once and not again, .*: this way only once$"):
+        compact(net, masked_first_channel(net, "a.weight"), x)
+
+
 class Aliased(nn.Module):
     """A tensor is changed through another that shares its memory."""
 
@@ -699,7 +847,7 @@ NAMED = {
     "hooked": "'b.weight': the smaller network computes something else",
     "width": "'a.weight': the smaller network computes something else",
     "written": "",
-    "attention": "'a.weight': was expecting embedding dimension of 4, but got 3",
+    "attention": "'a.weight': without them its code fails: was expecting embedding dimension of 4, but got 3",
 }
 
 

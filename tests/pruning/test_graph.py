@@ -80,6 +80,37 @@ class Conv1D(nn.Module):
         return y.view(*x.size()[:-1], self.nf)
 
 
+class ChannelNorm(nn.Module):
+    """The norm over channels that convolutional networks write by hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.shift = (
+            nn.Parameter(torch.randn(width, 1, 1)),
+            nn.Parameter(torch.randn(width, 1, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-6) * self.scale + self.shift
+
+
+class Biased(nn.Module):
+    """Attention with a learnt bias for every distance and head, looked up in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.table = nn.Parameter(torch.randn(15, 4))
+        self.register_buffer("distance", torch.arange(8)[:, None] - torch.arange(8) + 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each(x).unflatten(-1, (-1, 2)).transpose(1, 2) for each in (self.q, self.k, self.v))
+        bias = self.table[self.get_buffer("distance").flatten()].view(8, 8, -1).permute(2, 0, 1)
+        out: Tensor = self.o(((q @ k.transpose(-2, -1) + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return out
+
+
 def conv(i: int, o: int, k: int = 1, **more: Any) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, padding=k // 2, **more)
 
@@ -274,6 +305,54 @@ LINKS: dict[str, tuple[Any, Any, tuple[int, ...], dict[str, int]]] = {
         (2, 4, 3),
         {"a.weight": 8, "b.weight": 6},
     ),
+    "a norm over channels and positions": (
+        lambda m, x: m.c(m.n(m.a(x)).relu()),
+        lambda: {"a": conv(3, 8), "n": nn.LayerNorm((8, 4, 4)), "c": conv(8, 2)},
+        (2, 3, 4, 4),
+        {"a.weight": 8},
+    ),
+    "a norm of one's own over channels": (
+        lambda m, x: m.c(m.n(m.a(x).relu())),
+        lambda: {"a": conv(3, 8), "n": ChannelNorm(8), "c": conv(8, 2)},
+        (2, 3, 4, 4),
+        {"a.weight": 8},
+    ),
+    "instance norm without numbers of its own": (
+        lambda m, x: m.c(m.n(m.a(x)).relu()),
+        lambda: {"a": conv(3, 8), "n": nn.InstanceNorm2d(8), "c": conv(8, 2)},
+        (2, 3, 4, 4),
+        {"a.weight": 8},
+    ),
+    "a gate of one number a channel": (
+        lambda m, x: m.c(m.p(m.a(x))),
+        lambda: {"a": conv(3, 8), "p": nn.PReLU(8), "c": conv(8, 2)},
+        (2, 3, 4, 4),
+        {"a.weight": 8},
+    ),
+    "a learnt input": (
+        lambda m, x: m.c((m.q(m.latent) @ m.k(x).transpose(1, 2)).softmax(-1) @ m.v(x)),
+        lambda: {
+            "latent": nn.Parameter(torch.randn(5, 3)),
+            "q": nn.Linear(3, 8),
+            "k": nn.Linear(3, 8),
+            "v": nn.Linear(3, 6),
+            "c": nn.Linear(6, 2),
+        },
+        (2, 4, 3),
+        {"q.weight": 8, "v.weight": 6},
+    ),
+    "positions looked up in a table": (
+        lambda m, x: m.c(m.a(x) + m.table[torch.tensor([2, 0, 1, 2])]),
+        lambda: {"table": nn.Parameter(torch.randn(3, 8)), "a": nn.Linear(3, 8), "c": nn.Linear(8, 2)},
+        (2, 4, 3),
+        {"a.weight": 8},
+    ),
+    "a bias of two places for every head, then a mean over places": (
+        lambda m, x: m.c(m.att(m.a(x)).mean(1)),
+        lambda: {"a": nn.Linear(3, 8), "att": Biased(), "c": nn.Linear(8, 2)},
+        (2, 8, 3),  # as many places as units
+        {"a.weight": 8, "att.q.weight": 4, "att.o.weight": 8},
+    ),
     "attention": (
         lambda m, x: m.c(m.att(h := m.a(x), h, h)[0]),
         lambda: {
@@ -318,9 +397,76 @@ def test_every_group_is_cut_and_the_function_stays(kind: str, training: bool) ->
         before, after = (model.get_parameter(weight).shape[axis] for model in (net, small))
         assert after == stays.double().mean().item() * before < before
     torch.testing.assert_close(small(x), ticket(x))
+    assert not kind.startswith("instance") or small.get_submodule("n").num_features == 4
     if kind != "channels shuffled":  # its code states the number of rows
         rows = torch.cat([x, x[:1]])
         torch.testing.assert_close(small.eval()(rows), ticket.eval()(rows))
+
+
+# what is done to the units of a layer, and why that keeps them whole
+STAYS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "in another order": (lambda h: h[:, [1, 0, 3, 2]], "index takes them by their places"),
+    "in another order, by tensor": (
+        lambda h: h.index_select(1, torch.arange(3, -1, -1)),
+        "index_select takes them",
+    ),
+    "turned": (lambda h: h.roll(1, 1), "roll takes them by their places"),
+    "one of them": (lambda h: h * h[:, 2, None], "one of them is taken by its place"),
+    "apart": (lambda h: torch.stack(h.unbind(1)[::-1], 1), "one of them is taken by its place"),
+    "sorted": (lambda h: h.sort(1)[0], "sort runs over them"),
+    "normalised": (lambda h: h.softmax(1), "_softmax runs over them"),
+    "every other": (lambda h: torch.cat([h[:, ::2], h[:, 1::2]], 1), "every other unit is taken"),
+    "in parts": (
+        lambda h: torch.cat(torch.split_with_sizes(h, [1, 3], 1)[::-1], 1),
+        "split into parts of different sizes",
+    ),
+    "transformed": (lambda h: torch.fft.fft(h, dim=1).real, "_fft_r2c is not followed"),
+    "averaged": (lambda h: h - h.mean(1, keepdim=True), "mean runs over them"),
+    "beside others": (
+        lambda h: h * F.one_hot(torch.arange(len(h)) % 4, 4),
+        "meets numbers that cannot be cut along",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STAYS)
+def test_what_keeps_a_layer_whole_is_said_once(kind: str) -> None:
+    way, why = STAYS[kind]
+    net = Of(
+        lambda m, x: m.d(m.c(way(m.b(m.a(x)))).relu()),
+        a=nn.Linear(3, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 6), d=nn.Linear(6, 2),
+    ).eval()  # fmt: skip
+    x = randn(5, 3)
+    with pytest.warns(UserWarning, match=f"^units of these layers are kept whole: 'b.weight': {why}") as seen:
+        ticket, small, mask = pruned(net, x)
+    assert len(seen) == 1
+    assert set(mask.units) == {"a.weight", "c.weight"}
+    torch.testing.assert_close(small(x), ticket(x))
+    alone = Of(lambda m, x: m.b(way(m.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double()
+    with pytest.raises(
+        NatalError, match=rf"finds no hidden layer: units are kept whole of 'a.weight': {why}"
+    ):
+        natal.prune(alone, 0.5, "magnitude", granularity="neuron", batch=(x, None))
+
+
+def test_units_that_the_model_returns_and_weights_that_are_no_layers_are_named() -> None:
+    net = Of(
+        lambda m, x: (m.c(m.b(h := m.a(x)).relu() @ m.square), h),
+        a=nn.Linear(3, 8), b=nn.Linear(8, 6), square=nn.Parameter(torch.randn(6, 6)), c=nn.Linear(6, 2),
+        idle=nn.Linear(4, 4), turned=nn.Linear(3, 8),
+    )  # fmt: skip
+    whole = net.way
+    net.way = lambda m, x: (*whole(m, x), (m.turned.weight @ x.T).sum())
+    with pytest.warns(UserWarning, match="kept whole") as seen:
+        _, _, mask = pruned(net, randn(5, 3))
+    assert set(mask.units) == {"b.weight"}
+    assert [str(each.message) for each in seen] == [
+        "units of these layers are kept whole: 'a.weight': the model returns them; 'idle.weight': it does not run; "
+        "'turned.weight': it is no layer's weight as it is"
+    ]
+    alone = Of(lambda m, x: m.a(x), a=nn.Linear(3, 8))
+    with pytest.raises(NatalError, match="finds no hidden layer: all units are outputs"):
+        natal.prune(alone, 0.5, "magnitude", granularity="neuron", batch=(randn(5, 3).float(), None))
 
 
 @pytest.mark.parametrize("kind", ["a norm over units", "group norm", "attention"])

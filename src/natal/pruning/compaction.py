@@ -20,10 +20,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
-from natal.pruning.graph.capture import Example, arguments, made_example, on_cpu, rows_of
+from natal.pruning.graph.capture import (
+    Example,
+    arguments,
+    first_line,
+    made_example,
+    on_cpu,
+    rows_of,
+    tensors_in,
+)
 from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
 from natal.pruning.graph.reader import axes_of
-from natal.pruning.graph.units import Graph, read
+from natal.pruning.graph.units import Graph, by_reason, read
 from natal.pruning.mask import Mask
 from natal.pruning.masked import masked
 
@@ -137,7 +145,7 @@ class _Trials:
         # (class of module, attribute) of the numbers that follow the cut, and of those that shall not
         self.numbers: set[tuple[type, str]] = set()
         self.spared: set[tuple[type, str]] = set()
-        self.judge = _Judge(whole, example, whole.training, renormalise)
+        self.judge = _Judge(whole, example, training or whole.training, renormalise)
 
     def best(self, needed: Tensor) -> Tensor:
         """Return which classes stay, once every group whose removal fails is kept whole."""
@@ -195,7 +203,7 @@ class _Trials:
             small = self.build(needed, self.judge.whole).model
             self.error = self.judge.differs(small)
         except Exception as error:  # whatever the caller's code raises on another width
-            self.error = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.error = f"without them its code fails: {first_line(error)}"
         return not self.error
 
     def build(self, needed: Tensor, whole: nn.Module | None = None) -> Shrunk:
@@ -212,7 +220,7 @@ class _Trials:
                     _fold(modules[step.module], step, self.graph, needed, kept)
             _norms(small, self.graph, needed, kept, self.renormalise)
             _cut(small, kept)
-        _declare(small, self.graph, kept)
+        _declare(small, self.graph, kept, needed)
         _attention(small, self.graph.inward)
         if self.renamed:
             self.numbers = _rename(small, self.graph, needed, self.spared)
@@ -228,26 +236,32 @@ def _complain(graph: Graph, trials: _Trials) -> None:
     """Name in one warning what stays although the mask leaves nothing of it."""
     told = {f"{name!r}": why for name, why in trials.refused.items()}
     masks = {graph.alias[name]: kept for name, kept in trials.mask.items().items()}
+    removed = torch.zeros_like(graph.root, dtype=torch.bool)
     for name, axis in graph.found.rows.items():
         kept = masks.get(name)
         if kept is None or axis >= kept.ndim or kept.movedim(axis, 0).flatten(1).any(1).all():
             continue
-        gone = ~kept.movedim(axis, 0).flatten(1).any(1).cpu()
-        if (graph.along(name, axis)[gone] == graph.fixed).any():
+        gone = graph.along(name, axis)[~kept.movedim(axis, 0).flatten(1).any(1).cpu()]
+        removed[gone] = bool(trials.mask.units)
+        if (gone == graph.fixed).any():
             why = graph.reason(name, axis)
             if why and why != "output":
                 told.setdefault(f"{name!r}", why)
     needed = graph.needed()
     for step in graph.found.steps:
-        read = needed[graph.root[step.reads]] & (step.value.isfinite() & ~step.foldable())
-        if not step.weight and step.module and not trials.training and read.any():
-            told.setdefault(f"{step.module!r}", "it runs over units, so that a constant one counts")
+        unit = graph.root[step.reads]
+        known = step.value.isfinite() & ~step.foldable() | removed[unit]
+        if not step.weight and not trials.training and (needed[unit] & (unit != graph.fixed) & known).any():
+            told.setdefault(_who(step.module), "it runs over units, so that a constant one counts")
     if told:
         warnings.warn(
-            f"constant units of this {type(trials.whole).__name__} stay in place, because of "
-            + "; ".join(f"{name}: {why}" for name, why in told.items()),
+            f"constant units of this {type(trials.whole).__name__} stay in place, because of {by_reason(told)}",
             stacklevel=4,
         )
+
+
+def _who(module: str) -> str:
+    return f"{module!r}" if module else "the model itself"
 
 
 def _confess(graph: Graph, needed: Tensor, whole: nn.Module) -> None:
@@ -262,20 +276,33 @@ def _confess(graph: Graph, needed: Tensor, whole: nn.Module) -> None:
 
 
 class _Judge:
-    """Compares a smaller network with the masked one, in double precision, at two batch sizes."""
+    """Compares a smaller network with the masked one, in double precision, at two batch sizes.
+
+    Code that insists on its own precision or on one batch size is compared at that. Raises NatalError if a network
+    that ran once does not run again, for then nobody can tell.
+    """
 
     def __init__(self, whole: nn.Module, example: Example, training: bool, renormalise: bool) -> None:
-        self.examples = [_double(rows_of(example, 2)), _lively(_double(rows_of(example, 3)))]
         self.renormalise = renormalise
         self.modes = [False, True] if training else [False]
         self.flags = _flags(whole)
-        self.whole = _precise(whole)
-        self.answers = {
-            (mode, k, flag): self._run(self.whole, mode, k, flag)
-            for mode in self.modes
-            for k in range(len(self.examples))
-            for flag in (None, *self.flags)
-        }
+        copies: tuple[tuple[Any, Any], ...] = ((_precise, _double), (copy.deepcopy, lambda given: given))
+        for make, to in copies:
+            self.whole: nn.Module = make(whole)
+            for few, more in ((rows_of(example, 2), rows_of(example, 3)), (example, example)):
+                self.examples: list[Example] = [to(few), _lively(to(more))]
+                self.answers = {
+                    (mode, k, flag): self._run(self.whole, mode, k, flag)
+                    for mode in self.modes
+                    for k in range(len(self.examples))
+                    for flag in (None, *self.flags)
+                }
+                plain = [answer for (_, _, flag), answer in self.answers.items() if flag is None]
+                if not all(isinstance(answer, str) for answer in plain):
+                    return
+        raise NatalError(
+            f"{type(whole).__name__} runs once and not again, so that nothing can be compared with it: {plain[0]}"
+        )
 
     def differs(self, small: nn.Module) -> str:
         """Return how the smaller network, in double precision too, differs, or ""."""
@@ -284,7 +311,7 @@ class _Judge:
                 continue
             after = self._run(small, mode, k, flag)
             if isinstance(after, str):
-                return after
+                return f"without them its code fails: {after}"
             if self.renormalise:
                 continue
             if len(after) != len(before):
@@ -303,7 +330,7 @@ class _Judge:
         return ""
 
     def _run(self, net: nn.Module, training: bool, k: int, flag: str | None) -> list[Tensor] | str:
-        modes = {module: module.training for module in net.modules()}
+        before = [(module, module.training, dict(module._buffers)) for module in net.modules()]
         buffers = {buffer: buffer.clone() for buffer in net.buffers()}
         net.train(training)
         for module in net.modules():
@@ -319,13 +346,14 @@ class _Judge:
                 torch.default_generator.manual_seed(0)
                 result = net(*args, **kwargs)
         except Exception as error:
-            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return first_line(error)
         finally:
-            for module, mode in modes.items():
+            for module, mode, own in before:
                 module.training = mode
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
-        return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+                module._buffers.update(own)
+            for buffer, values in buffers.items():
+                buffer.copy_(values)
+        return tensors_in(result)
 
 
 def _flags(model: nn.Module) -> list[str]:
@@ -482,8 +510,8 @@ def _cut(small: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> None:
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
-def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]]) -> None:
-    """Make the sizes that modules state agree with their parameters."""
+def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]], needed: Tensor) -> None:
+    """Make the sizes that modules state agree with their parameters, or else with the units that pass."""
     module: Any
     for name, module in small.named_modules():
         prefix = f"{name}." if name else ""
@@ -509,8 +537,11 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
             if module.weight is not None:
                 module.normalized_shape = tuple(module.weight.shape)
         elif isinstance(module, nn.modules.batchnorm._NormBase):
+            passing = [m for m in graph.found.passing.get(name, []) if axes_of(m) == {1}]
             for entry in (module.weight, module.running_mean):
                 module.num_features = module.num_features if entry is None else len(entry)
+            if module.weight is None and module.running_mean is None and passing:
+                module.num_features = int(needed[graph.root[passing[-1]]].sum())
         elif isinstance(module, nn.GroupNorm):
             if module.weight is not None:
                 module.num_channels = len(module.weight)

@@ -11,7 +11,7 @@ from torch import Tensor
 from natal.errors import NatalError
 from natal.pruning.criteria.problem import Problem, Scores, gradient
 from natal.pruning.graph.capture import made_example, on_cpu
-from natal.pruning.graph.units import Graph, Group, Member, read
+from natal.pruning.graph.units import Graph, Group, Member, by_reason, read
 from natal.pruning.mask import Mask, dense, unit_axes, weight_names
 from natal.study import Recipe
 
@@ -37,30 +37,23 @@ class Neurons:
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         every = self.graph.groups(self.names, alone)
         self.groups = {group.name: group for group in every if len(group)}
+        told = by_reason(self.whole(every))
         if not self.groups:
-            whys = {g.reason for g in every}
-            first = every[0].name if every else next(iter(weights))
-            raise NatalError(
-                f"granularity 'neuron' finds no hidden layer: the units of {first!r} "
-                + (
-                    "are outputs"
-                    if whys <= {"output", ""}
-                    else f"stay: {'; '.join(sorted(whys - {'output', ''}))}"
-                )
-            )
-        self.warn(every)
-
-    def warn(self, every: Sequence[Group]) -> None:
-        """Name in one warning every layer that is kept whole although it makes no output."""
-        idle = [
-            first
-            for first, name in self.names.items()
-            if first not in self.graph.found.rows and self.parameters[first].shape[self.axes[name]] > 1
-        ]
-        whole = [g for g in every if g.reason not in ("output", "left alone", "")]
-        told = [f"{g.name!r}: {g.reason}" for g in whole] + [f"{name!r}: it does not run" for name in idle]
+            why = f"units are kept whole of {told}" if told else "all units are outputs"
+            raise NatalError(f"granularity 'neuron' finds no hidden layer: {why}")
         if told:
-            warnings.warn(f"units of these layers are kept whole: {'; '.join(told)}", stacklevel=5)
+            warnings.warn(f"units of these layers are kept whole: {told}", stacklevel=4)
+
+    def whole(self, every: Sequence[Group]) -> dict[str, str]:
+        """Return why layers are kept whole although they make no output."""
+        told = {
+            f"{g.name!r}": g.reason for g in every if not len(g) and g.reason not in ("output", "left alone")
+        }
+        for first, name in self.names.items():
+            if first not in self.graph.found.rows and self.parameters[first].shape[self.axes[name]] > 1:
+                read = first in self.graph.found.read
+                told[f"{name!r}"] = "it is no layer's weight as it is" if read else "it does not run"
+        return told
 
     @on_cpu
     def mask(self, problem: Problem, kept: Mapping[str, Tensor]) -> Mask:

@@ -9,10 +9,12 @@ pass of two rows is all it costs.
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -48,6 +50,10 @@ class Operation:
     module: str = ""
     alive: bool = True
 
+    def given(self) -> list[int]:
+        """Return the slots of its arguments."""
+        return [v.slot for v in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(v, Ref)]
+
 
 WRITTEN = "written"
 """The operation of a tensor whose memory another one wrote to: (the tensor, what was written) -> the tensor."""
@@ -60,7 +66,8 @@ class Tape:
     ``shapes``, ``widths``: of every tensor, by slot, and the bytes of each of its numbers. ``registered``: the
     slots of parameters and buffers, by the first of their names. ``aliases``: all names of shared ones.
     ``inputs``, ``outputs``: slots of the model's own. ``calls``: how often each module ran. ``received``,
-    ``returned``: slots of the tensors that each module got and gave back in its last call.
+    ``returned``: slots of the tensors that each module got and gave back in its last call. ``state``: names of
+    parameters and buffers that the pass changed, so that the next one begins with other numbers.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -73,6 +80,7 @@ class Tape:
     calls: dict[str, int] = field(default_factory=dict)
     received: dict[str, list[int]] = field(default_factory=dict)
     returned: dict[str, list[int]] = field(default_factory=dict)
+    state: set[str] = field(default_factory=set)
 
     def by_first(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return masks by the first name of each parameter; a mask may know a shared one by another."""
@@ -211,10 +219,8 @@ def first_line(error: Exception) -> str:
 def _record(model: nn.Module, example: Example, closed: Collection[type]) -> Tape:
     recorder = _Recorder(model, closed)
     names: dict[int, str] = {}
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
+    registered = _registered(model)
+    for name, tensor in registered.items():
         first = names.setdefault(id(tensor), name)
         recorder.tape.aliases.setdefault(first, []).append(name)
         if first == name:
@@ -222,17 +228,28 @@ def _record(model: nn.Module, example: Example, closed: Collection[type]) -> Tap
     args, kwargs = arguments(example)
     # a copy, because a forward pass may write to its input
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-    for tensor in pytree.tree_leaves((args, kwargs)):
-        if isinstance(tensor, Tensor):
-            recorder.tape.inputs.append(recorder.slot(tensor))
-            if tensor.is_floating_point() or tensor.is_complex():
-                recorder.of_input.add(recorder.slot(tensor))
+    for tensor in tensors_in((args, kwargs)):
+        recorder.tape.inputs.append(recorder.slot(tensor))
+        if tensor.is_floating_point() or tensor.is_complex():
+            recorder.of_input.add(recorder.slot(tensor))
     with _watched(model, recorder), plain_kernels(model), torch.no_grad(), torch.random.fork_rng(), recorder:
         outputs = model(*args, **kwargs)
     tape = recorder.tape
+    after = _registered(model)
+    tape.state = {n for n, t in registered.items() if after.get(n) is not t or _memory(t) in recorder.changed}
     tape.outputs = [recorder.slot(t) for t in tensors_in(outputs)]
+    if not tape.outputs:
+        raise NatalError(
+            f"{type(model).__name__} returns no tensor but a {type(outputs).__name__}, so that nothing can be followed"
+        )
     tape.operations = _alive(tape)
     return tape
+
+
+def _registered(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by all their names."""
+    buffers = model.named_buffers(remove_duplicate=False)
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(buffers)
 
 
 def _alive(tape: Tape) -> list[Operation]:
@@ -241,23 +258,40 @@ def _alive(tape: Tape) -> list[Operation]:
     for operation in reversed(tape.operations):
         alive = bool(wanted.intersection(operation.outputs))
         if alive:
-            given = pytree.tree_leaves((operation.args, dict(operation.kwargs)))
-            wanted.update(ref.slot for ref in given if isinstance(ref, Ref))
+            wanted.update(operation.given())
         marked.append(replace(operation, alive=alive))
     return marked[::-1]
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in whatever a model returns, dataclasses and mappings included."""
-    found = []
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += tensors_in(dict(leaf))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
-            found += [t for v in vars(leaf).values() for t in tensors_in(v) if not hasattr(v, "__dict__")]
+    """Return the tensors in whatever a model returns: in containers, mappings, dataclasses and other objects.
+
+    Not those of a cache, by the name of its class: what a transformer keeps of keys and values for its next call is
+    as wide as the heads that are left.
+    """
+    found: list[Tensor] = []
+    seen: set[int] = set()  # objects may know each other
+    waiting = [value]
+    while waiting:
+        leaves = pytree.tree_leaves(waiting.pop())
+        if len(leaves) > 1:
+            waiting += reversed(leaves)
+            continue
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif id(leaf) not in seen and not isinstance(leaf, nn.Module | type | ModuleType | Callable):
+                seen.add(id(leaf))
+                if any(kind.__name__.endswith("Cache") for kind in type(leaf).__mro__):
+                    continue
+                waiting.append(dict(leaf) if isinstance(leaf, Mapping) else _attributes(leaf))
     return found
+
+
+def _attributes(thing: Any) -> list[Any]:
+    """Return what an object holds, in its dictionary and in its slots."""
+    slots = copyreg._slotnames(type(thing))  # type: ignore[attr-defined]
+    return [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name, None) for name in slots)]
 
 
 @contextmanager
@@ -325,6 +359,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.slots: Any = WeakTensorKeyDictionary()
         self.memory: dict[int, list[Any]] = {}
         self.of_input: set[int] = set()
+        self.changed: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -384,6 +419,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.of_input.update(fresh)
         module = self.running[-1] if self.running else ""
         self.tape.operations.append(Operation(func, noted_args, noted_kwargs, tuple(fresh), module))
+        self.changed.update(map(_memory, written))
         for tensor in written:
             self._touch(tensor, mutated, module)
         return result
@@ -438,5 +474,4 @@ def private_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NatalError(f"{type(model).__name__} cannot be copied: {said}") from error
+        raise NatalError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error

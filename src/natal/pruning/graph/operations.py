@@ -70,6 +70,10 @@ def move(reader: Reader, shapes: Shapes, *args: Any, **kwargs: Any) -> list[Sign
     if name == "repeat_interleave" and not (args and isinstance(args[0], Signal) and len(args) > 1):
         return None
     real = [s for s in signals if not s.fresh]
+    if name in ("index", "index_select") and signals[0].name in reader.trained and signals[0].ndim == 2:
+        index = args[1] if name == "index" else [args[2]] if args[1] == 0 else []
+        if len(index) == 1 and not any(isinstance(i, Signal) for i in index):
+            return [embedding(reader, shapes, signals[0], index[0])]
 
     def run(of: Callable[[Signal], Tensor], fill: Any = None) -> list[Tensor]:
         """Return the operation's results on other numbers."""
@@ -153,7 +157,7 @@ def _cut_regularly(reader: Reader, name: str, signal: Signal, shapes: Shapes, ar
     if layer is None:
         return
     if name in ("select", "unbind"):
-        reader.box(layer, [axis])
+        reader.box(layer, [axis], "one of them is taken by its place")
         return
     size, whole = shapes[0][axis], signal.shape[axis]
     start = 0
@@ -173,7 +177,7 @@ def _cut_regularly(reader: Reader, name: str, signal: Signal, shapes: Shapes, ar
         reader.pin(layer, "sliced at a fixed place")
         return
     pieces = layer.unflatten(axis, (whole // size, size))  # type: ignore[no-untyped-call]
-    reader.box(pieces, [axis])
+    reader.box(pieces, [axis], "cut into pieces that would lose different ones")
 
 
 def _in_order(reader: Reader, name: str, signal: Signal, args: Sequence[Any]) -> None:
@@ -189,7 +193,7 @@ def _in_order(reader: Reader, name: str, signal: Signal, args: Sequence[Any]) ->
         axes = {args[1] % max(signal.ndim, 1)}
     for layer in signal.layers:
         if axes_of(layer) & axes:
-            reader.box(layer, sorted(axes))
+            reader.box(layer, sorted(axes), f"{name} takes them by their places")
 
 
 def _side_by_side(
@@ -333,8 +337,15 @@ def _evaluated(reader: Reader, operands: list[Signal], args: Any, kwargs: Any) -
     for value in values:
         unknown = unknown | value.isnan()
     result = VARIES
+    # not every kernel broadcasts, least of all one that writes; a number is often told from a tensor of one
+    shapes = [_ahead(s).shape for s in operands if s.ndim]
+    broad = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+
+    def known(signal: Signal) -> Tensor:
+        return (_ahead(signal).expand(broad) if signal.ndim else signal.value).clone()
+
     try:
-        new_args, new_kwargs = pytree.tree_map_only(Signal, lambda s: s.value.clone(), (args, kwargs))
+        new_args, new_kwargs = pytree.tree_map_only(Signal, known, (args, kwargs))
         answer = op(*new_args, **new_kwargs)
         answer = answer[0] if isinstance(answer, tuple) else answer
         if isinstance(answer, Tensor):
@@ -348,6 +359,11 @@ def _evaluated(reader: Reader, operands: list[Signal], args: Any, kwargs: Any) -
             zero = zero | (value == 0)
         result = torch.where(zero, 0, result)
     return result
+
+
+def _ahead(signal: Signal) -> Tensor:
+    """Return what is known of a tensor with all its axes, of size 1 where the number does not change."""
+    return signal.value.view([1] * (signal.ndim - signal.value.ndim) + list(signal.value.shape))
 
 
 # --- reductions -----------------------------------------------------------------------------------------------
@@ -367,11 +383,12 @@ def reduction(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
         return met
     dims = _dims(op, args, kwargs, x.ndim, name)
     inside, outside = reader.split(x, dims)
+    over = x, dims
     for layer in inside:
         if name in SUMS and name != "cumsum":
             continue
         if name in MEANS and _in_small_module(reader):
-            _note_norm(reader, layer, "divides by their number")
+            over = _note_norm(reader, layer, f"{name} divides by their number") or over
         else:
             reader.pin(layer, f"{name} runs over them")
     keepdim = len(shapes[0]) == x.ndim
@@ -392,7 +409,7 @@ def reduction(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
             value = VARIES
     out = [Signal(shape, tuple(layers), value, maker=x.maker if not inside else "") for shape in shapes]
     if inside:
-        reader.mix(x, out[0], dims)
+        reader.mix(over[0], out[0], over[1])
     return out
 
 
@@ -415,25 +432,22 @@ def _in_small_module(reader: Reader) -> bool:
     return bool(name) and module is not None and not any(True for _ in module.children())
 
 
-def _note_norm(reader: Reader, over: Tensor, why: str) -> None:
-    """Note that the running module divides by the number of those units it gets."""
+def _note_norm(reader: Reader, over: Tensor, why: str) -> tuple[Signal, set[int]] | None:
+    """Note that the running module divides by the number of those units it gets; return what it gets, and the axis
+    of the units, if it can be put into a module that restores their number."""
     name = reader.operation.module
     received = [reader.signal(s) for s in reader.tape.received.get(name, [])]
     returned = reader.tape.returned.get(name, [])
-    lines = [
-        (s, layer)
-        for s in received[:1]
-        for layer in s.layers
-        if len(axes_of(layer)) == 1 and torch.isin(layer, over).any()
-    ]
-    if len(received) != 1 or len(returned) != 1 or reader.tape.calls.get(name) != 1 or not lines:
-        for signal in received:
-            for layer in signal.layers:
-                reader.pin(layer, why)
-        return
-    for signal, layer in lines:
-        if len(layer.reshape(-1)) == reader.tape.shapes[returned[0]][next(iter(axes_of(layer)))]:
-            reader.found.norms[name] = (next(iter(axes_of(layer))) - signal.ndim, layer.reshape(-1))
+    if len(received) == len(returned) == reader.tape.calls.get(name) == 1:
+        for layer in received[0].layers:
+            axes = axes_of(layer)
+            if len(axes) == 1 and torch.isin(layer, over).any():
+                axis = next(iter(axes))
+                if len(layer.reshape(-1)) == reader.tape.shapes[returned[0]][axis]:
+                    reader.found.norms[name] = axis - received[0].ndim, layer.reshape(-1)
+                    return received[0], axes
+    reader.pin(over, why)
+    return None
 
 
 # --- along positions ------------------------------------------------------------------------------------------
@@ -504,7 +518,7 @@ def batch_norm(
                 b,
                 eps=rest[-1] if isinstance(rest[-1], float) else 1e-5,
             )
-    value = _scaled(value, weight, bias, [1, -1] + [1] * (x.ndim - 2))
+    value = _scaled(value, weight, bias, [1], [1] * (x.ndim - 2))
     owner = reader.operation.module
     if x.maker and isinstance(weight, Signal) and weight.name:
         reader.found.after[x.maker] = owner
@@ -547,12 +561,16 @@ def group_norm(
     return _norm(reader, shapes, x, set(range(1, x.ndim)), weight, bias, 1)
 
 
-def _scaled(value: Tensor, weight: Any, bias: Any, line: list[int]) -> Tensor:
-    """Return a norm's result, where a scale of zero leaves nothing but the shift."""
+def _scaled(value: Tensor, weight: Any, bias: Any, ahead: list[int], behind: list[int]) -> Tensor:
+    """Return a norm's result, where a scale of zero leaves nothing but the shift; the axes around theirs are given."""
     if not isinstance(weight, Signal) or not (weight.value == 0).any():
         return value
-    scale = weight.value.reshape(line)
-    shift = bias.value.reshape(line) if isinstance(bias, Signal) else torch.zeros_like(scale)
+    scale, shift = (
+        torch.zeros(())
+        if not isinstance(s, Signal)
+        else s.value.expand(s.shape).reshape([*ahead, *s.shape, *behind])
+        for s in (weight, bias)
+    )
     return torch.where(scale == 0, shift, value)
 
 
@@ -564,27 +582,23 @@ def _norm(
         if not isinstance(part, Signal):
             continue
         for layer in part.layers:
-            behind = (
-                x.ndim - first - layer.ndim
-                if first > 1 or len(axes) == layer.ndim
-                else x.ndim - 1 - layer.ndim
-            )
-            across = layer.view([1] * first + list(layer.shape) + [1] * behind)
+            across = layer.view([1] * first + list(layer.shape) + [1] * (x.ndim - first - layer.ndim))
             meets = [m for m in inside if axes_of(m) & axes_of(across)]
             for m in meets:
                 reader.join(m, across)
             if not meets:
                 reader.pin(layer)
-    line = [1] * first + [-1] + [1] * (x.ndim - first - 1)
-    value = _scaled(VARIES, weight, bias, line) if first == 1 or len(axes) == 1 else VARIES
+    behind = x.ndim - first - weight.ndim if isinstance(weight, Signal) else 0
+    value = _scaled(VARIES, weight, bias, [1] * first, [1] * behind)
     out = Signal(shapes[0], (*inside, *outside), value)
+    over = x, axes
+    for layer in inside:
+        if _in_small_module(reader):
+            over = _note_norm(reader, layer, "a norm runs over them") or over
+        else:
+            reader.pin(layer, "a norm runs over them")
     if inside:
-        for layer in inside:
-            if _in_small_module(reader):
-                _note_norm(reader, layer, "a norm runs over them")
-            else:
-                reader.pin(layer, "a norm runs over them")
-        reader.mix(x, out, axes)
+        reader.mix(over[0], out, over[1])
     return [out, *(Signal(s) for s in shapes[1:])]
 
 
@@ -676,9 +690,11 @@ def _contract(
     over = [m.reshape([1] * ndim + [-1]) for m in (ins_a or ins_b)]
     reader.worked((*shape, a.shape[over_a]), [*(m[..., None] for m in layers), *over])
     weighs, weighed = b.name in reader.trained, a.name in reader.trained
+    if weighs and weighed:  # a learnt input, if the layer's own module is running
+        weighed = not _owned(reader, b) or _owned(reader, a)
     if weighs and not weighed and (b.kept is not None or reader.masks is None):
         return _layer(reader, shape, a, b, tuple(layers), c)
-    out = Signal(shape, tuple(layers))
+    out = Signal(shape, tuple(layers), _nothing(a, b) if a.ndim == b.ndim == ndim > 1 else VARIES)
     if c is not None:
         out = pointwise(reader, [shape], out, c)[0]
         out = Signal(shape, out.layers)
@@ -690,6 +706,17 @@ def _contract(
         reader.mix(a, out, {over_a})
         reader.mix(b, out, {over_b})
     return out
+
+
+def _owned(reader: Reader, signal: Signal) -> bool:
+    return signal.name.rpartition(".")[0] == reader.operation.module
+
+
+def _nothing(a: Signal, b: Signal) -> Tensor:
+    """Return zero where A has a row or B a column of zeros, else NaN."""
+    rows = (_ahead(a) == 0).all(-1, keepdim=True)
+    columns = (_ahead(b) == 0).all(-2, keepdim=True)
+    return torch.where(rows | columns, 0.0, torch.nan)
 
 
 def _placed(layer: Tensor, second: bool, a: Signal, b: Signal, ndim: int) -> Tensor:
@@ -954,7 +981,8 @@ def glu(reader: Reader, shapes: Shapes, x: Signal, dim: int = -1) -> list[Signal
     for layer in x.layers:
         if layer.shape[axis] > 1:
             reader.join(layer.narrow(axis, 0, half), layer.narrow(axis, half, half))
-            reader.box(layer.unflatten(axis, (2, half)), [axis])  # type: ignore[no-untyped-call]
+            pieces = layer.unflatten(axis, (2, half))  # type: ignore[no-untyped-call]
+            reader.box(pieces, [axis], "one half gates the other")
             layers.append(layer.narrow(axis, 0, half))
         else:
             layers.append(layer)

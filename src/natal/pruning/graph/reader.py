@@ -111,15 +111,16 @@ class Step:
 class Reading:
     """What a walk along a tape found.
 
-    ``base``: the first atom of every axis of every parameter and buffer. ``joins``: pairs of atoms. ``pins``:
-    atoms that stay, and why. ``boxes``: tensors of atoms that can only be cut along one axis, with the axes along
-    which they cannot be cut at all. ``steps``: what mixes units, in order. ``rows``: by weight, in order of
-    execution, the axis of the units that it makes. ``columns``: by weight, the axis of the units it reads. ``norms``:
-    modules that divide by the number of units, with the atoms they get, their axis, and those they give.
-    ``after``: which norm follows each layer directly. ``work``: of every product, the module, a factor and the layers
-    whose numbers of entries, multiplied with it, are its multiply-adds. ``passing``: layers by module: its code may
-    name their sizes. ``uses``: how often each weight is used. ``by_group``: grouped convolutions that lose whole
-    groups. ``heads``: whether units meet by heads and places in them.
+    ``base``: the first atom of every axis of every parameter and buffer. ``joins``: pairs of atoms. ``pins``: atoms
+    that stay, and why. ``boxes``: tensors of atoms that can only be cut along one axis, with the axes along which
+    they cannot be cut at all, and why they stay if they cannot be cut. ``steps``: what mixes units, in order.
+    ``rows``: by weight, in order of execution, the axis of the units that it makes. ``columns``: by weight, the axis
+    of the units it reads. ``norms``: modules that divide by the number of units, with the atoms they get, their axis,
+    and those they give. ``after``: which norm follows each layer directly. ``work``: of every product, the module, a
+    factor and the layers whose numbers of entries, multiplied with it, are its multiply-adds. ``passing``: layers by
+    module: its code may name their sizes. ``uses``: how often each weight is used. ``by_group``: grouped convolutions
+    that lose whole groups. ``heads``: whether units meet by heads and places in them. ``read``: every parameter and
+    buffer that an operation reads.
     """
 
     base: dict[str, list[int]] = field(default_factory=dict)
@@ -136,6 +137,7 @@ class Reading:
     by_group: set[str] = field(default_factory=set)
     work: list[tuple[str, float, tuple[Tensor, ...]]] = field(default_factory=list)
     heads: bool = False
+    read: set[str] = field(default_factory=set)
     atoms: int = 1
 
 
@@ -177,7 +179,9 @@ class Reader:
                 start = self.found.base[name][axis]
                 layers.append(torch.arange(start, start + size).view(_line(len(shape), axis)))
         value, kept = VARIES, None
-        if self.masks is not None:
+        if self.masks is not None and name in self.tape.state:
+            kept = torch.ones(shape, dtype=torch.bool)
+        elif self.masks is not None:
             value = self.parameters[name].detach().cpu()
             if value.ndim < 2 or value.numel() < 4096:  # a large weight is taken as it is
                 value = value.to(torch.complex128 if value.is_complex() else torch.float64)
@@ -190,8 +194,10 @@ class Reader:
 
     def read(self) -> Reading:
         """Walk along the whole tape."""
+        names = {slot: name for name, slot in self.tape.registered.items()}
         for operation in self.tape.operations:
             self.operation = operation
+            self.found.read.update(names[slot] for slot in operation.given() if slot in names)
             for signal, slot in zip(self.apply(operation), operation.outputs, strict=False):
                 if signal.kept is None:
                     signal = replace(signal, value=self.settled(signal.value))
@@ -244,12 +250,11 @@ class Reader:
 
     def unknown(self, outputs: Sequence[tuple[int, ...]], reason: str) -> list[Signal]:
         """Keep everything whole that an operation reads."""
-        for value in pytree.tree_leaves((self.operation.args, dict(self.operation.kwargs))):
-            if isinstance(value, Ref):
-                signal = self.signal(value.slot)
-                for layer in signal.layers:
-                    self.pin(layer, reason)
-                self.mix(signal, Signal(()), set(range(signal.ndim)))
+        for slot in self.operation.given():
+            signal = self.signal(slot)
+            for layer in signal.layers:
+                self.pin(layer, reason)
+            self.mix(signal, Signal(()), set(range(signal.ndim)))
         return [Signal(shape) for shape in outputs]
 
     def note(self, signal: Signal) -> None:
@@ -258,7 +263,7 @@ class Reader:
             if signal.name == "" and layer.numel() > 1:
                 self.found.passing.setdefault(self.operation.module, []).append(layer)
             if len(axes_of(layer)) > 1:
-                self.box(layer)
+                self.box(layer, (), "they meet others that stay")
 
     def worked(self, shape: Sequence[int], layers: Sequence[Tensor]) -> None:
         """Note a product that takes as many multiply-adds as there are numbers in ``shape``."""
@@ -291,9 +296,9 @@ class Reader:
         why = reason + self.where() if reason and reason != "output" else reason
         self.found.pins.append((layer.reshape(-1), why))
 
-    def box(self, layer: Tensor, forbidden: Sequence[int] = ()) -> None:
-        """Note a tensor of atoms that must stay rectangular, and is never cut along some axes."""
-        self.found.boxes.append((layer, frozenset(forbidden), self.operation.module))
+    def box(self, layer: Tensor, forbidden: Sequence[int], reason: str) -> None:
+        """Note a tensor of atoms that must stay rectangular, and is never cut along some axes, for a reason."""
+        self.found.boxes.append((layer, frozenset(forbidden), reason + self.where()))
 
     def collapse(self, layer: Tensor, axes: set[int]) -> Tensor:
         """Let atoms that differ along some axes go together; return the layer without these axes."""

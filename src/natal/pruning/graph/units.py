@@ -97,6 +97,10 @@ class Graph:
             for part in self.together[atoms].unique().tolist():  # type: ignore[no-untyped-call]
                 if not reasons.get(part):
                     reasons[part] = why
+        for layer, _, why in self.found.boxes:
+            stays = layer[self.root[layer] == self.fixed]
+            for part in self.together[stays].unique().tolist():  # type: ignore[no-untyped-call]
+                reasons.setdefault(part, why)
         return reasons
 
     @cached_property
@@ -110,6 +114,19 @@ class Graph:
         parts = self.together[start : start + self.shapes[name][axis]].unique().tolist()  # type: ignore[no-untyped-call]
         found = [self.reasons.get(part, "") for part in parts]
         return next((why for why in found if why), "")
+
+    @cached_property
+    def taken_in(self) -> Tensor:
+        """The components of what layers read."""
+        taken = torch.zeros_like(self.together, dtype=torch.bool)
+        for name, axis in self.found.columns.items():
+            taken[self.together[self.found.base[name][axis] :][: self.shapes[name][axis]]] = True
+        return taken
+
+    def is_read(self, name: str, axis: int) -> bool:
+        """Return whether a layer reads any of the entries along an axis."""
+        start = self.found.base[name][axis]
+        return bool(self.taken_in[self.together[start : start + self.shapes[name][axis]]].any())
 
     @on_cpu
     def groups(self, layers: Iterable[str] | None = None, left_alone: Iterable[str] = ()) -> list[Group]:
@@ -137,8 +154,10 @@ class Graph:
             mine = self.along(name, axis)
             free = [unit for unit in dict.fromkeys(mine.tolist()) if unit not in stay]
             if not free:
-                why = self.reason(name, axis) or ("left alone" if int(mine[0]) != self.fixed else "")
-                whole.append(Group(name, torch.empty(0, dtype=torch.long), reason=why or "output"))
+                why = self.reason(name, axis) or ("left alone" if int(mine[0]) != self.fixed else "output")
+                if why == "output" and self.is_read(name, axis):
+                    why = "the model returns them"
+                whole.append(Group(name, torch.empty(0, dtype=torch.long), reason=why))
             for unit in free:
                 key = self.touches[unit]
                 if unit not in seen.setdefault(key, []):
@@ -317,4 +336,12 @@ def _is_called(module: nn.Module) -> bool:
     return not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
-__all__ = ["Graph", "Group", "Member", "axes_of", "read"]
+def by_reason(told: Mapping[str, str]) -> str:
+    """Return names and why each is told, names of one reason together."""
+    names: dict[str, list[str]] = {}
+    for name, why in told.items():
+        names.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(together)}: {why}" for why, together in names.items())
+
+
+__all__ = ["Graph", "Group", "Member", "axes_of", "by_reason", "read"]
