@@ -52,7 +52,7 @@ def _before(plan: Plan) -> Iterator[str]:
 def outdated(plan: Plan) -> str:
     """Say what becomes of trainings that other versions left behind."""
     return (
-        f"{plan.outdated} stored trainings were made by another revision of the engine, torch or NumPy; "
+        f"{plan.outdated} stored trainings were made by another engine or revision of it, torch or NumPy; "
         "they are kept, but not used"
     )
 

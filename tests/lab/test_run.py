@@ -151,7 +151,7 @@ def test_another_versions_trainings_are_kept_but_never_mixed(
 
     with pytest.raises(KeyboardInterrupt):
         natal.run(tiny(seeds=[1, 2]), tmp_path, watcher=Stop())
-    said = "7 stored trainings were made by another revision of the engine, torch or NumPy; they are kept, but not"
+    said = "7 stored trainings were made by another engine or revision of it, torch or NumPy; they are kept, but not"
     assert said in capsys.readouterr().out
     assert all("(revision 99)" in str(row["made_by"]) for row in natal.load(tmp_path).runs)
     assert len(natal.run(tiny(seeds=[1, 2]), tmp_path).runs) == 18

@@ -253,9 +253,12 @@ def test_weights_that_are_not_rewound_are_seen(monkeypatch: pytest.MonkeyPatch) 
     assert trained.outcome.proofs["rewound"] is False
 
 
-def test_removed_weights_stay_zero_whatever_overflows() -> None:
-    made = trial("mlp", rate=1e30, optimiser="sgd", length="5it", evaluate="1it")
-    (trained,) = train("torch", replace(made, keep=frozenset({"end"})))
+@pytest.mark.parametrize("engine", NETWORKS)
+def test_removed_weights_stay_zero_whatever_overflows(engine: str) -> None:
+    made = trial(
+        {"network": "mlp", "hidden": [9, 7]}, rate=1e30, optimiser="sgd", length="5it", evaluate="1it"
+    )
+    (trained,) = train(engine, replace(made, keep=frozenset({"end"})))
     assert trained.outcome.status == "diverged"
     assert trained.outcome.proofs["held"] is True
 

@@ -121,8 +121,12 @@ class Learner:
 
     @property
     def holds(self) -> bool:
-        """Whether what it computes with is 0 wherever no weight is kept: nothing else has a place in it."""
-        return not self.state.theta[self._gaps].any()
+        """Whether what it computes with is 0 wherever no weight is kept: nothing else has a place in it.
+
+        Of numbers that have overflowed it is not asked: 0 times infinity is not 0.
+        """
+        theta = self.state.theta
+        return not theta[self._gaps].any() or not bool(np.isfinite(theta).all())
 
     @property
     def theta(self) -> Array:
