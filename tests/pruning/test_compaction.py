@@ -404,6 +404,44 @@ def test_it_trains_on_like_the_masked_network(name: str, optimizer: str) -> None
     assert train(small, sliced, carried, x, 20) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["a new one", "carried"])
+def test_what_is_removed_inside_kept_units_gets_no_gradient(optimizer: str) -> None:
+    net, x = build("mlp")
+    mask = prune(net, 0.6, "random")
+    ticket, y = apply(net, mask).double(), torch.arange(len(x)) % 3
+    x = x.double()
+    before = OPTIMIZERS["sgd"](ticket.parameters())
+    small, smaller, carried = compact_training(ticket, mask, before if optimizer == "carried" else None, x)
+    assert (carried is None) == (optimizer == "a new one")
+    runs = [(ticket, before), (small, carried or OPTIMIZERS["sgd"](small.parameters()))]
+    assert not smaller.weights["0.weight"].all()
+    for _ in range(3):
+        norms = []
+        for model, stepped in runs:
+            stepped.zero_grad()
+            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.01).item())
+            stepped.step()
+        assert norms[0] == pytest.approx(norms[1], rel=1e-12)
+    for name, kept in smaller.items().items():
+        assert not small.get_parameter(name)[~kept].any()
+    torch.testing.assert_close(small(x), ticket(x))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_carried_scheduler_counts_the_steps_of_its_own_optimizer() -> None:
+    net, x = build("mlp")
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+    mask = prune(net, 0.5, "magnitude")
+    small = compact_training(net, mask, optimizer, x, scheduler=scheduler)
+    assert small.optimizer is not None
+    F.cross_entropy(small.model(x), torch.arange(len(x)) % 3).backward()  # type: ignore[no-untyped-call]
+    small.optimizer.step()
+    small.scheduler.step()  # torch warns if it does not know of the step
+    assert (small.scheduler.get_last_lr(), scheduler.get_last_lr()) == ([0.015], [0.03])
+
+
 def test_a_fresh_optimizer_would_train_differently() -> None:
     net, x = build("mlp")
     mask = random_mask(net, 0.35, seed=3, units=0.6)

@@ -1074,7 +1074,7 @@ def test_a_target_asks_for_an_image_because_its_size_counts() -> None:
 
 @pytest.mark.filterwarnings("ignore:units of these layers are kept whole")
 @pytest.mark.parametrize("kind", ["conv", "residual", "transformer", "deep"])
-@pytest.mark.parametrize(("of", "share"), [("macs", 0.5), ("params", 0.4)])
+@pytest.mark.parametrize(("of", "share"), [("macs", 0.5), ("params", 0.5)])
 def test_a_target_is_reached_by_exact_counts(kind: str, of: str, share: float) -> None:
     model, batch = network(kind)
     target: dict[str, Any] = {of: share}
@@ -1086,6 +1086,35 @@ def test_a_target_is_reached_by_exact_counts(kind: str, of: str, share: float) -
     assert mask.reached["params"] == pytest.approx(size(small) / size(model), abs=1e-12)
     assert mask.reached[of] <= share
     assert mask.reached[of] > share - 0.25  # a unit of these small layers is a large step
+
+
+@pytest.mark.parametrize(
+    ("of", "less"), [("macs", 0.05), ("params", 0.17)]
+)  # less: what a count alone can reach
+def test_a_target_is_reached_by_the_compacted_network_or_not_at_all(of: str, less: float) -> None:
+    net = Of(
+        lambda m, x: m.d(m.n(m.c(F.relu(m.b(m.a(x)).view(-1, 8, 4, 4))))).mean((2, 3)),
+        a=conv(3, 8), b=conv(8, 8), c=conv(8, 16), n=nn.GroupNorm(4, 16), d=conv(16, 2),
+    ).double().eval()  # fmt: skip
+    x = randn(2, 3, 4, 4)
+    how: dict[str, Any] = {"criterion": "magnitude", "scope": "layerwise", "batch": (x, None)}
+    with pytest.warns(
+        UserWarning, match="kept whole: 'b.weight': without them its code fails: shape"
+    ) as seen:
+        mask = natal.prune(net, **how | {of: 0.7})
+    assert len(seen) == 1
+    assert mask.units["b.weight"].all()
+    small = natal.compact(net, mask)
+    counts = [(count(copy.deepcopy(model), x).multiply_adds, size(model)) for model in (small, net)]
+    assert mask.reached == {
+        of: found / dense for of, found, dense in zip(("macs", "params"), *counts, strict=True)
+    }
+    assert mask.reached[of] <= 0.7
+    refused = pytest.raises(
+        NatalError, match=f"{of}={less} cannot be reached: .*see the warning for what is kept"
+    )
+    with pytest.warns(UserWarning, match="kept whole: 'b.weight'"), refused:
+        natal.prune(net, **how | {of: less})
 
 
 def test_groups_keep_what_they_are_told_to() -> None:

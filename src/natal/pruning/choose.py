@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,15 @@ from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.grid import grid_of, two_of_four
 from natal.pruning.mask import Mask, dense, first_layer, prunable, unit_axes
 from natal.pruning.masked import masked
-from natal.pruning.neurons import Neurons
+from natal.pruning.neurons import Neurons, kept_whole
 from natal.pruning.select import check_sparsity, keep_highest, select, select_units
 from natal.pruning.targets import Floors, Target, measured, search
 from natal.pruning.targets import reached as left
 from natal.streams import uniform
 from natal.study import Recipe
+
+if TYPE_CHECKING:
+    from natal.pruning.compaction import Shrunk
 
 
 def problem_of(
@@ -136,37 +140,55 @@ def mask(
 
 def mask_for(recipe: Recipe, problem: Problem, target: Target, floors: Floors) -> Mask:
     """Return the mask of whole neurons with the smallest sparsity that meets a target; its ``reached`` says what
-    is left."""
+    is left.
+
+    What is found is compacted, as its user will do: groups that the model's own code does not let go are kept whole,
+    named, and the search begins again, so that a target is reached by a smaller network and not by a count alone.
+    """
+    from natal.pruning.compaction import shrink
+
     example = problem.inputs
     if example is None:
         example = made_example(problem.model, f"target {target.of!r}", counts=True)
         problem = replace(problem, inputs=example)
-    with private(problem) as own, warnings.catch_warnings():
-        found = Neurons(own)
+    with private(problem) as own:
+        found = Neurons(own, quiet=True)
     floors.check(found.groups)
     units = sum(map(len, found.groups.values()))
-    dense_time = 0.0
+    told = dict(found.told)
+    dense_time = measured(duplicate(problem.model).eval(), example) if target.of == "latency" else 1.0
 
     def candidate(sparsity: float) -> Mask:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said once above
+            warnings.simplefilter("ignore")  # said once below
             return mask(recipe, problem, sparsity, floors)
 
     def shares(chosen: Mask) -> dict[str, float]:
-        return left(found.graph, problem.model, chosen.units)
+        found_shares = left(found.graph, problem.model, chosen.units)
+        if target.of == "latency":
+            small = smaller(chosen).model if chosen.units else problem.model
+            found_shares["latency"] = measured(duplicate(small).eval(), example) / dense_time
+        return found_shares
 
-    def seconds(chosen: Mask) -> float:
-        from natal.pruning.compaction import compact
+    def smaller(chosen: Mask) -> Shrunk:
+        return shrink(masked(problem.model, chosen), chosen, example, training=False)
 
-        small = compact(masked(problem.model, chosen), chosen, example) if chosen.units else problem.model
-        return measured(duplicate(small).eval(), example) / dense_time
-
-    if target.of != "latency":
-        best = search(target, candidate, lambda chosen: shares(chosen)[target.of], units)
-        return replace(best, reached=shares(best))
-    dense_time = measured(duplicate(problem.model).eval(), example)
-    best = search(target, candidate, seconds, units)
-    return replace(best, reached={**shares(best), "latency": seconds(best)})
+    try:
+        while True:
+            best = search(target, candidate, lambda chosen: shares(chosen)[target.of], units)
+            small = smaller(best)
+            stubborn = {
+                name
+                for name, group in found.groups.items()
+                if name not in floors.whole and any((m.name, m.axis) in small.refused for m in group.members)
+            }
+            if not stubborn:
+                return replace(best, reached=shares(best))
+            told |= small.told
+            floors = replace(floors, whole=floors.whole | stubborn)
+    finally:
+        if told:
+            warnings.warn(kept_whole(told), stacklevel=3)
 
 
 Going = Callable[[float], Mapping[str, int]]

@@ -29,7 +29,7 @@ from natal.pruning.graph.capture import (
     rows_of,
     tensors_in,
 )
-from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
+from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened, gets_narrow
 from natal.pruning.graph.reader import axes_of
 from natal.pruning.graph.units import Graph, by_reason, read
 from natal.pruning.mask import Mask
@@ -56,17 +56,34 @@ def compact(model: M, mask: Mask, example: Example | None = None, *, renormalise
     module of natal's; ``renormalise=True`` leaves plain ones, and with them another function. Raises NatalError if the
     mask does not fit the model or the model cannot be run.
     """
-    small: M = shrink(model, mask, example, training=False, renormalise=renormalise).model
+    shrunk = shrink(model, mask, example, training=False, renormalise=renormalise)
+    shrunk.warn(model)
+    small: M = shrunk.model
     return small
 
 
 @dataclass
 class Shrunk:
-    """A smaller network and what was cut of each parameter and buffer: per axis, which entries stay."""
+    """A smaller network and what was cut of each parameter and buffer: per axis, which entries stay.
+
+    ``told``: what stays although the mask leaves nothing of it, and why. ``refused``: of it, the axes of parameters
+    whose units the model's own code does not let go. ``confessed``: how the function has changed, if it has.
+    """
 
     model: Any
     kept: Mapping[str, Sequence[Tensor]]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
+    refused: Collection[tuple[str, int]] = ()
+    confessed: str = ""
+
+    def warn(self, model: nn.Module) -> None:
+        """Say in one warning what stays, in another that the function has changed; for the caller's caller."""
+        if self.told:
+            stays = f"constant units of this {type(model).__name__} stay in place, because of {by_reason(self.told)}"
+            warnings.warn(stays, stacklevel=3)
+        if self.confessed:
+            warnings.warn(self.confessed, stacklevel=3)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """Return what is left of a tensor in the shape of a parameter."""
@@ -125,9 +142,9 @@ def shrink(
     trials = _Trials(whole, mask, graph, example, training, renormalise)
     needed = trials.best(graph.needed())
     small = trials.build(needed)
-    _complain(graph, trials)
-    if renormalise:
-        _confess(graph, needed, whole)
+    small.told = _told(graph, trials)
+    small.refused = {place for key in trials.refused for place in key}
+    small.confessed = _confession(graph, needed, whole) if renormalise else ""
     return small
 
 
@@ -139,7 +156,7 @@ class _Trials:
     ) -> None:
         self.whole, self.mask, self.graph, self.example = whole, mask, graph, example
         self.training, self.renormalise = training, renormalise
-        self.refused: dict[str, str] = {}
+        self.refused: dict[tuple[tuple[str, int], ...], str] = {}
         self.error = ""
         self.renamed = False
         # (class of module, attribute) of the numbers that follow the cut, and of those that shall not
@@ -187,7 +204,7 @@ class _Trials:
                     good.extend(keys)
                     return
             if len(keys) == 1:
-                self.refused[_named(keys[0])] = self.error
+                self.refused[keys[0]] = self.error
             elif deep:
                 middle = len(keys) // 2
                 add(keys[:middle], deep)
@@ -232,9 +249,9 @@ def _named(key: Sequence[tuple[str, int]]) -> str:
     return next((name for name, axis in key if axis == 0), key[0][0])
 
 
-def _complain(graph: Graph, trials: _Trials) -> None:
-    """Name in one warning what stays although the mask leaves nothing of it."""
-    told = {f"{name!r}": why for name, why in trials.refused.items()}
+def _told(graph: Graph, trials: _Trials) -> dict[str, str]:
+    """Return what stays although the mask leaves nothing of it, and why."""
+    told = {f"{_named(key)!r}": why for key, why in trials.refused.items()}
     masks = {graph.alias[name]: kept for name, kept in trials.mask.items().items()}
     removed = torch.zeros_like(graph.root, dtype=torch.bool)
     for name, axis in graph.found.rows.items():
@@ -253,26 +270,22 @@ def _complain(graph: Graph, trials: _Trials) -> None:
         known = step.value.isfinite() & ~step.foldable() | removed[unit]
         if not step.weight and not trials.training and (needed[unit] & (unit != graph.fixed) & known).any():
             told.setdefault(_who(step.module), "it runs over units, so that a constant one counts")
-    if told:
-        warnings.warn(
-            f"constant units of this {type(trials.whole).__name__} stay in place, because of {by_reason(told)}",
-            stacklevel=4,
-        )
+    return told
 
 
 def _who(module: str) -> str:
     return f"{module!r}" if module else "the model itself"
 
 
-def _confess(graph: Graph, needed: Tensor, whole: nn.Module) -> None:
-    """Say which norms compute something else, having been told to."""
+def _confession(graph: Graph, needed: Tensor, whole: nn.Module) -> str:
+    """Return which norms compute something else, having been told to, or ""."""
     changed = [name for name, (_, atoms) in graph.found.norms.items() if not needed[graph.root[atoms]].all()]
-    if changed:
-        warnings.warn(
-            f"renormalise=True: the smaller {type(whole).__name__} computes another function than the masked one, "
-            f"because {len(changed)} of its norms divide by fewer units now, such as {changed[0]!r}",
-            stacklevel=4,
-        )
+    if not changed:
+        return ""
+    return (
+        f"renormalise=True: the smaller {type(whole).__name__} computes another function than the masked one, "
+        f"because {len(changed)} of its norms divide by fewer units now, such as {changed[0]!r}"
+    )
 
 
 class _Judge:
@@ -458,7 +471,7 @@ def _norms(
             continue
         owner, _, leaf = name.rpartition(".")
         module: Any = small.get_submodule(name)
-        if type(module) is nn.LayerNorm and axis == -1 and len(module.normalized_shape) == 1:
+        if gets_narrow(module, axis):
             module.__class__ = LayerNorm
             module.__dict__["width"] = module.normalized_shape[0]
             continue

@@ -23,7 +23,7 @@ class Neurons:
     parts of it are concatenated to different places, adds ``#2``.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, quiet: bool = False) -> None:
         model, weights = problem.model, problem.weights
         example = problem.inputs
         if example is None:
@@ -37,12 +37,12 @@ class Neurons:
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         every = self.graph.groups(self.names, alone)
         self.groups = {group.name: group for group in every if len(group)}
-        told = by_reason(self.whole(every))
+        self.told = self.whole(every)
         if not self.groups:
-            why = f"units are kept whole of {told}" if told else "all units are outputs"
+            why = f"units are kept whole of {by_reason(self.told)}" if self.told else "all units are outputs"
             raise NatalError(f"granularity 'neuron' finds no hidden layer: {why}")
-        if told:
-            warnings.warn(f"units of these layers are kept whole: {told}", stacklevel=4)
+        if self.told and not quiet:
+            warnings.warn(kept_whole(self.told), stacklevel=4)
 
     def whole(self, every: Sequence[Group]) -> dict[str, str]:
         """Return why layers are kept whole although they make no output."""
@@ -167,6 +167,11 @@ class Neurons:
                 shape = [-1 if a == m.axis else 1 for a in range(parameters[name].ndim)]
                 gated[name] = parameters[name] * along.view(shape)
         return gated
+
+
+def kept_whole(told: Mapping[str, str]) -> str:
+    """Return the warning that names layers that lose no unit, and why."""
+    return f"units of these layers are kept whole: {by_reason(told)}"
 
 
 def _plain(member: Member, count: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from natal.errors import NatalError
 from natal.pruning.graph.capture import arguments, on_cpu
+from natal.pruning.graph.exact import gets_narrow
 from natal.pruning.graph.units import Graph
 from natal.pruning.mask import Mask
 from natal.registry import did_you_mean
@@ -27,11 +28,12 @@ class Floors:
     """What every group of units keeps in any case.
 
     ``multiple_of``: each keeps a multiple of this many units, where it has so many. ``at_least``: a number of units
-    for all, or by group; a share of them below 1.
+    for all, or by group; a share of them below 1. ``whole``: groups that keep all their units.
     """
 
     multiple_of: int = 1
     at_least: int | float | Mapping[str, int | float] = 1
+    whole: frozenset[str] = frozenset()
 
     def check(self, groups: Iterable[str]) -> None:
         """Raise NatalError for a floor that no group has."""
@@ -52,6 +54,8 @@ class Floors:
     def least(self, name: str, count: int) -> int:
         """Return the fewest units that a group of so many keeps."""
         floor: int | float = 1
+        if name in self.whole:
+            return count
         if isinstance(self.at_least, Mapping):
             floor = next((v for k, v in self.at_least.items() if name in (k, f"{k}.weight")), 1)
         else:
@@ -114,11 +118,19 @@ def reached(graph: Graph, model: nn.Module, units: Mapping[str, Tensor]) -> dict
     by_name |= {group.name: group for key in graph._groups.values() for group in key if len(group)}
     for name, stays in units.items():
         needed[by_name[name].units[~stays.cpu()]] = False
-    names = [graph.alias[n] for n, _ in model.named_parameters()]
     everything = torch.ones_like(needed)
+    whole = {
+        name
+        for name, (axis, _) in graph.found.norms.items()
+        if not gets_narrow(model.get_submodule(name), axis)
+    }
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for name, _ in model.named_parameters():
+        names[name.rpartition(".")[0] in whole].append(graph.alias[name])
+    size = graph.size(needed, names[False]) + graph.size(everything, names[True])
     return {
         "macs": graph.multiply_adds(needed) / max(graph.multiply_adds(everything), 1),
-        "params": graph.size(needed, names) / graph.size(everything, names),
+        "params": size / graph.size(everything, [*names[False], *names[True]]),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -25,9 +26,10 @@ class _Parts(NamedTuple):
 class Compacted(_Parts):
     """A smaller network with what is needed to train it on.
 
-    ``model``: the network. ``mask``: its mask, cut to size; what it removes inside kept units is zero again after
-    every step of ``optimizer``. ``optimizer``: the optimiser over its parameters with the state cut to size, or
-    None if none was given. ``scheduler``: the learning rate's scheduler over that optimiser, or None.
+    ``model``: the network. ``mask``: its mask, cut to size; what it removes inside kept units gets no gradient, so
+    that clipping counts kept weights only, and is zero again after every step of ``optimizer``. ``optimizer``: the
+    optimiser over its parameters with the state cut to size, or None if none was given. ``scheduler``: the learning
+    rate's scheduler over that optimiser, or None.
     """
 
     scheduler: Any = None
@@ -59,11 +61,16 @@ def compact_training(
             f"scheduler must be one over the optimizer that is given, got {type(scheduler).__name__}"
         )
     shrunk = shrink(model, mask, example, training=True)
+    shrunk.warn(model)
     smaller = _smaller_mask(mask, shrunk)
+    gone = _gone(shrunk.model, smaller)
+    for parameter, removed in gone:
+        if parameter.requires_grad:
+            parameter.register_hook(functools.partial(_without, removed))  # type: ignore[no-untyped-call]
     if optimizer is None:
         return Compacted(shrunk.model, smaller, None)
     made, remade = _carried(optimizer, scheduler, model, shrunk)
-    _hold(made, shrunk.model, smaller)
+    _hold(made, gone)
     compacted = Compacted(shrunk.model, smaller, made)
     compacted.scheduler = remade
     return compacted
@@ -153,59 +160,70 @@ def _carried(optimizer: Optimizer, scheduler: Any, model: nn.Module, shrunk: Shr
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # deepcopy, told that the small parameters are the copies of the large ones: works for any optimiser class
     memo: dict[int, Any] = {id(p): small[names[id(p)]] for p in held}
-    hooks = optimizer._optimizer_step_post_hooks, optimizer._optimizer_step_pre_hooks
-    if scheduler is not None:
-        made, remade = _copied_together(optimizer, scheduler, memo)
-    else:
-        made, remade = copy.deepcopy(optimizer, memo), None
-    _ = hooks
+    wrapped = vars(optimizer).pop(
+        "step", None
+    )  # a scheduler counts the steps of this optimiser, not of its copy
+    try:
+        made = copy.deepcopy(optimizer, memo)
+    finally:
+        if wrapped is not None:
+            vars(optimizer)["step"] = wrapped
     for parameter in held:
         state = made.state.get(small[names[id(parameter)]], {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 name = names[id(parameter)]
                 state[key] = value if value.shape == small[name].shape else shrunk.cut(name, value)
-    return made, remade
+    if scheduler is None:
+        return made, None
+    _count_steps(made)
+    return made, _rescheduled(scheduler, memo | {id(optimizer): made})
 
 
-def _copied_together(optimizer: Optimizer, scheduler: Any, memo: dict[int, Any]) -> tuple[Optimizer, Any]:
-    """Copy an optimiser and the scheduler that counts its steps, which wraps its ``step``."""
-    wrapped = vars(optimizer).pop("step", None)
-    try:
-        made = copy.deepcopy(optimizer, memo)
-        memo[id(optimizer)] = made
-        remade = copy.copy(scheduler)
-        for key, value in vars(scheduler).items():
-            if value is optimizer:
-                remade.__dict__[key] = made
-            elif callable(value) and not hasattr(value, "state_dict"):
-                remade.__dict__[key] = value
-            elif isinstance(value, list) and any(hasattr(v, "optimizer") for v in value):
-                remade.__dict__[key] = [
-                    _copied_together(optimizer, v, dict(memo))[1] if hasattr(v, "optimizer") else v
-                    for v in value
-                ]
-            else:
-                remade.__dict__[key] = copy.deepcopy(value, memo)
-        for each in [remade, *getattr(remade, "_schedulers", [])]:
-            each.optimizer = made
-        patch = getattr(type(scheduler), "_initial_step", None)
-        _ = patch
-        return made, remade
-    finally:
-        if wrapped is not None:
-            vars(optimizer)["step"] = wrapped
+def _rescheduled(scheduler: Any, memo: dict[int, Any]) -> Any:
+    """Return a scheduler, and those that it is made of, over the copy of their optimiser."""
+    remade = copy.copy(scheduler)
+    for key, value in vars(scheduler).items():
+        if callable(value) and not hasattr(value, "state_dict"):
+            continue
+        if isinstance(value, list) and any(hasattr(v, "optimizer") for v in value):
+            vars(remade)[key] = [_rescheduled(v, memo) for v in value]
+        else:
+            vars(remade)[key] = copy.deepcopy(value, memo)
+    return remade
 
 
-def _hold(optimizer: Optimizer, model: nn.Module, mask: Mask) -> None:
-    """Set what the mask removes back to zero after each step."""
+def _count_steps(optimizer: Optimizer) -> None:
+    """Let an optimiser know that it has made a step, as its scheduler wraps it to ask for."""
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return step(*args, **kwargs)
+
+    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    vars(optimizer)["step"] = counted
+
+
+def _gone(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return the parameters of which the mask removes something, each with what is gone."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    masked = [(parameters[name], kept) for name, kept in mask.items().items() if not kept.all()]
+    items = [(parameters[name], kept) for name, kept in mask.items().items()]
+    return [(parameter, ~kept.to(parameter.device)) for parameter, kept in items if not kept.all()]
+
+
+def _without(gone: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.masked_fill(gone.to(gradient.device), 0)
+
+
+def _hold(optimizer: Optimizer, gone: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Set what the mask removes back to zero after each step."""
 
     @torch.no_grad()
     def zero(*_: Any) -> None:
-        for parameter, kept in masked:
-            parameter.masked_fill_(~kept.to(parameter.device), 0)
+        for parameter, removed in gone:
+            parameter.masked_fill_(removed.to(parameter.device), 0)
 
     zero()
     optimizer.register_step_post_hook(zero)

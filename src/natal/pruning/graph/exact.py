@@ -34,6 +34,11 @@ class LayerNorm(nn.LayerNorm):
         return f"{super().extra_repr()}, width={self.width}"
 
 
+def gets_narrow(module: nn.Module, axis: int) -> bool:
+    """Return whether a norm over units becomes a `LayerNorm` of fewer, not a whole one in a `Widened`."""
+    return type(module) is nn.LayerNorm and axis == -1 and len(module.normalized_shape) == 1
+
+
 class Widened(nn.Module):
     """A module that sees its old width: zeros where units are gone, whose results are dropped again.
 
