@@ -54,6 +54,20 @@ def deterministic(device: str = "cpu") -> Iterator[None]:
 
 
 @contextmanager
+def defaults_given_back() -> Iterator[None]:
+    """Give torch's default dtype and device back as they were: a criterion, task or network may set them for all."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(
+                None if device.type == "cpu" else device
+            )  # None: torch's own, which costs nothing
+
+
+@contextmanager
 def single_threaded() -> Iterator[None]:
     """Run torch and NumPy's BLAS on one thread: at a study's sizes threads wait for each other."""
     before = torch.get_num_threads()

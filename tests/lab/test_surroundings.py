@@ -7,16 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from numba import config
-from torch import Tensor
+from torch import Tensor, nn
 
 import natal
 from conftest import Natal, tiny, toml, trainings
-from natal import NatalError, Problem, criterion
+from natal import NatalError, Problem, criterion, network, task
 from natal.lab.engines import ENGINES
 from natal.lab.engines.compiled import cache
 from natal.lab.run import Silent
@@ -152,6 +154,65 @@ def test_a_stream_that_goes_while_training_loses_nothing(
 
 
 # -- where a command stands -----------------------------------------------------------------------------------------
+
+
+SET_FOR_ALL: dict[str, Callable[[], object]] = {
+    "device": lambda: torch.set_default_device("meta"),
+    "dtype": lambda: torch.set_default_dtype(torch.float64),
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "threads": lambda: torch.set_num_threads(3),
+    "determinism": lambda: torch.use_deterministic_algorithms(False),
+    "denormals": lambda: torch.set_flush_denormal(False),
+}
+"""What code of others may set for the whole process."""
+
+
+@pytest.mark.usefixtures("forgotten", "no_report")
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+@pytest.mark.parametrize("what", SET_FOR_ALL)
+def test_what_a_criterion_sets_for_all_holds_for_itself_alone(tmp_path: Path, engine: str, what: str) -> None:
+    def settings() -> tuple[object, ...]:
+        return (
+            torch.get_default_device(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            torch.get_deterministic_debug_mode(),
+        )
+
+    before = settings()
+    natal.run({**STUDY, "strategies": ["random"]}, tmp_path / "alone", engine=engine, workers=1)
+    reaching(SET_FOR_ALL[what])
+    natal.run({**STUDY, "strategies": ["reaching", "random"]}, tmp_path / "out", engine=engine, workers=1)
+    alone, beside = trainings(tmp_path / "alone"), trainings(tmp_path / "out")
+    assert len(beside) > len(alone)
+    assert {key: beside[key] for key in alone} == alone
+    assert settings() == before
+
+
+@pytest.mark.usefixtures("forgotten", "no_report")
+def test_what_tasks_and_networks_set_for_all_holds_for_themselves_alone(tmp_path: Path) -> None:
+    @task("apart", loss="squared-error", metric="R²", learning_rate=0.01)
+    def apart(seed: int) -> natal.Data:
+        """Data, and another default."""
+        x = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed))
+        SET_FOR_ALL["device"]()
+        SET_FOR_ALL["dtype"]()
+        return natal.Data(x[:30], x[:30, :1], x[30:], x[30:, :1], outputs=1)
+
+    @network("alike")
+    def alike(shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Layers, and another default."""
+        made = nn.Sequential(nn.Linear(shape[0], 8), nn.ReLU(), nn.Linear(8, outputs))
+        SET_FOR_ALL["device"]()
+        SET_FOR_ALL["dtype"]()
+        return made
+
+    own = {"tasks": ["apart"], "networks": ["alike", {"network": "mlp", "hidden": [8]}]}
+    results = natal.run({**{k: v for k, v in STUDY.items() if k != "hidden"}, **own}, tmp_path, workers=1)
+    assert not results.missing
+    assert {row.status for row in results.runs} == {"finished"}
+    assert (torch.get_default_device().type, torch.get_default_dtype()) == ("cpu", torch.float32)
 
 
 @pytest.mark.usefixtures("forgotten", "no_report")

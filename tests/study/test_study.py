@@ -271,6 +271,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"strategies": [{"criterion": "random", "skope": "global"}]}, ["skope", "did you mean 'scope'"]),
     ({"strategies": [{"scope": "global"}]}, ["strategies.0", "criterion"]),
     ({"hidden": 1}, ["hidden", "at least 2", "1"]),
+    ({"networks": ["lenet-5"]}, ["hidden: is short for one network; with networks, write it there, got 32"]),
     ({"hidden": 2.5}, ["hidden", "2.5"]),
     ({"hiden": 64}, ["unknown key 'hiden'", "did you mean 'hidden'"]),
     ({"folder": "/"}, ["unknown key 'folder'"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -70,12 +71,15 @@ def one_line(error: ValidationError, file: type[Model] = Study) -> str:
     else:
         what = _SAID.get((first["type"], where.split(".")[0]), first["msg"].removeprefix("Value error, "))
         word, _, rest = what.partition(" ")
+        value, given = first["input"], True
         if word in _keys(parts, file):
             # said by a whole table of one of its keys
             where, what = f"{where}.{word}".lstrip("."), rest
+            given = not isinstance(value, Mapping) or word in value
+            value = value[word] if isinstance(value, Mapping) and given else value
         what = (what[0].lower() + what[1:]).replace("a valid tuple", "a list")
-        told = "got " in what or "twice" in what or "unknown " in what or not where
-        shown = "" if told else f", got {_show(first['input'])}"
+        told = "got " in what or "twice" in what or "unknown " in what or not where or not given
+        shown = "" if told else f", got {_show(value)}"
         message = f"{where}: {what}{shown}" if where else what
     return message + (f" (and {len(others)} more)" if others else "")
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from natal.determinism import defaults_given_back
 from natal.errors import NatalError
 from natal.lab.networks.draws import SameEverywhere
 from natal.lab.networks.init import redraw
@@ -96,7 +97,7 @@ def parameters(choice: Network, shape: tuple[int, ...], outputs: int) -> int:
 
 
 def _build(entry: str, settings: dict[str, Any], shape: tuple[int, ...], outputs: int) -> nn.Module:
-    with _named(entry, shape):
+    with _named(entry, shape), defaults_given_back():
         net = networks[entry](shape, outputs, **settings)
     if not isinstance(net, nn.Module):
         raise NatalError(f"network {entry!r} must return a torch.nn.Module, got {type(net).__name__}")
@@ -135,14 +136,15 @@ def _try(entry: str, settings: dict[str, Any], shape: tuple[int, ...], outputs: 
 @contextmanager
 def _world(seed: int) -> Iterator[None]:
     """Give torch's global generator a stream of ``seed``, float32 and the CPU, whatever the caller's are."""
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), SameEverywhere():
+    with (
+        defaults_given_back(),
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+        SameEverywhere(),
+    ):
         torch.set_rng_state(stream(seed, "init").get_state())
         torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        yield
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from natal.determinism import defaults_given_back
 from natal.errors import NatalError
 from natal.lab.options import settled
 from natal.lab.tasks.data import TENSORS, Data, Split, divide
@@ -190,7 +191,7 @@ def _split(task: Task, settings: str, seed: int, validation_fraction: float) -> 
 @functools.lru_cache(maxsize=64)
 def _data(task: Task, settings: str, seed: int | None) -> Data:
     """Return checked data that nobody else holds."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), defaults_given_back():
         try:
             data = task.data(*([] if seed is None else [seed]), **json.loads(settings))
         except NatalError as error:

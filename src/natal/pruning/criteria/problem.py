@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from natal.determinism import defaults_given_back
 from natal.errors import NatalError
 from natal.pruning.mask import dense, first_layer, first_width
 from natal.pruning.masked import recomputed
@@ -361,7 +362,7 @@ def _own_randomness(problem: Problem) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     devices = sorted({p.device.index for p in problem.model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), defaults_given_back():
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
