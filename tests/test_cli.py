@@ -96,7 +96,7 @@ MISTAKES: dict[str, list[str]] = {
         "strategies.0.scope: unknown scope 'globl'; did you mean 'global'? known: global, layerwise"
     ],
     "--set=training.learning_rate={regression=0.1,modlar=0.1}": [
-        "training.learning_rate: unknown task 'modlar'; did you mean 'modular'?"
+        "training.learning_rate: unknown task or network 'modlar'; did you mean 'modular'?"
     ],
     "--workers=two": ["'--workers'", "integer", "see `natal VERB --help`"],
     "--sets=hidden=3": ["No such option: --sets", "see `natal VERB --help`"],
@@ -330,6 +330,28 @@ def test_plan_knows_what_is_done(inside: Inside, tmp_path: Path, tiny_results: R
     assert "to do        7 trainings" in out
 
 
+def test_plan_leaves_out_the_memory_that_a_system_does_not_tell(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.toml").write_text(toml(tiny()))
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    code, out, err = inside("plan", "tiny.toml")
+    assert (code, err) == (0, "")
+    assert re.search(r"^estimate     at most .* saves \(a few steps were measured here\)$", out, re.MULTILINE)
+
+
+def test_a_folder_of_data_may_lie_at_home(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    (tmp_path / "tiny.toml").write_text(toml(tiny(tasks=["cifar-10"])))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NATAL_DATA", "")
+    code, _, err = inside("plan", "tiny.toml", "--data=~/data")  # which no shell expands
+    assert code == 2
+    assert f"they are not in '{tmp_path / 'home' / 'data'}'" in err
+
+
 def test_list_names_everything_in_one_line_each(inside: Inside) -> None:
     from natal.lab.networks import networks
     from natal.lab.tasks import tasks
@@ -373,6 +395,7 @@ def test_options_are_shown_as_a_study_writes_them() -> None:
     assert "    hidden = [128]\n" in text
     assert '    activation = "relu"   one of "relu", "leaky-relu", ' in text
     assert "    embedding = unset\n" in text
+    assert '    augment = []   any of "flip", "crop"' in explain("cifar-10")[0]
 
 
 def test_show_prints_a_study_that_can_be_copied(inside: Inside, tmp_path: Path) -> None:
@@ -472,15 +495,16 @@ def test_the_command_starts_as_a_module_and_without_signals_that_others_have(tmp
     assert done.stdout.startswith(f"natal        {natal.__version__}, in ")
 
 
-def test_a_shell_completes_verbs_and_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("typed", "word"), [("run pap", "paper"), ("audit gro", "grokking-tickets")])
+def test_a_shell_completes_verbs_and_names(typed: str, word: str) -> None:
     environment = {
-        **os.environ, "_NATAL_COMPLETE": "complete_bash", "COMP_WORDS": "natal run pap", "COMP_CWORD": "2",
+        **os.environ, "_NATAL_COMPLETE": "complete_bash", "COMP_WORDS": f"natal {typed}", "COMP_CWORD": "2",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "natal"],
         capture_output=True, text=True, timeout=60, check=False, env=environment,
     )  # fmt: skip
-    assert (done.stdout.split(), done.stderr) == (["paper"], "")
+    assert (done.stdout.split(), done.stderr) == ([word], "")
 
 
 @pytest.mark.parametrize(("words", "said"), [

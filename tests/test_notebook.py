@@ -11,6 +11,7 @@ from torch import nn
 
 import natal
 import reference_store
+from natal.lab.tasks import load as load_task
 from natal.pruning.savings import savings
 from natal.reading.results import load
 
@@ -25,6 +26,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     base = tmp_path_factory.mktemp("notebook")
     return {
         "Mask": mask,
+        "Ticket": natal.Ticket(mask, net.state_dict(), provenance={"name": NAME}),
+        "Data": load_task("sparse-parity", 1, 0.1).data,
         "Diagnosis": natal.diagnose(net, mask, torch.zeros(8, 20)),
         "Savings": savings(net, nn.Sequential(nn.Linear(20, 3)), torch.zeros(2, 20), repeats=1),
         "Study": study,
@@ -35,6 +38,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "line"), [
     ("Mask", "<Mask: 115 of 1,150 weights kept in 2 layers, sparsity 0.9>"),
+    ("Ticket", "<Ticket: 115 of 1,150 weights kept in 2 layers, sparsity 0.9, drawn on 1,203 initial values>"),
+    ("Data", "<Data: 1,000 training and 1,000 test rows of 40 numbers, 2 outputs>"),
     ("Diagnosis", "<Diagnosis: sparsity 0.9, effective "),
     ("Savings", "<Savings: parameters 1,203 -> 63, multiply-adds 1,150 -> 60, bytes of activations "),
     ("Study", f"<Study: '{NAME}', 144 runs = 2 tasks x 1 network x 3 strategies x 8 sparsities x 3 seeds>"),

@@ -40,6 +40,12 @@ def _names() -> list[str]:
     return names()
 
 
+def _audits() -> list[str]:
+    from natal.study.audit import audits
+
+    return list(audits())
+
+
 _Study = Annotated[
     str,
     typer.Argument(
@@ -272,11 +278,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
                 f"{len(planned.failed)} of them before, and are tried again; the first: {failure.reason}",
             )
         estimate = measure(planned)
+        memory = "" if estimate.memory is None else f"; about {estimate.memory / 2**20:.0f} MB a worker"
         yield (
             "estimate",
             (
-                f"at most about {duration(estimate.seconds)}, less what early stopping saves; "
-                f"about {estimate.memory / 2**20:.0f} MB a worker (a few steps were measured here)"
+                f"at most about {duration(estimate.seconds)}, less what early stopping saves{memory} "
+                "(a few steps were measured here)"
             ),
         )
     else:
@@ -431,7 +438,11 @@ def _renamed(pairs: list[str] | None) -> dict[str, str]:
 @app.command()
 def audit(
     file: Annotated[
-        str, typer.Argument(help="A paper's claims: a shipped audit's name (see `natal list`) or a TOML file.")
+        str,
+        typer.Argument(
+            help="A paper's claims: a shipped audit's name (see `natal list`) or a TOML file.",
+            autocompletion=_audits,
+        ),
     ],
     directory: _Directory = Path("results"),
     rename: Annotated[list[str] | None, typer.Option("--as", metavar="THEIRS=OURS", help="A task, network or strategy "

@@ -169,13 +169,21 @@ def _options(key: str, word: str, name: str, function: Callable[..., Any], conte
     for p in parameters:
         if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             continue
-        choices = get_args(hints.get(p.name)) if get_origin(hints.get(p.name)) is Literal else ()
+        several, choices = _choices(hints.get(p.name))
         default = "needed" if p.default is p.empty else "unset" if p.default is None else toml(p.default)
-        among = f"   one of {', '.join(map(toml, choices))}" if choices else ""
+        among = f"   {'any' if several else 'one'} of {', '.join(map(toml, choices))}" if choices else ""
         written.append(f"    {p.name} = {default}{among}")
     if not written:
         return f'{key} = ["{name}"]; it has no options'
     return "\n".join([f'{key} = ["{name}"], or {{ {word} = "{name}", ... }} with options:', *written])
+
+
+def _choices(hint: Any) -> tuple[bool, tuple[Any, ...]]:
+    """Return whether an option is a list, and the words that it, or what it lists, is one of."""
+    inside = [arg for arg in get_args(hint) if get_origin(arg) is Literal]
+    if inside and get_origin(hint) is not Literal:
+        return True, get_args(inside[0])
+    return False, get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def toml(value: Any) -> str:

@@ -500,7 +500,9 @@ def test_every_task_and_option_is_documented() -> None:
 
 
 def test_a_split_without_rows_is_refused(made: Callable[..., Split]) -> None:
-    with pytest.raises(NatalError, match=r"validation_fraction 0\.01 of task 'made''s 40 rows is 0 rows"):
+    with pytest.raises(
+        NatalError, match=r"validation_fraction = 0\.01 of the 40 rows of task 'made' is 0 rows"
+    ):
         made(NUMBERS, fraction=0.01)
 
 

@@ -251,6 +251,21 @@ def test_files_that_are_not_the_originals_are_named(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_an_archive_that_is_none_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    place = tmp_path / "cifar-10-binary.tar.gz"
+    place.write_bytes(content)
+    monkeypatch.setenv(DATA, str(tmp_path))
+    with pytest.raises(NatalError) as refusal:
+        load("cifar-10", 1, 0.1)
+    assert (
+        str(refusal.value)
+        == f"task 'cifar-10': {str(place)!r} cannot be read: file could not be opened successfully"
+    )
+
+
 @pytest.mark.parametrize(("entry", "title"), [("mnist", "MNIST"), ("cifar-10", "CIFAR-10's binary version")])
 def test_absent_files_are_one_line_that_names_the_option(
     entry: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

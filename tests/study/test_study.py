@@ -319,6 +319,20 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"training": {"epochs": 3, "length": "3ep"}},
         ["training.epochs: says the same thing as length; keep one of them"],
     ),
+    (
+        {"training": {"optimiser": {"betas": [0.9]}}},
+        ["training.optimiser.betas: must be a pair, such as [0.9, 0.999], got [0.9]"],
+    ),
+    (
+        {"training": {"schedule": [["1ep", 0.1, 3]]}},
+        ['training.schedule.points.0: must be a pair, such as ["80ep", 0.1], got ["1ep", 0.1, 3]'],
+    ),
+    (
+        {"training": {"schedule": [["1ep"]]}},
+        ['training.schedule.points.0: must be a pair, such as ["80ep", 0.1], got ["1ep"]'],
+    ),
+    ({"name": ""}, ["name", "must not be empty"]),
+    ({"strategies": [{"criterion": "random", "name": " "}]}, ["strategies.0.name", "must not be empty"]),
     ({"training": {"test_curve": "yes"}}, ["training.test_curve", "boolean", "'yes'"]),
     ({"training": {"epoch": 5}}, ["unknown key 'training.epoch'", "did you mean 'epochs'"]),
     (

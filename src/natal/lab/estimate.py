@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections import Counter
@@ -20,10 +19,11 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `measure` found: seconds the pending trainings take at most, and bytes of memory of one worker."""
+    """What `measure` found: seconds the pending trainings take at most, and bytes of memory of one worker, if the
+    system tells them."""
 
     seconds: float
-    memory: int
+    memory: int | None
 
 
 def measure(plan: Plan) -> Estimate:
@@ -92,7 +92,11 @@ def _training(own: Chosen, trial: Trial, device: str) -> float:
     return one + step * (steps - 1) + evaluation * (evaluations - 1)
 
 
-def _peak() -> int:
-    """Return the most memory this process has used, in bytes."""
+def _peak() -> int | None:
+    """Return the most memory this process has used, in bytes; None where the system does not say, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

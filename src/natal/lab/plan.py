@@ -185,7 +185,7 @@ def _plan(
     directory = writable(out, workers)
     of_parts = None if part is None else part_of(part)
     if folder := data or os.environ.get(DATA):
-        os.environ[DATA] = os.path.abspath(folder)  # wherever a plugin goes
+        os.environ[DATA] = os.path.abspath(os.path.expanduser(folder))  # wherever a plugin goes
     from natal.lab import birth, worker
     from natal.lab.chains import Growth, drawn
     from natal.lab.engines import choose, engine_named

@@ -213,10 +213,12 @@ def check_names(study: Study) -> None:
     for network in study.networks:
         networks[network.entry]
     rates = study.training.learning_rate
-    known = [*study.task_names, *study.network_names, *tasks]
+    known = {*study.task_names, *study.network_names, *tasks}
     for name in rates if isinstance(rates, dict) else ():
         if name not in known:
-            raise NatalError(f"training.learning_rate: unknown task {name!r}{did_you_mean(name, known)}")
+            raise NatalError(
+                f"training.learning_rate: unknown task or network {name!r}{did_you_mean(name, known)}"
+            )
     for recipe in study.strategies:
         if recipe.name == recipe.criterion and recipe.name not in criteria:
             raise NatalError(

@@ -120,12 +120,17 @@ class Diagnosis(Shown):
 
     def _line(self) -> str:
         counts = [sum(f.severity == severity for f in self.findings) for severity in get_args(Severity)]
-        told = [f"{n} {severity}" for n, severity in zip(counts, get_args(Severity), strict=True) if n]
+        words = {"warning": "warnings", "note": "notes"}
+        told = [
+            f"{n} {severity if n == 1 else words.get(severity, severity)}"
+            for n, severity in zip(counts, get_args(Severity), strict=True)
+            if n
+        ]
         effective = "unknown" if self.effective_sparsity is None else f"{self.effective_sparsity:.4g}"
         return f"sparsity {self.sparsity:.4g}, effective {effective}; {', '.join(told) or 'nothing found'}"
 
     def _table(self) -> Rows:
-        yield from ((finding.severity, finding) for finding in self.findings)
+        yield from ((finding.severity, finding.text) for finding in self.findings)
         for layer in self.layers:
             path = "" if layer.effective is None else f", {layer.effective:,} on a path"
             yield layer.name, f"{layer.kept:,} of {layer.weights:,} weights kept{path}"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from natal.errors import NatalError
+from natal.notebook import Rows, Shown
 from natal.pruning.mask import Mask
 from natal.pruning.masked import unmasked
 from natal.study import Recipe
@@ -37,8 +38,8 @@ PARTS = [part.name for part in dataclasses.fields(Mask) if part.name not in ("in
 """The parts of a mask, each a folder of tensors in the file; initial weights are a ticket's ``initial``."""
 
 
-@dataclass(frozen=True)
-class Ticket:
+@dataclass(frozen=True, repr=False)
+class Ticket(Shown):
     """A mask and the weights it was drawn on.
 
     ``mask``; ``weights``: initial values by name, usually ``model.state_dict()``; ``recipe``: how the mask
@@ -49,6 +50,16 @@ class Ticket:
     weights: Mapping[str, Tensor]
     recipe: Recipe | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def _line(self) -> str:
+        values = sum(value.numel() for value in self.weights.values())
+        return f"{self.mask._line()}, drawn on {values:,} initial values"
+
+    def _table(self) -> Rows:
+        yield from self.mask._table()
+        if self.recipe is not None:
+            yield "recipe", ", ".join(f"{key} {value}" for key, value in self.recipe.model_dump().items())
+        yield from self.provenance.items()
 
 
 def to_torch_prune(model: M, mask: Mask) -> M:

@@ -18,7 +18,9 @@ Flag = Annotated[bool, Strict()]
 
 def _printable(value: str) -> str:
     # names and sentences reach terminals, reports and file formats as they are
-    if value and not value.isprintable():
+    if not value.strip():
+        raise ValueError("must not be empty")
+    if not value.isprintable():
         raise ValueError("must be printable text on one line")
     return value
 

@@ -66,6 +66,10 @@ def one_line(error: ValidationError, file: type[Model] = Study) -> str:
             str(e["loc"][-1]) for e in others if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]
         }
         message = f"unknown key {where!r}{_instead(key, _keys(table, file), absent)}"
+    elif first["type"] == "too_long" or (first["type"] == "missing" and parts[-1].isdigit()):
+        of = parts if first["type"] == "too_long" else parts[:-1]
+        pair = next(_PAIRS[part] for part in of if part in _PAIRS)
+        message = f"{'.'.join(of)}: must be a pair, such as {pair}, got {_show(first['input'])}"
     elif first["type"] == "missing":
         message = f"key {where!r} is missing"
     else:
@@ -108,6 +112,9 @@ _SAID = {
     ("model_type", "claims"): "must be a table of keys",
 }
 """What pydantic would say in its own words, by its word for the mistake and the study's key."""
+
+_PAIRS = {"betas": "[0.9, 0.999]", "points": '["80ep", 0.1]'}
+"""Keys of pairs, with one of each."""
 
 _BRANCHES = {"int", "float", "constrained-int", "constrained-float", "Recipe", "Search", "Table"}
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from natal.lab.shapes import Tokens
+from natal.lab.shapes import Tokens, said
+from natal.notebook import Rows, Shown
+from natal.wording import plural
 
 Augment = Callable[[Tensor, Generator], Tensor]
 """``augment(inputs, generator)``: a batch's inputs, changed at random, as many and of the same shape."""
 
 
-@dataclass(frozen=True)
-class Data:
+@dataclass(frozen=True, repr=False)
+class Data(Shown):
     """Rows to learn from and rows to be judged on.
 
     ``inputs``: (rows, ...) float32, or (rows, length) int64 tokens below ``vocabulary``. ``targets``: (rows,) int64
@@ -33,6 +35,15 @@ class Data:
     vocabulary: int | None = None
     stratified: bool = False
     augment: Augment | None = None
+
+    def _line(self) -> str:
+        rows = f"{len(self.inputs):,} training and {len(self.test_inputs):,} test {said(self.shape)}"
+        return f"{rows}, {plural(self.outputs, 'output')}"
+
+    def _table(self) -> Rows:
+        for name in TENSORS:
+            tensor = getattr(self, name)
+            yield name, " x ".join(map(str, tensor.shape)), str(tensor.dtype).removeprefix("torch.")
 
     @property
     def shape(self) -> tuple[int, ...]:

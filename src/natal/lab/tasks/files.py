@@ -96,7 +96,8 @@ def _content(place: Path, name: str) -> bytes:
         data = place.read_bytes()
         return gzip.decompress(data) if place.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise NatalError(f"{str(place)!r} cannot be read: {error}") from None
+        said = str(error).partition("\n")[0].rstrip(":")  # of a tar file, then what each way to read it said
+        raise NatalError(f"{str(place)!r} cannot be read: {said or type(error).__name__}") from None
 
 
 def _is(content: bytes, checksum: str) -> bool:

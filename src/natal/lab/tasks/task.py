@@ -173,8 +173,8 @@ def _split(task: Task, settings: str, seed: int, validation_fraction: float) -> 
     held_out = round(validation_fraction * rows)
     if not 0 < held_out < rows:
         raise NatalError(
-            f"validation_fraction {validation_fraction} of task {name!r}'s {rows} rows is {held_out} rows; "
-            "both parts need at least one"
+            f"training.validation_fraction = {validation_fraction:g} of the {rows} rows of task {name!r} is {held_out} "
+            "rows; both parts need at least one"
         )
     classes = data.targets if data.stratified else None
     val, fit = divide(rows, held_out, stream(seed, "split"), classes)
