@@ -42,6 +42,22 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return call
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("place", ["natal.reading.validate.verdict", "natal.cli.app"])
+def test_a_signal_ends_every_verb_with_its_own_status(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, place: str
+) -> None:
+    monkeypatch.setattr(cli, "_sent", [])
+    monkeypatch.setattr(place, lambda *_, **__: signal.raise_signal(sent))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(sent, signal.SIG_DFL)  # under nohup the tests themselves ignore one
+    try:
+        assert inside("validate") == (128 + sent, "", "")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # -- mistakes --------------------------------------------------------------------------------------------
 
 MISTAKES: dict[str, list[str]] = {

@@ -560,6 +560,8 @@ def _plain_errors() -> Iterator[None]:
         yield
     except NatalError as error:
         sys.exit(_complain(error))
+    except KeyboardInterrupt:  # before the verb has begun
+        sys.exit(128 + (_sent[0] if _sent else signal.SIGINT))
     except BrokenPipeError:  # `natal list | head`
         sys.exit(128 + _PIPE)
     except OSError as error:
@@ -616,7 +618,9 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     with _plain_errors():
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="natal", standalone_mode=False))
+        status = app(sys.argv[1:] or ["--help"], prog_name="natal", standalone_mode=False)
+        # Typer takes every signal for Ctrl-C
+        sys.exit(128 + _sent[0] if _sent and status == 128 + signal.SIGINT else status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
@@ -311,3 +312,20 @@ def test_an_executor_that_takes_no_more_is_one_line(tmp_path: Path, said: Except
     assert "\n" not in str(refusal.value)
     natal.run(STUDY, tmp_path, on="inline")
     assert len(trainings(tmp_path)) == 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+def test_signals_of_a_terminal_are_the_coordinators_alone(tmp_path: Path) -> None:
+    look = (
+        "from multiprocessing import forkserver, resource_tracker\n"
+        "from natal.lab.executors import prepare\n"
+        "prepare()\n"
+        "for pid in (resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid):\n"
+        "    status = dict(line.split(':\\t', 1) for line in open(f'/proc/{pid}/status'))\n"
+        "    print(int(status['SigBlk'], 16) | int(status['SigIgn'], 16))\n"
+    )
+    with (tmp_path / "said").open("w") as file:  # the fork server holds it open while it loads torch
+        subprocess.run([sys.executable, "-c", look], stdout=file, check=True, timeout=60)
+    held = [int(line) for line in (tmp_path / "said").read_text().split()]
+    assert len(held) == 2
+    assert all(mask >> (number - 1) & 1 for mask in held for number in (signal.SIGINT, signal.SIGHUP))

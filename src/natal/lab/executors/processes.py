@@ -178,7 +178,8 @@ def _without_main() -> Iterator[None]:
 def _signals_wait() -> Iterator[None]:
     """Hold back Ctrl-C and its like until a process is started whole; one half started would complain.
 
-    Processes started meanwhile never get Ctrl-C, from their first instruction on: it is the coordinator's to handle.
+    Processes started meanwhile never get Ctrl-C, nor that the terminal is gone, from their first instruction on: it is
+    the coordinator's to handle.
     """
     came: list[int] = []
     handlers: dict[int, Any] = {}
@@ -192,8 +193,9 @@ def _signals_wait() -> Iterator[None]:
         if blocks:
             from multiprocessing import resource_tracker
 
-            resource_tracker.ensure_running()  # later it would unblock the signal
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+            resource_tracker.ensure_running()  # ignores Ctrl-C by itself, and later it would unblock it here
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             yield
         finally:
