@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence as pack
+from torch.nn.utils.rnn import pad_packed_sequence as unpack
 
 import natal
 from natal.errors import NatalError
@@ -78,6 +80,15 @@ class Conv1D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
         return y.view(*x.size()[:-1], self.nf)
+
+
+def filled(m: Any, x: Tensor) -> Tensor:
+    """Write the units of one place after the other into a tensor of zeros."""
+    h = torch.zeros(*x.shape[:2], m.a.out_features, dtype=x.dtype)
+    for place in range(x.shape[1]):
+        h[:, place] = m.a(x[:, place])
+    out: Tensor = m.c(h)
+    return out
 
 
 class ChannelNorm(nn.Module):
@@ -353,6 +364,35 @@ LINKS: dict[str, tuple[Any, Any, tuple[int, ...], dict[str, int]]] = {
         (2, 8, 3),  # as many places as units
         {"a.weight": 8, "att.q.weight": 4, "att.o.weight": 8},
     ),
+    "attention across": (
+        lambda m, x: m.c(m.att(m.a(x), h := m.b(x), h)[0]),
+        lambda: {
+            "a": nn.Linear(3, 8),
+            "b": nn.Linear(3, 8),
+            "att": nn.MultiheadAttention(8, 4, batch_first=True),
+            "c": nn.Linear(8, 2),
+        },
+        (2, 4, 3),
+        {"a.weight": 8, "att.in_proj_weight": 4, "att.out_proj.weight": 8},
+    ),
+    "sequences of their own lengths": (
+        lambda m, x: m.c(unpack(m.g(pack(m.a(x), 4 - torch.arange(len(x)), batch_first=True))[0])[0]),
+        lambda: {"a": nn.Linear(3, 6), "g": nn.GRU(6, 8, batch_first=True), "c": nn.Linear(8, 2)},
+        (2, 4, 3),
+        {"a.weight": 6, "g.weight_ih_l0": 8},
+    ),
+    "a tensor filled step by step": (
+        filled,
+        lambda: {"a": nn.Linear(3, 8), "c": nn.Linear(8, 2)},
+        (2, 4, 3),
+        {"a.weight": 8},
+    ),
+    "written through a view": (
+        lambda m, x: (h := m.a(x), h.view(len(x), 2, -1, 8).transpose(1, 2).relu_(), m.c(h))[2],
+        lambda: {"a": nn.Linear(3, 8), "c": nn.Linear(8, 2)},
+        (2, 4, 3),
+        {"a.weight": 8},
+    ),
     "attention": (
         lambda m, x: m.c(m.att(h := m.a(x), h, h)[0]),
         lambda: {
@@ -403,6 +443,11 @@ def test_every_group_is_cut_and_the_function_stays(kind: str, training: bool) ->
         torch.testing.assert_close(small.eval()(rows), ticket.eval()(rows))
 
 
+def part_of(h: Tensor, others: Tensor) -> Tensor:
+    others[:, : h.shape[1]] = h
+    return others
+
+
 # what is done to the units of a layer, and why that keeps them whole
 STAYS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "in another order": (lambda h: h[:, [1, 0, 3, 2]], "index takes them by their places"),
@@ -422,6 +467,10 @@ STAYS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "transformed": (lambda h: torch.fft.fft(h, dim=1).real, "_fft_r2c is not followed"),
     "averaged": (lambda h: h - h.mean(1, keepdim=True), "mean runs over them"),
+    "into a part of others": (
+        lambda h: part_of(h, torch.zeros(len(h), 8).to(h))[:, :4],
+        "written to a part of a tensor",
+    ),
     "beside others": (
         lambda h: h * F.one_hot(torch.arange(len(h)) % 4, 4),
         "meets numbers that cannot be cut along",
@@ -531,6 +580,23 @@ def test_attention_loses_heads_or_width_as_told(keys: int) -> None:
             Attention(keys).double(), 0.5, "magnitude", "layerwise", "neuron", batch=(x, None)
         )
         assert {name: len(kept) for name, kept in fewer.units.items()} == {"q.weight": keys}
+
+
+def test_torchs_transformer_gets_narrower_in_all_its_parts() -> None:
+    inner = nn.Transformer(8, 4, 1, 1, 16, dropout=0.0, batch_first=True)
+    net = Of(
+        lambda m, x: m.c(m.t(m.a(x), m.b(x))),
+        a=nn.Linear(3, 8),
+        b=nn.Linear(3, 8),
+        t=inner,
+        c=nn.Linear(8, 2),
+    )
+    x = randn(2, 4, 3)
+    ticket, small, mask = pruned(net.eval(), x)
+    narrow: Any = small.get_submodule("t")
+    assert all(int(stay.sum()) * 2 == len(stay) for stay in mask.units.values())
+    assert (narrow.d_model, narrow.decoder.layers[0].multihead_attn.num_heads) == (4, 2)
+    torch.testing.assert_close(small(x), ticket(x))
 
 
 def test_narrower_heads_of_torchs_attention_keep_their_scale(tmp_path: Path) -> None:

@@ -558,6 +558,8 @@ def _declare(small: nn.Module, graph: Graph, kept: Mapping[str, Sequence[Tensor]
         elif isinstance(module, nn.GroupNorm):
             if module.weight is not None:
                 module.num_channels = len(module.weight)
+        elif isinstance(module, nn.Transformer) and isinstance(module.encoder, nn.TransformerEncoder):
+            module.d_model = module.get_parameter("encoder.layers.0.linear1.weight").shape[1]
         elif isinstance(module, nn.RNNBase):
             gates, module.input_size = module.get_parameter("weight_ih_l0").shape
             module.hidden_size = gates // _GATES[module.mode]

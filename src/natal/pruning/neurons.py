@@ -49,6 +49,10 @@ class Neurons:
         told = {
             f"{g.name!r}": g.reason for g in every if not len(g) and g.reason not in ("output", "left alone")
         }
+        for group in every:
+            maker = next(iter(group.makers), None)
+            if len(group) == 1 and maker is not None and len(maker.unit) > 1:
+                told[f"{group.name!r}"] = "its units go all together"
         for first, name in self.names.items():
             if first not in self.graph.found.rows and self.parameters[first].shape[self.axes[name]] > 1:
                 read = first in self.graph.found.read

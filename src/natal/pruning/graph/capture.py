@@ -56,7 +56,8 @@ class Operation:
 
 
 WRITTEN = "written"
-"""The operation of a tensor whose memory another one wrote to: (the tensor, what was written) -> the tensor."""
+"""The operation of a tensor whose memory another one wrote to: (the tensor, what was written, which of the tensor's
+axes each of the other's lies along) -> the tensor."""
 
 
 @dataclass
@@ -415,8 +416,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = _written(func, args, kwargs)
         mutated = {id(t) for t in written}
         fresh = [self.new(t) for t in made]
-        if depends:
-            self.of_input.update(fresh)
+        if depends:  # how many places a packed sequence has is known from its lengths
+            self.of_input.update(fresh[:1] if name == "_pack_padded_sequence" else fresh)
         module = self.running[-1] if self.running else ""
         self.tape.operations.append(Operation(func, noted_args, noted_kwargs, tuple(fresh), module))
         self.changed.update(map(_memory, written))
@@ -443,12 +444,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for reference in self.memory.get(_memory(tensor), []):
             other = reference()
             if other is not None and id(other) not in mutated:
-                refs = (Ref(self.slot(other)), Ref(self.slot(tensor)))
-                self.tape.operations.append(Operation(WRITTEN, refs, {}, (self.new(other),), module))
+                args = Ref(self.slot(other)), Ref(self.slot(tensor)), _axes_in(tensor, other)
+                self.tape.operations.append(Operation(WRITTEN, args, {}, (self.new(other),), module))
 
 
 INDEXING = {"index", "embedding", "gather", "index_select", "take_along_dim", "take"}
 """Operations whose integer arguments say which numbers to take."""
+
+
+def _axes_in(view: Tensor, whole: Tensor) -> tuple[int | None, ...]:
+    """Return along which axis of a tensor each axis of another on the same memory lies, None if along none."""
+    if view.layout != torch.strided or whole.layout != torch.strided:
+        return (None,) * view.ndim
+    by_step = {
+        step: axis
+        for axis, (size, step) in enumerate(zip(whole.shape, whole.stride(), strict=True))
+        if size > 1
+    }
+    return tuple(by_step.get(step) for step in view.stride())
 
 
 def _memory(tensor: Tensor) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -171,8 +171,10 @@ def _cut_regularly(reader: Reader, name: str, signal: Signal, shapes: Shapes, ar
         if size == whole:
             return
     elif len({shape[axis] for shape in shapes}) > 1:
-        reader.pin(layer, "split into parts of different sizes")
-        return
+        size = gcd(*(shape[axis] for shape in shapes))  # as one part for queries and two for keys and values
+        if size == 1:
+            reader.pin(layer, "split into parts of different sizes")
+            return
     if whole % size or start % size:
         reader.pin(layer, "sliced at a fixed place")
         return
@@ -471,6 +473,13 @@ def positions(reader: Reader, shapes: Shapes, x: Signal, *args: Any, **kwargs: A
         answer = reader.operation.op(x.value.expand(x.shape).contiguous(), *args, **kwargs)
         value = squash(answer[0] if isinstance(answer, tuple) else answer)
     return [Signal(shape, tuple(outside), value, maker=x.maker) for shape in shapes]
+
+
+@rule("_pack_padded_sequence")
+def packed(reader: Reader, shapes: Shapes, x: Signal, lengths: Signal, batch_first: bool) -> list[Signal]:
+    """The places of all sequences behind each other, on the first axis instead of two."""
+    _, outside = reader.split(x, {0, 1})
+    return [Signal(shapes[0], tuple(m.squeeze(0) for m in outside), maker=x.maker), Signal(shapes[1])]
 
 
 # --- norms ----------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class _Walk:
 
     def step(self, operation: Operation, shapes: list[tuple[int, ...]]) -> list[_Flow]:
         if operation.op == WRITTEN:
-            a, b = (self.flow(ref.slot) for ref in operation.args)
+            a, b = (self.flow(slot) for slot in operation.given())
             return [
                 a if a.own and b.own else _Flow(bits(a.bits * (not a.own) + _any(b.bits)), a.own and b.own)
             ]

@@ -213,8 +213,8 @@ class Reader:
         """Return the signals of an operation's results."""
         outputs = [self.tape.shapes[slot] for slot in operation.outputs]
         if operation.op == WRITTEN:
-            signal, _ = (self.signal(ref.slot) for ref in operation.args)
-            return [replace(signal, value=VARIES, kept=None, name="")]
+            whole, part, axes = operation.args
+            return [self.written(self.signal(whole.slot), self.signal(part.slot), axes)]
         rule: Callable[..., Any] | None
         if isinstance(operation.op, type):
             name, rule = operation.op.__name__, self.rules[operation.op]
@@ -233,6 +233,26 @@ class Reader:
         if result is None:
             return self.unknown(outputs, f"{name} is not followed")
         return [result] if isinstance(result, Signal) else list(result)
+
+    def written(self, whole: Signal, part: Signal, axes: Sequence[int | None]) -> Signal:
+        """Return a tensor after something was written to a part of it: units that it did not have are its own now."""
+        layers = list(whole.layers)
+        for layer in part.layers:
+            own = sorted(axes_of(layer))
+            places = [place for place in (axes[axis] for axis in own) if place is not None]
+            known = any(torch.isin(layer, m).all() for m in whole.layers)
+            if known or (len(places) == len(own) and all(whole.along(place) is not None for place in places)):
+                continue  # it has these units, or others there that what is written was joined with
+            if [whole.shape[place] for place in places] != [layer.shape[axis] for axis in own]:
+                self.pin(layer, "written to a part of a tensor")
+                self.mix(part, Signal(()), set(own))
+                continue
+            shape = [1] * whole.ndim
+            for axis, place in zip(own, places, strict=True):
+                shape[place] = layer.shape[axis]
+            order = sorted(range(len(own)), key=places.__getitem__)
+            layers.append(layer.reshape([layer.shape[axis] for axis in own]).permute(order).reshape(shape))
+        return replace(whole, layers=tuple(layers), value=VARIES, kept=None, name="", fresh=False)
 
     def given(self, values: Any) -> Any:
         """Return arguments with signals in place of tensors."""
