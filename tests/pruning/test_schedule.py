@@ -297,6 +297,24 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "backwards": ({"criterion": "magnitude", "at": "3it", "rewind": "5it"}, {}, "is later than the cut"),
     "data": ({"criterion": "snip", "at": "5it"}, {"batch": None}, "needs data"),
     "steps": ("magnitude", {"steps": 0}, "steps must be a whole number"),
+    "yes": ("magnitude", {"steps": True}, "steps must be a whole number of at least 1, got True"),
+    "epoch": (
+        {"criterion": "magnitude", "at": "1ep"},
+        {"steps_per_epoch": -2},
+        "steps_per_epoch must be .*, got -2",
+    ),
+    "span": ({"criterion": "magnitude", "at": "end"}, {"retrain": "2ep"}, "retrain must be .*, got '2ep'"),
+    "inputs": (
+        {"criterion": "snip"},
+        {"batch": torch.ones(3, 8)},
+        r"batch must be a pair \(inputs, targets\), got Tensor",
+    ),
+    "no scheduler": (
+        "magnitude",
+        {"scheduler": 3},
+        r"scheduler must be one of torch\.optim\.lr_scheduler, got int",
+    ),
+    "no strategy": (None, {}, "strategy must be a criterion's name, a table of keys or a Recipe, got None"),
     "unknown": ("magnitud", {}, "unknown criterion 'magnitud'"),
     "senseless": ({"criterion": "magnitude", "rewind": "5it"}, {}, "nothing to wind back"),
 }
@@ -328,6 +346,8 @@ def test_a_model_optimiser_or_scheduler_that_does_not_fit_is_refused() -> None:
         PruningSchedule(net, torch.optim.SGD([net.get_parameter("6.weight")]), "magnitude", steps=3)
     with pytest.raises(NatalError, match=r"must be a torch\.optim\.Optimizer, got str"):
         PruningSchedule(net, "adam", "magnitude", steps=3)  # type: ignore[arg-type]
+    with pytest.raises(NatalError, match=r"model must be a torch\.nn\.Module, got None"):
+        PruningSchedule(None, optimizer, "magnitude", steps=3)  # type: ignore[arg-type]
     torch.optim.lr_scheduler.StepLR(optimizer, 2)
     table = {"criterion": "magnitude", "at": "end", "rewind": "init"}
     with pytest.raises(NatalError, match="give it as scheduler"):
@@ -343,8 +363,22 @@ def test_rigl_without_a_step_of_the_optimiser_says_so() -> None:
         "regrow": "gradient",
     }
     schedule = PruningSchedule(net, optimizer, table, 0.5, steps=5, batch=(x, y))
+    optimizer.step()
     schedule.step()
     with pytest.raises(NatalError, match=r"optimizer\.step\(\) was not called"):
+        schedule.step()
+
+
+@pytest.mark.parametrize("at", ["2it", {"from": "init", "to": "4it", "every": "2it"}])
+def test_what_another_optimiser_trains_is_not_cut(at: Any) -> None:
+    net, (x, y) = network("deep")
+    given, other = torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.Adam(net.parameters())
+    schedule = PruningSchedule(net, given, {"criterion": "magnitude", "at": at}, 0.5, steps=5, batch=(x, y))
+    other.step()
+    schedule.step()
+    with pytest.raises(
+        NatalError, match=r"called 2 times, and the optimizer that it was given has taken no step"
+    ):
         schedule.step()
 
 

@@ -17,7 +17,7 @@ from natal.pruning.choose import check, problem_of
 from natal.pruning.criteria import Problem
 from natal.pruning.criteria.flow import redraw
 from natal.pruning.cuts import Cuts, cut
-from natal.pruning.mask import Mask, prunable
+from natal.pruning.mask import Mask, check_model, prunable
 from natal.pruning.masked import clear, is_masked
 from natal.study import Recipe, Timeline, one_line, recipe_of, untimely
 
@@ -83,6 +83,17 @@ class PruningSchedule:
         exclude: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
+        check_model(model)
+        for name, count in (("steps", steps), ("steps_per_epoch", steps_per_epoch), ("retrain", retrain)):
+            whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+            if not whole and (count is not None or name == "steps"):
+                raise NatalError(f"{name} must be a whole number of at least 1, got {count!r}")
+        if batch is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise NatalError(f"batch must be a pair (inputs, targets), got {type(batch).__name__}")
+        if scheduler is not None and not hasattr(scheduler, "state_dict"):
+            raise NatalError(
+                f"scheduler must be one of torch.optim.lr_scheduler, got {type(scheduler).__name__}"
+            )
         self.recipe, self.sparsity = _recipe(strategy), sparsity
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self._batch, self._loss, self._exclude, self._seed = batch, loss, exclude, seed
@@ -115,6 +126,7 @@ class PruningSchedule:
         self._moments: dict[int, _Moment] = {}
         self._birth = {n: w.clone() for n, w in self._prunable().items()} if recipe.control else {}
         self._gradient: dict[str, Tensor] | None = None
+        self._stepped = False
         if self._cuts is not None:
             self._settle(self._cuts.opening(self._problem()))
         elif self._at == 0:
@@ -141,10 +153,12 @@ class PruningSchedule:
         event: Event = ""
         if self._cuts is not None:
             if self.clock in self._cuts.steps:
+                self._check_steps()
                 event = self._cut_inside(self._cuts)
         elif self.round < len(self._targets):
             self._remember()
             if self.clock == self._next:
+                self._check_steps()
                 event = self._cut_and_rewind()
         self._gradient = None
         return event
@@ -173,6 +187,14 @@ class PruningSchedule:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _check_steps(self) -> None:
+        """Refuse to cut what was never trained: a forgotten step, or another optimiser's."""
+        if not self._stepped:
+            raise NatalError(
+                f"schedule.step() was called {self.taken} times, and the optimizer that it was given has taken no "
+                "step; call that optimizer's step() before it"
+            )
 
     # -- cuts -------------------------------------------------------------------------------------------------
 
@@ -319,6 +341,7 @@ class PruningSchedule:
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
         """Follow a step of the optimiser, which may itself have called what computes the gradients."""
+        self._stepped = True
         if self._dense_is_due():
             weights = {name: p for name, p in self.model.named_parameters() if name in self.mask.weights}
             self._gradient = {
@@ -378,6 +401,10 @@ class PruningSchedule:
 
 
 def _recipe(strategy: str | Mapping[str, Any] | Recipe) -> Recipe:
+    if not isinstance(strategy, str | Mapping | Recipe):
+        raise NatalError(
+            f"strategy must be a criterion's name, a table of keys or a Recipe, got {strategy!r}"
+        )
     try:
         return Recipe.model_validate(recipe_of(strategy))
     except ValidationError as error:
@@ -385,8 +412,6 @@ def _recipe(strategy: str | Mapping[str, Any] | Recipe) -> Recipe:
 
 
 def _timeline(recipe: Recipe, steps: int, steps_per_epoch: int | None) -> Timeline:
-    if not isinstance(steps, int) or steps < 1:
-        raise NatalError(f"steps must be a whole number of at least 1, got {steps!r}")
     moments = [str(recipe.at), recipe.rewind] if recipe.spread is None else list(recipe.spread.values())
     in_epochs = [clock for clock in moments if clock.endswith("ep")]
     if in_epochs and steps_per_epoch is None:
