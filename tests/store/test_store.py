@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from conftest import tiny
 from natal import NatalError, Run, load_study
+from natal.lab.plan import writable
 from natal.store import FILE, Failure, Outcome, Store, chosen, mapping, sqlite
 from natal.store.migrations import MIGRATIONS, one_to_two
 from natal.store.sqlite import APPLICATION, FORMAT
@@ -131,7 +133,7 @@ def test_a_failed_transaction_leaves_nothing_behind(store: Store) -> None:
 
 
 def test_a_new_store_is_whole_from_its_first_moment(tmp_path: Path) -> None:
-    (tmp_path / "study.new").write_bytes(b"a draft that a killed command left behind")
+    (tmp_path / f".{FILE}.new").write_bytes(b"a draft that a killed command left behind")
     with Store.create(tmp_path) as store:
         assert store.finished() == set()
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
@@ -538,6 +540,21 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store: Store) -> None:
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.add(large)
     assert store.finished() == {f"key-{i}" for i in range(5)}
+
+
+def test_a_store_that_was_not_begun_whole_keeps_nobody_from_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(NatalError, match="No space left on device"):
+            Store.create(tmp_path)
+    assert writable(tmp_path, None) == tmp_path
+    Store.create(tmp_path).close()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -543,7 +543,7 @@ def _parts(things: Iterable[T]) -> Iterator[list[T]]:
 
 def _found(path: Path) -> None:
     """Make an empty store at ``path``, whole or not at all: a kill must not leave a file that no one recognises."""
-    draft = path.with_suffix(".new")
+    draft = path.with_name(f".{path.name}.new")  # hidden files, which a kill may leave, stop nobody
     draft.unlink(missing_ok=True)
     db = sqlite3.connect(draft)
     db.executescript(
