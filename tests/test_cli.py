@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ import torch
 import natal
 from conftest import Natal, tiny, toml
 from natal import cli
+from natal.lab.engines.compiled import cache
+from natal.reading.report.files import json_bytes
 from natal.reading.results import Results
 from natal.store import FILE
 
@@ -31,6 +34,8 @@ Inside = Callable[..., tuple[int, str, str]]
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
     """Run ``natal`` in this process, in an empty directory; return exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
+    # whether kernels are compiled by now depends on what ran before
+    monkeypatch.setattr(cache, "_said", True)
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["natal", *map(str, words)])
@@ -442,6 +447,18 @@ def test_compare_finds_the_difference_and_no_difference(
     code, _, err = inside("compare", tiny_results.directory, "theirs.json", "--as", "chance")
     assert (code, err.count("\n")) == (2, 1)
     assert "--as 'chance': write it as THEIRS=OURS" in err
+
+
+def test_a_directory_may_have_a_name_that_is_no_text(inside: Inside, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(toml(tiny(seeds=[1], sparsities=[0.0])))
+    latin = "caf\udce9"  # the byte E9, as Python reads it
+    code, _, err = inside("run", "tiny.toml", "--quiet", "--workers=1", "--out", latin)
+    assert (code, err) == (0, "")
+    results = natal.load(tmp_path / latin)
+    assert results.manifest["command"].endswith("--out caf\\udce9")
+    # stores of before hold the byte itself
+    cast("dict[str, Any]", results.manifest)["command"] = latin
+    assert json.loads(json_bytes(results))["metadata"]["natal"]["command"] == latin
 
 
 def test_report_writes_the_same_bytes_again(inside: Inside, tmp_path: Path, tiny_results: Results) -> None:

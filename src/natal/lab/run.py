@@ -170,13 +170,19 @@ def _declare(store: Store, planned: Plan) -> None:
             "dtype": "float32",
             "threads": 1,
             "workers": planned.workers,
-            "command": " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run",
+            "command": _command(),
             "started_at": before.get("started_at", _now()),
             "finished_at": None,
             "elapsed_seconds": before.get("elapsed_seconds", 0.0),
         },
         planned.tried,
     )
+
+
+def _command() -> str:
+    """Return what was typed, with escapes for bytes that are no text, as a folder's name may have."""
+    typed = " ".join(sys.argv) if sys.argv[0].endswith("natal") else "natal.run"
+    return typed.encode(errors="backslashreplace").decode()
 
 
 def _now() -> str:

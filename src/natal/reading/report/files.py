@@ -22,7 +22,9 @@ SUMMARY_COLUMNS = (
 
 def json_bytes(results: Results) -> bytes:
     """Return ``results.json``: all runs in the published program's format."""
-    return (json.dumps(published(results), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(published(results), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"
+    )
 
 
 def summary_columns(study: Study) -> tuple[str, ...]:
