@@ -13,6 +13,11 @@ class NatalError(ValueError):
     """
 
 
+def first_line(error: Exception) -> str:
+    """Return what an exception says first, or its type if it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def require(*modules: str, extra: str = "lab", purpose: str = "pruning and training") -> None:
     """Raise NatalError if one of these is not installed, naming the ``extra`` that brings it, for a ``purpose``.
 

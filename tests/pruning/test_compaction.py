@@ -970,6 +970,13 @@ def test_a_wrong_example_prints_no_traceback(capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr() == ("", "")
 
 
+def test_weights_that_hooks_compute_are_counted_after_a_pass() -> None:
+    net, x = build("mlp")
+    by_torch = to_torch_prune(net, prune(net, 0.5, "magnitude"))
+    by_torch(x)  # leaves a product with a gradient in every layer
+    assert savings(net, by_torch, x, repeats=1).parameters == (size(net), size(net))
+
+
 def test_networks_of_other_layers_can_be_compared() -> None:
     saved = savings(mlp(5, 8, 3), mlp(5, 3), torch.ones(2, 5), repeats=1)
     assert saved.layers == {"0": ((48, 18), (40, 15)), "2": ((27, 0), (24, 0))}
@@ -985,6 +992,17 @@ def test_a_wrong_example_and_a_foreign_optimizer_are_refused() -> None:
         compact_training(net, dense(prunable(net)), "adam")  # type: ignore[arg-type]
     with pytest.raises(NatalError, match="no parameter of this Sequential"):
         compact_training(net, dense(prunable(net)), torch.optim.SGD(mlp(2, 3).parameters()))
+
+
+def test_an_input_without_rows_is_asked_for() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(3, 5, 5)
+    mask = prune(net, 0.5, "magnitude", granularity="neuron", batch=(x, None))
+    with pytest.raises(
+        NatalError, match=r"made of two rows, as the mask knows its inputs\); pass an example$"
+    ) as error:
+        compact(net, mask)
+    assert "\n" not in str(error.value)
+    torch.testing.assert_close(compact(net, mask, x)(x), masked(net, mask)(x))
 
 
 def test_frozen_parameters_stay_frozen_and_gradients_are_dropped() -> None:

@@ -23,8 +23,8 @@ from natal.pruning.criteria import Problem, criteria, traits
 from natal.pruning.criteria.flow import redraw
 from natal.pruning.cuts import Cuts, cut
 from natal.pruning.doctor import diagnose
-from natal.pruning.graph.capture import private_copy
 from natal.pruning.mask import Mask, dense, prunable, unit_axes
+from natal.pruning.masked import duplicate
 from natal.pruning.pictures import pictures
 from natal.pruning.savings import count
 from natal.store import Place
@@ -102,7 +102,7 @@ def newborn(study: Study, run: Run, split: Split) -> nn.Module:
 
 def multiply_adds(net: nn.Module, split: Split) -> int:
     """Return the multiply-adds of one row's forward pass: products and convolutions."""
-    return round(count(private_copy(net).eval(), split.data.inputs[:1]).multiply_adds)
+    return round(count(duplicate(net).eval(), split.data.inputs[:1]).multiply_adds)
 
 
 def trial(

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from natal.errors import NatalError
 from natal.pruning.choose import mask as choose
 from natal.pruning.choose import mask_for, problem_of
-from natal.pruning.criteria.problem import duplicate
 from natal.pruning.grid import Granularity
 from natal.pruning.mask import Mask, check_model
-from natal.pruning.masked import mask_
+from natal.pruning.masked import duplicate, mask_
 from natal.pruning.scopes import Scope
 from natal.pruning.targets import Floors, Target
 from natal.study import Recipe, one_line

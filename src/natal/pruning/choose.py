@@ -19,7 +19,6 @@ from natal.pruning.criteria.problem import (
     Scores,
     Traits,
     criteria,
-    duplicate,
     private,
     rounded,
     traits,
@@ -27,7 +26,7 @@ from natal.pruning.criteria.problem import (
 from natal.pruning.graph.capture import made_example, shapes_of
 from natal.pruning.grid import grid_of, two_of_four
 from natal.pruning.mask import Mask, dense, first_layer, prunable, unit_axes
-from natal.pruning.masked import masked
+from natal.pruning.masked import duplicate, masked
 from natal.pruning.neurons import Neurons, kept_whole
 from natal.pruning.select import check_sparsity, keep_highest, select, select_units
 from natal.pruning.targets import Floors, Target, measured, search

@@ -6,7 +6,6 @@ the file's widths and weights.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from natal.errors import NatalError
 from natal.pruning.files import _read, _write
 from natal.pruning.graph.exact import LayerNorm, MultiheadAttention, Widened
 from natal.pruning.mask import check_model
+from natal.pruning.masked import duplicate
 from natal.registry import did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
@@ -47,7 +47,7 @@ def load_compact(path: str | os.PathLike[str], model: M) -> M:
     `save_compact`, or if the model has other modules than the one that was written.
     """
     tensors, about = _read(path, ("compacted network",))
-    net = copy.deepcopy(model)
+    net = duplicate(model)
     for name, entry in about["modules"].items():
         if entry["kind"] == "widened":
             owner, _, leaf = name.rpartition(".")

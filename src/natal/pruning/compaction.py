@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from natal.errors import NatalError
+from natal.errors import NatalError, first_line
 from natal.pruning.graph.capture import (
     Example,
     arguments,
-    first_line,
     made_example,
     on_cpu,
     rows_of,
@@ -132,8 +131,15 @@ def shrink(
 ) -> Shrunk:
     """Return the smaller network; see `compact` and `natal.compact_training`."""
     whole = masked(model, mask)
-    example = example_for(whole, mask, example, "compact")
-    graph = read(whole, example, mask.items(), training)
+    given, example = example, example_for(whole, mask, example, "compact")
+    try:
+        graph = read(whole, example, mask.items(), training)
+    except NatalError as error:
+        if given is not None or not mask.inputs:
+            raise
+        raise NatalError(
+            f"{error} (made of two rows, as the mask knows its inputs); pass an example"
+        ) from error
     if graph.found.heads and mask.units:
         # a mask may have made heads narrower instead of fewer: what loses more is what was meant
         other = read(whole, example, mask.items(), training, inward=True)

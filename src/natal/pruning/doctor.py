@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from natal.errors import NatalError
+from natal.errors import NatalError, first_line
 from natal.notebook import Rows, Shown
-from natal.pruning.graph.capture import Example, arguments, capture, first_line, made_example, tensors_in
+from natal.pruning.graph.capture import Example, arguments, capture, made_example, tensors_in
 from natal.pruning.graph.paths import paths as walk
 from natal.pruning.graph.units import read
 from natal.pruning.mask import Mask, is_layer, unit_axes

@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from natal.errors import NatalError
+from natal.errors import NatalError, first_line
 from natal.pruning.mask import Mask, check_model
 from natal.registry import did_you_mean
 
@@ -100,7 +100,7 @@ def unmasked(model: M, mask: Mask) -> M:
     NatalError as `check` does.
     """
     check_model(model)
-    twin = copy.deepcopy(model, recomputed(model))
+    twin = duplicate(model)
     started = False
     for module in twin.modules():
         started |= bool(_leaves(module))
@@ -119,6 +119,14 @@ def unmasked(model: M, mask: Mask) -> M:
         for name, values in mask.redrawn.items() if not started else ():
             parameters[name].copy_(values)
     return twin
+
+
+def duplicate(model: M) -> M:
+    """Return a deep copy; raise NatalError where the model holds something that cannot be copied."""
+    try:
+        return copy.deepcopy(model, recomputed(model))
+    except Exception as error:  # whatever an attribute of the user's raises
+        raise NatalError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
 
 
 def recomputed(model: nn.Module) -> dict[int, Any]:

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 
 from natal.errors import NatalError
 from natal.notebook import Rows, Shown
-from natal.pruning.graph.capture import Example, Operation, Ref, Tape, arguments, capture, private_copy
+from natal.pruning.graph.capture import Example, Operation, Ref, Tape, arguments, capture
 from natal.pruning.mask import check_model
+from natal.pruning.masked import duplicate
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ def savings(before: nn.Module, after: nn.Module, example: Example, repeats: int 
         check_model(net)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise NatalError(f"repeats must be at least 1, got {repeats!r}")
-    nets = [private_copy(net).eval() for net in (before, after)]
+    nets = [duplicate(net).eval() for net in (before, after)]
     args, kwargs = arguments(example)
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     rows = len(given[0]) if given and given[0].ndim else 1

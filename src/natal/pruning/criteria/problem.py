@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from natal.determinism import defaults_given_back
-from natal.errors import NatalError
+from natal.errors import NatalError, first_line
 from natal.pruning.mask import dense, first_layer, first_width
-from natal.pruning.masked import recomputed
+from natal.pruning.masked import duplicate, recomputed
 from natal.registry import Registry
 from natal.streams import stream
 
@@ -90,7 +90,7 @@ class Problem:
                 f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"type {type(batch).__name__}"
             )
             raise NatalError(
-                f"a batch of {kind} does not fit {self._stuck_at(batch)}: {_first_line(error)}"
+                f"a batch of {kind} does not fit {self._stuck_at(batch)}: {first_line(error)}"
             ) from error
 
     def parameters(self) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class Problem:
             value = self.loss(outputs, self.targets)
         except Exception as error:  # whatever a user's loss raises
             raise NatalError(
-                f"the loss does not fit the model's outputs and the batch's targets: {_first_line(error)}"
+                f"the loss does not fit the model's outputs and the batch's targets: {first_line(error)}"
             ) from error
         if not isinstance(value, Tensor):
             raise NatalError(f"the loss must be a tensor of one number, got {type(value).__name__}")
@@ -204,10 +204,6 @@ def _aliases(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
     return list(found.values())
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 Criterion = Callable[[Problem], Scores]
 criteria: Registry[Criterion] = Registry("criterion")
 
@@ -268,7 +264,7 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
             else [None]
         )
     except RuntimeError as error:  # an operation without a derivative of this order
-        said = _first_line(error)
+        said = first_line(error)
         cure = (
             _NEWER
             if "Checkpointing is not compatible" in said
@@ -279,14 +275,6 @@ def gradient(value: Tensor, at: Mapping[str, Tensor], create_graph: bool = False
         raise NatalError(f"the loss does not depend on the model's weights, not even on {next(iter(at))!r}")
     pairs = zip(at.items(), found, strict=True)
     return {name: torch.zeros_like(w) if g is None else g for (name, w), g in pairs}
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """Return a deep copy; raise NatalError where the model holds something that cannot be copied."""
-    try:
-        return deepcopy(model, recomputed(model))
-    except Exception as error:  # whatever an attribute of the user's raises
-        raise NatalError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
 
 
 @contextmanager

@@ -8,7 +8,6 @@ pass of two rows is all it costs.
 
 from __future__ import annotations
 
-import copy
 import copyreg
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,8 +23,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from natal.errors import NatalError
+from natal.errors import NatalError, first_line
 from natal.pruning.mask import first_layer
+from natal.pruning.masked import duplicate
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model is called with: one tensor, the tuple of its arguments, or a mapping of named ones."""
@@ -142,7 +142,7 @@ SIDES = (32, 28, 64, 224, *range(1, 65))
 
 
 def _first_that_fits(model: nn.Module, like: Tensor, shapes: list[tuple[int, ...]]) -> Tensor | None:
-    private = private_copy(model).eval()
+    private = duplicate(model).eval()
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         example = torch.randn(shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
@@ -210,11 +210,6 @@ def capture(model: nn.Module, example: Example, closed: Collection[type] = ()) -
 
 def _unfit(model: nn.Module, error: Exception) -> NatalError:
     return NatalError(f"{type(model).__name__} cannot be run on the example: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    """Return what an exception says first, or its type if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _record(model: nn.Module, example: Example, closed: Collection[type]) -> Tape:
@@ -480,11 +475,3 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             found += [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
     return found
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy to run and read; raise NatalError where it cannot be made."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise NatalError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from natal.errors import NatalError
 from natal.pruning.graph.capture import Example, Tape, capture, on_cpu
 from natal.pruning.graph.operations import RULES
 from natal.pruning.graph.reader import FIXED, Reader, Reading, Step, axes_of, classes, components
+from natal.pruning.masked import duplicate
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def read(
     key = _plain(model, example) if masks is None and not inward else None
     if key is not None and key in _KNOWN:
         return _KNOWN[key]
-    private = copy.deepcopy(model)
+    private = duplicate(model)
     closed = {kind for kind in RULES if isinstance(kind, type)}
     tapes = [capture(private, example, closed)]
     if _idle(private, tapes[0]):
