@@ -130,6 +130,26 @@ def test_what_it_cannot_do_is_refused_in_one_line() -> None:
         fit(PruningCallback(LOTTERY, 0.6, steps=T), 14, interval="epoch")
     with pytest.raises(NatalError, match="is later than the cut"):
         fit(PruningCallback({**LOTTERY, "at": "1it"}, 0.6, steps=T), 14)
+    with pytest.raises(NatalError, match="the trainer's own scheduler; leave scheduler out"):
+        PruningCallback("magnitude", 0.5, steps=3, scheduler=None)
+    with pytest.raises(NatalError, match=r"batch must be a pair \(inputs, targets\), got Tensor"):
+        fit(PruningCallback("snip", 0.5, steps=3, batch=data()[0]), 3)
+
+
+def test_an_error_while_training_leaves_the_model_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from natal.lightning import PruningCallback
+
+    def stumble(trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 2:
+            raise ZeroDivisionError
+
+    callback = PruningCallback("magnitude", 0.5, steps=5)
+    monkeypatch.setattr(callback, "on_train_batch_start", stumble)
+    with pytest.raises(ZeroDivisionError):
+        fit(callback, 5)
+    assert callback.schedule is not None
+    assert callback.schedule.taken == 2
+    assert not callback.schedule.optimizer._optimizer_step_post_hooks
 
 
 def test_the_callback_can_be_copied_before_training() -> None:

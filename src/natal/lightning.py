@@ -27,6 +27,8 @@ class PruningCallback(Callback):  # type: ignore[misc]
     def __init__(
         self, strategy: str | Mapping[str, Any] | Recipe, sparsity: float = 0.9, *, steps: int, **options: Any
     ) -> None:
+        if "scheduler" in options:
+            raise NatalError("PruningCallback takes the trainer's own scheduler; leave scheduler out")
         self.schedule: PruningSchedule | None = None
         self._asked = strategy, sparsity
         self._options = {"steps": steps, **options}
@@ -45,7 +47,7 @@ class PruningCallback(Callback):  # type: ignore[misc]
         if trainer.global_step:
             raise NatalError("PruningCallback begins at birth and cannot go on from a checkpoint")
         options = dict(self._options)
-        if options.get("batch") is not None:
+        if isinstance(options.get("batch"), tuple | list):
             options["batch"] = tuple(
                 part.to(pl_module.device) if isinstance(part, Tensor) else part for part in options["batch"]
             )
@@ -79,3 +81,7 @@ class PruningCallback(Callback):  # type: ignore[misc]
         """Leave the model to itself, its removed weights 0."""
         if self.schedule is not None:
             self.schedule.close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Do so, too, if training ends of an error or Ctrl-C."""
+        self.on_train_end()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -74,3 +76,13 @@ def test_what_is_missing_or_unknown_is_one_line(
     (tmp_path / "file").write_text("")
     with pytest.raises(NatalError, match="name another directory with --out"):
         export.write(results, ["csv"], tmp_path / "file")
+
+
+def test_every_run_has_an_event_file_of_its_own_below_its_folder(results: Results, tmp_path: Path) -> None:
+    names, levels = ("a/b", "a-b", "a%2Fb", ".", ".."), (0.9, 0.9000001)
+    runs = [replace(results.runs[0], strategy=name, sparsity=level) for name in names for level in levels]
+    many = SimpleNamespace(runs=runs, curves=[results.curves[0]] * len(runs))
+    folders = export._tensorboard(many, tmp_path)  # type: ignore[arg-type]
+    files = {path.resolve() for path in tmp_path.rglob("events*")}
+    assert len(files) == len(folders) == 10
+    assert all(path.is_relative_to(tmp_path / "tensorboard/regression/mlp") for path in files)

@@ -95,12 +95,18 @@ def _tensorboard(results: Results, place: Path) -> list[Path]:
     """Write an event file a run, in folders TASK/NETWORK/STRATEGY/SPARSITY/SEED, a step being an optimiser's."""
     paths = []
     for row, curve in zip(results.runs, results.curves, strict=True):
-        parts = (row.task, row.network, row.strategy, f"{row.sparsity:g}", str(row.seed))
-        folder = place / "tensorboard" / Path(*(part.replace("/", "-") for part in parts))
+        parts = (row.task, row.network, row.strategy, repr(row.sparsity).removesuffix(".0"), str(row.seed))
+        folder = place / "tensorboard" / Path(*map(_folder, parts))
         folder.mkdir(parents=True, exist_ok=True)
         _events(folder, curve, {"test_metric": row.test_metric, "train_metric": row.train_metric})
         paths.append(folder)
     return paths
+
+
+def _folder(name: str) -> str:
+    """Return a name as that of a folder, other names as other folders."""
+    name = name.replace("%", "%25").replace("/", "%2F")
+    return name.replace(".", "%2E") if name in (".", "..") else name
 
 
 def _events(folder: Path, curve: Curve, last: Mapping[str, float | None]) -> None:
