@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -238,6 +239,18 @@ def test_a_signal_that_a_library_swallowed_is_still_a_signal(
         signal.signal(signal.SIGTERM, before)
     assert status == 128 + signal.SIGTERM
     assert err.strip() == "natal: stopped, no run is stored in results; the same command goes on from there."
+
+
+def test_too_many_open_files_are_told_with_their_cure(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "some.so")
+
+    monkeypatch.setattr(natal, "plan", full, raising=False)
+    code, out, err = inside("plan")
+    assert (code, out) == (2, "")
+    assert err == "natal: some.so: Too many open files; raise `ulimit -n`; nothing stored was lost\n"
 
 
 def test_a_validation_that_fails_exits_with_1(inside: Inside) -> None:

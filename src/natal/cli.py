@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -565,7 +566,8 @@ def _plain_errors() -> Iterator[None]:
     except BrokenPipeError:  # `natal list | head`
         sys.exit(128 + _PIPE)
     except OSError as error:
-        sys.exit(_complain(f"{error.filename or 'output'}: {error.strerror}; nothing stored was lost"))
+        cure = "raise `ulimit -n`; " if error.errno == errno.EMFILE else ""
+        sys.exit(_complain(f"{error.filename or 'output'}: {error.strerror}; {cure}nothing stored was lost"))
     except Exception as error:
         if sys.stdout is None or sys.stdout.closed:
             sys.exit(_complain("a plugin has closed the standard output; nothing stored was lost"))
