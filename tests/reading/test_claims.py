@@ -34,7 +34,7 @@ RUNS = [*toy({0: 1.0, 0.5: 0.98, 0.7: 0.94, 0.9: 0.5}), *toy({0: 1.0, 0.5: 0.9, 
 
 
 def check(quantity: Any, published: float | None = None, runs: Any = RUNS, **where: Any) -> Checked:
-    claim = Claim(text="", quantity=quantity, published=published, **{"task": "t", "strategy": "a", **where})
+    claim = Claim(text="x", quantity=quantity, published=published, **{"task": "t", "strategy": "a", **where})
     return check_claim(runs, claim, STUDY, {"t": FACTS})
 
 
@@ -192,7 +192,7 @@ def reached(quantity: Any, at: dict[str, list[int | None]], **where: Any) -> Che
         curve(run, {1: 0.1, **({steps: 0.9} if (steps := at[run.strategy][run.seed]) else {}), 100: 0.5})
         for run in CURVED
     ]
-    claim = Claim(text="", quantity=quantity, task="t", strategy="a", sparsity=0.5, value=0.9, **where)
+    claim = Claim(text="x", quantity=quantity, task="t", strategy="a", sparsity=0.5, value=0.9, **where)
     return check_claim(CURVED, claim, STUDY, {"t": FACTS}, lambda: curves)
 
 
@@ -251,7 +251,7 @@ def test_an_effect_smaller_than_the_test_rows_can_show_cannot_be_judged(
         for seed in range(3)
     ]
     claim = Claim(
-        text="", quantity="difference", task="t", strategy="a", against="b", sparsity=0.5,
+        text="x", quantity="difference", task="t", strategy="a", against="b", sparsity=0.5,
         published=published, at_least=bound,
     )  # fmt: skip
     checked = check_claim(runs, claim, STUDY, {"t": replace(FACTS, test_rows=rows)})
