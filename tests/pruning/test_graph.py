@@ -691,6 +691,15 @@ def test_a_size_that_the_code_states_keeps_its_group_whole_and_is_named() -> Non
     torch.testing.assert_close(small(x), ticket(x))
 
 
+def test_a_group_that_is_refused_goes_by_its_layer_not_by_a_table() -> None:
+    net = Of(
+        lambda m, x: m.c((m.table[torch.arange(4)] + m.b(m.a(x).relu())).view(-1, 4, 8).relu()),
+        table=nn.Parameter(torch.randn(4, 8)), a=nn.Linear(3, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 2),
+    ).eval()  # fmt: skip
+    with pytest.warns(UserWarning, match="because of 'b.weight': without them its code fails: "):
+        pruned(net, randn(2, 4, 3))
+
+
 def test_a_flag_that_decides_what_runs_is_tried_both_ways() -> None:
     def forward(m: Any, x: Tensor, flip: bool = False) -> Tensor:
         h = m.a(x)

@@ -251,13 +251,15 @@ class _Trials:
         return Shrunk(small, kept, aliases)
 
 
-def _named(key: Sequence[tuple[str, int]]) -> str:
-    return next((name for name, axis in key if axis == 0), key[0][0])
+def _named(key: Sequence[tuple[str, int]], graph: Graph) -> str:
+    """Return the weight that a group goes by: that of the first layer that makes it, or else a table."""
+    makers = [name for name, axis in key if graph.found.rows.get(name) == axis] or [key[0][0]]
+    return next((name for name in makers if name in graph.found.columns), makers[0])
 
 
 def _told(graph: Graph, trials: _Trials) -> dict[str, str]:
     """Return what stays although the mask leaves nothing of it, and why."""
-    told = {f"{_named(key)!r}": why for key, why in trials.refused.items()}
+    told = {f"{_named(key, graph)!r}": why for key, why in trials.refused.items()}
     masks = {graph.alias[name]: kept for name, kept in trials.mask.items().items()}
     removed = torch.zeros_like(graph.root, dtype=torch.bool)
     for name, axis in graph.found.rows.items():
