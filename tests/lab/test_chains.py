@@ -328,6 +328,23 @@ def test_a_mask_that_is_lost_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
+def test_states_that_are_damaged_are_told_by_validate(tmp_path: Path) -> None:
+    natal.run(chains(TICKET, keep=["end"]), tmp_path)
+
+    def said() -> list[str]:
+        return [line for line in validate(tmp_path) if line.startswith("state ")]
+
+    assert said() == []
+    short, flipped, *_ = sorted((tmp_path / "states").glob("*@end.safetensors"))
+    content = flipped.read_bytes()
+    short.write_bytes(short.read_bytes()[:-8])
+    flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    wrong = said()
+    assert [line.split()[1] for line in wrong] == [short.stem, flipped.stem]
+    assert all(line.endswith("remove it, and `natal run` makes it again") for line in wrong)
+
+
+@pytest.mark.usefixtures("no_report")
 def test_a_dense_network_has_a_mask_whatever_the_control(tmp_path: Path) -> None:
     strategies = [{"criterion": "snip"}, {"criterion": "snip", "control": "small-dense"}]
     results = natal.run(chains(*strategies, sparsities=[0.0], share=False), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -18,7 +19,7 @@ from natal.wording import describe
 
 Module = nn.Module
 
-__all__ = ["Mask", "Module", "State", "mask", "network", "state"]
+__all__ = ["Mask", "Module", "State", "damaged", "mask", "network", "state"]
 
 
 def state(study: Study, directory: Path, run: Run, key: str, clock: str) -> State:
@@ -69,6 +70,16 @@ def network(study: Study, directory: Path, run: Run, key: str, clock: str) -> Mo
         net = birth.newborn(study, run, split)
     net.load_state_dict(dict(found.tensors))
     return net.eval()
+
+
+def damaged(directory: Path) -> Iterator[str]:
+    """Yield what is wrong with the states and masks that a directory keeps, a line each."""
+    there = States(directory)
+    for place in sorted(there.there()[0]):
+        try:
+            states.unpack(there.read(place), f"state {place}")
+        except NatalError as error:
+            yield str(error)
 
 
 def _stage(study: Study, run: Run) -> tuple[Stage, Timeline]:

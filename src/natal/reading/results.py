@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ from natal.notebook import Rows, html
 from natal.reading import stats
 from natal.reading.connectivity import Line, lines
 from natal.reading.rows import Attempt, Curve, InParts, Row, Runs, columns, curve, rows
-from natal.store import FILE, Failure, NetworkFacts, Store, Table, TaskFacts, chosen, mapping
+from natal.store import FILE, Failure, NetworkFacts, States, Store, Table, TaskFacts, chosen, mapping
 from natal.study import PAPERS, Maker, Run, Setting, Study
 from natal.wording import describe, on_one_line, plural
 
@@ -210,6 +211,13 @@ class Results:
 
         row = self._row(run)
         return restore.network(self.study, self.directory, row.run, row.key, clock)
+
+    def damaged_states(self) -> Iterator[str]:
+        """Yield what is wrong with the states and masks that are kept, where the lab is installed to read them."""
+        if any(States(self.directory).there()) and util.find_spec("torch"):
+            from natal.lab import restore
+
+            yield from restore.damaged(self.directory)
 
     def _row(self, run: Run | Row) -> Row:
         wanted = run.run if isinstance(run, Row) else run

@@ -510,6 +510,10 @@ def _proof(results: Results, row: Row, recipe: Recipe, proofs: Mapping[str, Any]
             yield f"its first learning rate was {begun['learning_rate']}, the study says {row.learning_rate * factor}"
 
 
+def _states(results: Results) -> Iterator[str]:
+    yield from _few(results.damaged_states())
+
+
 # -- the outputs -----------------------------------------------------------------------------------------
 
 
@@ -565,7 +569,7 @@ def _first_difference(content: bytes, wanted: bytes) -> int:
     return next(same, min(len(ours), len(theirs)))
 
 
-_CHECKS = (_complete, _dense, _provenance, _numbers, _each, _outputs)
+_CHECKS = (_complete, _dense, _provenance, _numbers, _each, _states, _outputs)
 
 
 def _few(errors: Iterable[str]) -> Iterator[str]:
