@@ -384,7 +384,11 @@ def test_what_another_command_finishes_meanwhile_is_not_trained_again(
         ({}, {"engine": "batch"}, "unknown engine 'batch'; did you mean 'batched'"),
         ({}, {"device": "tpu"}, "unknown device 'tpu'; this machine has: cpu"),
         ({}, {"device": "cpu:1"}, "unknown device 'cpu:1'; this machine has: cpu"),
-        ({"training": {"validation_fraction": 0.001}}, {}, "validation_fraction 0.001 of task 'regression'"),
+        (
+            {"training": {"validation_fraction": 0.001}},
+            {},
+            "training.validation_fraction = 0.001 of the 160 rows of task 'regression' is 0",
+        ),
         (
             {"training": {"validation_fraction": 0.006}},
             {},
