@@ -92,9 +92,8 @@ def _be_natal(
     os.environ.update(environment | PLAIN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests themselves ignore it
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, [signal.SIGINT]
-    )  # natal's workers never get it, a command does
+    # natal's workers, whose fork server this may come from, never get them; a command does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGHUP])
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.argv = ["natal", *words]
