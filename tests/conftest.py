@@ -45,6 +45,11 @@ def tiny(**changes: Any) -> dict[str, Any]:
     return {**TINY, **changes, "training": training}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_site.py", "test_docs.py", "test_package.py"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Let layers and rows that a test draws without a seed of its own be the same in every run."""
