@@ -15,45 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def deterministic(device: str = "cpu") -> Iterator[None]:
-    """Run under torch's deterministic algorithms, in float32 as it is, whatever the caller has chosen.
-
-    The caller's default dtype, autocast, inference mode and shorter float32 products (TF32, bfloat16) would give other
-    bits.
-    """
-    if device != "cpu":  # cuBLAS reads it when first used; without it torch refuses its products
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn
-    tried, short = cudnn.benchmark, cudnn.allow_tf32
-    before = torch.get_deterministic_debug_mode()
-    memory = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    # the same switch as torch.use_deterministic_algorithms(True), which also imports the compiler, for a second
-    torch.set_deterministic_debug_mode("error")
-    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
-    torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
-    cudnn.benchmark = cudnn.allow_tf32 = False
-    # on an accelerator the fused kernels of attention add gradients up in any order
-    attention = nullcontext() if device == "cpu" else sdpa_kernel(SDPBackend.MATH)
-    try:
-        with (
-            attention,
-            torch.inference_mode(False),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32 = tried, short
-        torch.set_float32_matmul_precision(precision)
-        torch.set_default_dtype(dtype)
-        torch.set_deterministic_debug_mode(before)
-        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-
-
-@contextmanager
 def defaults_given_back() -> Iterator[None]:
     """Give torch's default dtype and device back as they were: a criterion, task or network may set them for all."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
@@ -62,9 +23,47 @@ def defaults_given_back() -> Iterator[None]:
     finally:
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            torch.set_default_device(
-                None if device.type == "cpu" else device
-            )  # None: torch's own, which costs nothing
+            # None is torch's own, the CPU, and costs nothing with each operation
+            torch.set_default_device(None if device.type == "cpu" else device)
+
+
+@contextmanager
+def deterministic(device: str = "cpu") -> Iterator[None]:
+    """Run under torch's deterministic algorithms, in float32 as it is, whatever the caller has chosen.
+
+    The caller's default dtype, autocast, inference mode and shorter float32 products (TF32, bfloat16) would give other
+    bits.
+    """
+    if device != "cpu":  # cuBLAS reads it when first used; without it torch refuses its products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    tried, short = cudnn.benchmark, cudnn.allow_tf32
+    before = torch.get_deterministic_debug_mode()
+    memory = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    # the same switch as torch.use_deterministic_algorithms(True), which also imports the compiler, for a second
+    torch.set_deterministic_debug_mode("error")
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost: no one reads it unwritten
+    torch.set_float32_matmul_precision("highest")
+    cudnn.benchmark = cudnn.allow_tf32 = False
+    # on an accelerator the fused kernels of attention add gradients up in any order
+    attention = nullcontext() if device == "cpu" else sdpa_kernel(SDPBackend.MATH)
+    try:
+        with (
+            defaults_given_back(),
+            attention,
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = tried, short
+        torch.set_float32_matmul_precision(precision)
+        torch.set_deterministic_debug_mode(before)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextmanager

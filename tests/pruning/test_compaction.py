@@ -606,6 +606,9 @@ class Returning(nn.Module):
 
 
 @pytest.mark.parametrize("kind", RETURNED)
+@pytest.mark.filterwarnings(
+    "ignore:units of these layers are kept whole"
+)  # a distribution normalises its logits
 def test_whatever_a_network_returns_is_compared(kind: str) -> None:
     net, x = Returning(kind).double().eval(), torch.randn(5, 3, dtype=torch.float64)
     mask = prune(net, 0.5, "magnitude", "layerwise", "neuron", batch=(x, None))

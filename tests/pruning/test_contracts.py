@@ -25,7 +25,9 @@ from natal.study import SCOPES, Control
 from networks import network
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore:criterion .* score 0")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:criterion .* score 0", "ignore:units of these layers are kept whole"
+)
 
 CRITERIA = sorted(name for name in criteria if criteria[name].__module__.startswith("natal."))
 GRANULARITIES: dict[str, Any] = {

@@ -87,7 +87,7 @@ L2: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", L2)
-@pytest.mark.filterwarnings("ignore:units of these layers are kept whole")
+@pytest.mark.filterwarnings("ignore:units of these layers are kept whole", "ignore:constant units")
 def test_l2_channels_go_not_positions(kind: str) -> None:
     net = Of(
         lambda m, x: m.c(L2[kind](m, x).reshape(len(x), 8, -1).sum(2)),

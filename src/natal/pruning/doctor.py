@@ -26,6 +26,7 @@ from natal.pruning.graph.paths import paths as walk
 from natal.pruning.graph.units import read
 from natal.pruning.mask import Mask, is_layer, unit_axes
 from natal.pruning.masked import check, masked, remove, unmasked
+from natal.wording import plural
 
 Severity = Literal["fatal", "warning", "note"]
 SIGNIFICANT = 1e-3
@@ -120,9 +121,8 @@ class Diagnosis(Shown):
 
     def _line(self) -> str:
         counts = [sum(f.severity == severity for f in self.findings) for severity in get_args(Severity)]
-        words = {"warning": "warnings", "note": "notes"}
         told = [
-            f"{n} {severity if n == 1 else words.get(severity, severity)}"
+            f"{n} fatal" if severity == "fatal" else plural(n, severity)
             for n, severity in zip(counts, get_args(Severity), strict=True)
             if n
         ]

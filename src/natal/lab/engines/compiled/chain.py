@@ -47,7 +47,7 @@ LAYER = np.dtype(
             "biases", "kept_biases",  # the same for biases
             "pattern",  # where its pattern begins: a dense matrix's gaps, or compressed rows
             "bias_places",  # where the neurons of the biases begin in the pattern
-            "turned",  # where its weights (sparse) begin among the room's, in transposed order
+            "values",  # where its weights (sparse) begin among the room's, in transposed order
             "before", "after",  # where its inputs and outputs begin among activations, in neurons
         )
     ]
@@ -71,7 +71,8 @@ class Net(NamedTuple):
 class Layout:
     """Where the numbers of a chain lie; ``tokens``: the first layer's inputs are positions of ones.
 
-    ``live``: the neurons computed, of each layer's inputs and of the last one's outputs.
+    ``live``: the neurons computed, of each layer's inputs and of the last one's outputs. ``size``: of theta;
+    ``values``: of the weights that the room holds in transposed order.
     """
 
     net: Net
@@ -79,7 +80,7 @@ class Layout:
     live: tuple[Array, ...]
     kept: tuple[tuple[Array, Array | None], ...]
     size: int
-    turned: int
+    values: int
 
     def places(self) -> Iterator[tuple[tuple[Array, Array], tuple[Array, Array]]]:
         """Yield for each layer's weight and bias where its live numbers are in it and where in theta.
@@ -127,7 +128,7 @@ def lay_out(chain: Sequence[Linear], tokens: bool, *, drop: bool = True) -> Layo
 
     layers = np.zeros(len(chain), LAYER)
     pattern: list[Array] = []
-    theta = indices = among = neurons = 0
+    theta = indices = values = neurons = 0
     for n, linear in enumerate(chain):
         layer, turned = layers[n], tokens and n == 0
         of = linear.kept[np.ix_(live[n + 1], live[n])]
@@ -154,17 +155,17 @@ def lay_out(chain: Sequence[Linear], tokens: bool, *, drop: bool = True) -> Layo
         layer["inputs"], layer["outputs"], layer["kind"], layer["relu"] = inputs, outputs, kind, linear.relu
         layer["weights"], layer["kept"] = theta, kept
         layer["biases"], layer["kept_biases"] = theta + wide(kept), len(biases)
-        layer["pattern"], layer["turned"] = indices, among
+        layer["pattern"], layer["values"] = indices, values
         pattern += [*found, biases]
         layer["bias_places"] = indices + sum(map(len, found))
         layer["before"], layer["after"] = neurons, neurons + wide(inputs)
         theta += wide(kept) + wide(len(biases))
         indices += sum(map(len, found)) + len(biases)
-        among += wide(room)
+        values += wide(room)
         neurons += wide(inputs)
     net = Net(layers, np.concatenate(pattern).astype(np.int32), _block(layers))
     kept_ = tuple((linear.kept, linear.kept_bias) for linear in chain)
-    return Layout(net, tokens, tuple(live), kept_, theta, among)
+    return Layout(net, tokens, tuple(live), kept_, theta, values)
 
 
 def _block(layers: Array) -> int:

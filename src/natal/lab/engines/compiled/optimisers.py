@@ -28,7 +28,10 @@ class Rule(NamedTuple):
 
 @inlined
 def _kept_squares(net: Net, gradient: Array) -> float:
-    """Return Σ g² over what is kept, one sum a lane: a layer's k-th kept number is in lane k mod `LANES`."""
+    """Return Σ g² over what is kept, one sum a lane: a layer's k-th kept number is in lane k mod `LANES`.
+
+    Where a layer has no gaps, the zeros that fill its rows up to whole vectors are counted with the rest.
+    """
     squares = np.zeros(LANES)
     for n in range(len(net.layers)):
         layer = net.layers[n]

@@ -64,7 +64,7 @@ class Room(NamedTuple):
     back: Array
     inputs: Array
     turned: Array
-    kept: Array  # sparse layers' weights in their transposed order
+    values: Array  # sparse layers' weights in their transposed order
     biases: Array
     top: Array
     total: Array
@@ -77,7 +77,7 @@ def room(layout: Layout, dtype: type) -> Room:
     inputs, most = widths[1 if layout.tokens else 0], max(widths[1:])
     turned = max([widths[1] if layout.tokens else 0, *widths[1:-1]])
     sizes = (
-        sum(widths) * n, most * n, most * n, inputs * n, turned * n, layout.turned, most, n, n,
+        sum(widths) * n, most * n, most * n, inputs * n, turned * n, layout.values, most, n, n,
     )  # fmt: skip
     return Room(*(aligned((size,), dtype) for size in sizes))
 
@@ -109,7 +109,7 @@ def _turn_kept(net: Net, theta: Array, room: Room) -> None:
         if layer.kind == SPARSE:
             numbers = _compressed(layer, net.pattern)[4]
             for k in range(layer.kept):
-                room.kept[layer.turned + k] = theta[layer.weights + numbers[k]]
+                room.values[layer.values + k] = theta[layer.weights + numbers[k]]
 
 
 @inlined
@@ -249,7 +249,7 @@ def _backward(net: Net, theta: Array, gradient: Array, data: Data, rows: Array, 
         pulled = part(spare, 0, wide(layer.inputs), n)
         pulled[:] = 0
         if layer.kind == SPARSE:
-            values = room.kept[layer.turned : layer.turned + layer.kept]
+            values = room.values[layer.values : layer.values + layer.kept]
             add_sparse_product(turned_starts, turned_columns, values, pull, pulled[: layer.inputs])
         else:
             weights = _matrix(layer, theta, False)
