@@ -183,8 +183,10 @@ class View:
         self.live.refresh()
 
     def training(self, runs: Sequence[Run]) -> None:
-        """Show what is being trained, the runs of one cell together."""
-        self.begun = runs
+        """Show what is being trained, the runs of one cell together; the first at once, however short the study."""
+        first, self.begun = not self.begun, runs
+        if first:
+            self.live.refresh()
 
     def finished(self, position: int, run: Run, outcome: Outcome, field: str) -> None:
         """Move the bar on and show the run's result."""
