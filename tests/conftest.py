@@ -119,14 +119,19 @@ def trainings(directory: Path) -> dict[str, tuple[object, ...]]:
 Natal = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session")
+def kernels(tiny_results: Results) -> None:
+    """Have the kernels compiled: the first command that needs them says that it compiles them."""
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Natal:
+def cli(tmp_path: Path, kernels: None) -> Natal:
     """Run ``natal`` with some words in a process of its own, in an empty directory."""
     return lambda *words: Command(tmp_path, *words).wait()
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+def started(tmp_path: Path, kernels: None) -> Iterator[Callable[..., Command]]:
     """Start ``natal`` likewise and return it running; none outlives the test."""
     commands: list[Command] = []
 
