@@ -109,7 +109,7 @@ def fill(directory: Path, planned: Plan, points: int) -> None:
                 }
                 numbers = {"train_metric": metric, "val_metric": float(curve[-1]), "test_metric": metric}
                 one = {**what, **numbers, "final_loss": float(loss[-1])}
-                insert(db, *columns(key, "finished", by[run.setting], one, lines))
+                insert(db, by[run.setting], columns(key, "finished", one, lines))
         store.note(finished_at="2026-11-26T00:00:00Z", deterministic=True)
 
 

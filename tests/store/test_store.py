@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import pickle
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from natal.lab.plan import writable
 from natal.store import FILE, Failure, Outcome, Store, chosen, mapping, sqlite
 from natal.store.migrations import MIGRATIONS, one_to_two
 from natal.store.sqlite import APPLICATION, FORMAT
+from natal.store.training import Written, columns, written
 from natal.study import Maker
 from reference_store import FACTS_1, old, tamper
 
@@ -96,6 +98,29 @@ def test_what_is_stored_is_read_back_to_the_last_bit(store: Store) -> None:
         assert {n: c.tobytes() for n, c in read.curves.items()} == {
             n: c.tobytes() for n, c in wrote.curves.items()
         }
+
+
+@pytest.mark.parametrize("one", [FINISHED, DIVERGED], ids=lambda one: one.status)
+def test_what_comes_with_its_columns_is_stored_as_it_would_be_without(one: Outcome, tmp_path: Path) -> None:
+    one = replace(
+        one, diagnosis={"findings": [["note", "é"]], "effective_sparsity": 0.1}, proofs={"held": True}
+    )
+    came: Written = pickle.loads(pickle.dumps(written(one)))
+    assert came.columns == columns(one.key, one.status, one.facts(), one.curves)
+    assert [dict(mapping) for mapping in (came.diagnosis, came.proofs)] == [one.diagnosis, one.proofs]
+    other = replace(came, key="other", kept=7, proofs={**came.proofs, "held": False})
+    assert other.columns is None
+    dumps = []
+    for name, those in (
+        ("came", [came, other]),
+        ("made", [one, replace(one, key="other", kept=7, proofs={"held": False})]),
+    ):
+        with Store.create(tmp_path / name) as store:
+            store.add(those)
+            dumps.append(
+                [line for line in store._db.iterdump() if not line.startswith('INSERT INTO "manifest"')]
+            )
+    assert dumps[0] == dumps[1]
 
 
 def test_a_stored_training_is_never_replaced(store: Store) -> None:

@@ -30,7 +30,7 @@ from natal.lab.plan import Job
 from natal.lab.worker import Made
 from natal.machine import HOME
 from natal.store import Failure
-from natal.store.packing import Packed
+from natal.store.training import written
 from natal.study import Study
 
 UNKNOWN = b""
@@ -193,8 +193,8 @@ def pack(came: Sequence[Made | Failure]) -> bytes:
 
 
 def _bare(one: Made) -> Made:
-    """Return what was made without its states, the curves as they will be stored: the command only passes them on."""
-    return replace(one, states={}, outcome=replace(one.outcome, curves=Packed(one.outcome.curves)))
+    """Return what was made without its states, as it will be stored: the command only passes it on."""
+    return replace(one, states={}, outcome=written(one.outcome))
 
 
 def unpack(content: bytes) -> list[Made | Failure]:

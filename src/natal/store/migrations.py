@@ -80,10 +80,8 @@ def two_to_three(db: sqlite3.Connection) -> None:
             lines = db.execute("SELECT name, numbers FROM curve_2 WHERE key = ?", (key,))
             curves = {name: np.frombuffer(numbers) for name, numbers in lines}
             order = sorted(curves, key=lambda name: (name != "step", name != "train_loss", name))
-            training = columns(
-                key, status, maker(db, made_by), json.loads(text), {name: curves[name] for name in order}
-            )
-            number = insert(db, *training)
+            training = columns(key, status, json.loads(text), {name: curves[name] for name in order})
+            number = insert(db, maker(db, made_by), training)
             db.execute("UPDATE training SET finished_at = ? WHERE id = ?", (when, number))
         last = rows[-1][0]
         # what has moved gives its room to what comes next

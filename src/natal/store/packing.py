@@ -29,11 +29,27 @@ def digest_of_row(values: Sequence[object]) -> int:
     return digest(ascii(tuple(values)).encode())
 
 
+class Text(Mapping[str, Any]):
+    """A JSON object as its text, which travels so and is read where somebody looks into it, each time."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __getitem__(self, name: str) -> Any:
+        return json.loads(self.text)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(json.loads(self.text))
+
+    def __len__(self) -> int:
+        return len(json.loads(self.text))
+
+
 class Packed(Mapping[str, NDArray[np.float64]]):
     """Curves as they are stored, which travel so, too, and are unpacked only where somebody looks at them."""
 
-    def __init__(self, curves: Mapping[str, NDArray[np.float64]]) -> None:
-        self.lines, self.numbers = pack(curves)
+    def __init__(self, lines: str, numbers: bytes) -> None:
+        self.lines, self.numbers = lines, numbers
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         return unpack(self.lines, self.numbers)[name]
@@ -51,8 +67,6 @@ def pack(curves: Mapping[str, NDArray[np.float64]]) -> tuple[str, bytes]:
     A line takes four bytes a number where float32 holds each exactly, as it does what torch measured, else
     eight. Compression would save a third more, and cost the coordinator more time than all else it does for a run.
     """
-    if isinstance(curves, Packed):
-        return curves.lines, curves.numbers
     lines, numbers = [], []
     for name, line in curves.items():
         line = np.asarray(line, np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from typing import Any
 
@@ -131,9 +131,9 @@ class Outcome:
     seconds: float
     made_by: Maker
     deterministic: bool
-    diagnosis: dict[str, Any]
+    diagnosis: Mapping[str, Any]
     curves: Curves = field(repr=False)
-    proofs: dict[str, Any] = field(default_factory=dict)
+    proofs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def epochs_trained(self) -> float:
@@ -146,13 +146,15 @@ class Outcome:
         return whole(self.best_step / self.steps_per_epoch)
 
     def facts(self) -> dict[str, Any]:
-        """Return the fields that are stored as one JSON text: all but the key, the status, the maker and the curves."""
-        apart = ("key", "status", "made_by", "curves")
-        return {name: value for name, value in self.__dict__.items() if name not in apart}
+        """Return what it says of itself: its fields but the key, the status, the maker and the curves."""
+        return {name: getattr(self, name) for name in _FACTS}
 
     def maker(self) -> dict[str, Any]:
         """Return who made it, JSON-ready."""
         return asdict(self.made_by)
+
+
+_FACTS = [f.name for f in fields(Outcome) if f.name not in ("key", "status", "made_by", "curves")]
 
 
 @dataclass(frozen=True)

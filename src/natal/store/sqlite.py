@@ -29,7 +29,7 @@ from natal.store import packing
 from natal.store.migrations import MIGRATIONS
 from natal.store.record import Curves, Failure, Outcome
 from natal.store.search import deciding
-from natal.store.training import COLUMNS, SCHEMA, Table, columns, insert, maker, outcome, table
+from natal.store.training import COLUMNS, SCHEMA, Table, columns_of, insert, maker, outcome, table
 from natal.study import Maker, Run, Study, digest, one_line
 
 T = TypeVar("T")
@@ -206,7 +206,7 @@ class Store:
                     self._db.execute("DELETE FROM failure WHERE key = ?", (o.key,))
                 if o.made_by not in numbers:
                     numbers[o.made_by] = maker(self._db, json.dumps(o.maker()))
-                insert(self._db, *columns(o.key, o.status, numbers[o.made_by], o.facts(), o.curves))
+                insert(self._db, numbers[o.made_by], columns_of(o))
             self._write_manifest(manifest)
 
     def _write_manifest(self, entries: dict[str, Any]) -> None:

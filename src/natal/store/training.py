@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,17 +39,49 @@ trainings that could not be made, until they are.
 """
 
 
-def columns(
-    key: str, status: str, maker: int, facts: Mapping[str, Any], curves: Curves
-) -> tuple[tuple[Any, ...], tuple[str, str], tuple[str, bytes]]:
-    """Return a training as format 3 has it: its row from ``key`` to ``digest``, its detail and its curves."""
+class Columns(NamedTuple):
+    """A training as format 3 has it: its row but for ``maker`` and ``digest``, its detail and its curves."""
+
+    row: tuple[Any, ...]
+    detail: tuple[str, str]
+    curve: tuple[str, bytes]
+
+
+@dataclass(frozen=True)
+class Written(Outcome):
+    """A training with its columns, worked out where it was made: the command that stores it has many others.
+
+    A copy with other fields has none.
+    """
+
+    columns: Columns | None = field(init=False, default=None, repr=False, compare=False)
+
+
+def written(o: Outcome) -> Written:
+    """Return a training with its columns; its diagnosis, proofs and curves are read from there."""
+    made = columns(o.key, o.status, o.facts(), o.curves)
+    diagnosis, proofs = map(packing.Text, made.detail)
+    apart = {"diagnosis": diagnosis, "proofs": proofs, "curves": packing.Packed(*made.curve)}
+    new = Written(**{f.name: getattr(o, f.name) for f in fields(Outcome)} | apart)
+    object.__setattr__(new, "columns", made)
+    return new
+
+
+def columns_of(o: Outcome) -> Columns:
+    """Return a training's columns."""
+    made = o.columns if isinstance(o, Written) else None
+    return columns(o.key, o.status, o.facts(), o.curves) if made is None else made
+
+
+def columns(key: str, status: str, facts: Mapping[str, Any], curves: Curves) -> Columns:
+    """Return a training's columns from what it says of itself."""
     diagnosis, proofs = facts["diagnosis"], facts.get("proofs", {})
-    detail = json.dumps(diagnosis), json.dumps(proofs)
+    detail = json.dumps(dict(diagnosis)), json.dumps(dict(proofs))
     lines, numbers = packing.pack(curves)
     findings = diagnosis.get("findings", ())
     planned = facts["steps_planned"]
     row = (
-        key, status, maker,
+        key, status,
         *(int(facts[n]) for n in ("total_params", "nonzero_params", "prunable", "kept")),
         json.dumps(facts["densities"]), int(facts["steps_per_epoch"]), None if planned is None else int(planned),
         int(facts["steps_trained"]), int(facts["best_step"]),
@@ -60,17 +93,18 @@ def columns(
         int(proofs.get("restarted", {}).get("step", 0)), int("never_begun" not in proofs),
         packing.digest(*(text.encode() for text in detail)), packing.digest(lines.encode(), numbers),
     )  # fmt: skip
-    return (*row, packing.digest_of_row(row)), detail, (lines, numbers)
+    return Columns(row, detail, (lines, numbers))
 
 
-def insert(db: sqlite3.Connection, row: tuple[Any, ...], detail: Any, curve: Any) -> int | None:
-    """Store what `columns` returned; return its id, None if its key was there already."""
-    places = ", ".join("?" * len(row))
-    added = db.execute(f"INSERT OR IGNORE INTO training ({', '.join(COLUMNS)}) VALUES ({places})", row)
+def insert(db: sqlite3.Connection, maker: int, made: Columns) -> int | None:
+    """Store a training; return its id, None if its key was there already."""
+    key, status, *rest = made.row
+    row = (key, status, maker, *rest)
+    added = db.execute(_INSERT, (*row, packing.digest_of_row(row)))
     if not added.rowcount:
         return None
-    db.execute("INSERT INTO detail VALUES (?, ?, ?)", (added.lastrowid, *detail))
-    db.execute("INSERT INTO curve VALUES (?, ?, ?)", (added.lastrowid, *curve))
+    db.execute("INSERT INTO detail VALUES (?, ?, ?)", (added.lastrowid, *made.detail))
+    db.execute("INSERT INTO curve VALUES (?, ?, ?)", (added.lastrowid, *made.curve))
     return added.lastrowid
 
 
@@ -80,6 +114,7 @@ COLUMNS = (
     "final_loss", "constant", "seconds", "deterministic", "effective_sparsity", "collapses_at", "severity",
     "first_step", "begun", "detail", "curve", "digest",
 )  # fmt: skip
+_INSERT = f"INSERT OR IGNORE INTO training ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
 def maker(db: sqlite3.Connection, made_by: str) -> int:
