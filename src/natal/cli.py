@@ -225,7 +225,7 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     from natal.lab.estimate import measure
     from natal.progress import outdated
     from natal.reading.wording import network, power
-    from natal.wording import duration, on_one_line, percent, place, plural
+    from natal.wording import duration, listed, on_one_line, percent, place, plural
 
     study, total = planned.study, len(planned.grid)
     yield "study", f"{study.name}: {on_one_line(study.description)}" if study.description else study.name
@@ -234,9 +234,9 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
         refused = planned.settings[about.setting].refused
         why = "".join(f", not {name}: {reason}" for name, reason in refused.items())
         yield "network", f"{network(about)}; engine {about.engine}{why}"
-    yield "strategies", ", ".join(recipe.name for recipe in study.strategies)
-    yield "sparsities", ", ".join(percent(s) for s in study.sparsities)
-    yield "seeds", ", ".join(str(s) for s in study.seeds)
+    yield "strategies", listed(recipe.name for recipe in study.strategies)
+    yield "sparsities", listed(percent(s) for s in study.sparsities)
+    yield "seeds", listed(study.seeds)
     yield "power", power(len(study.seeds))
     yield (
         "runs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,20 @@ def percent(share: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun, as in ``1 strategy`` and ``2 strategies``."""
     if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("ch") else f"{noun}s"
     return f"{count} {noun}"
+
+
+LISTED = 40
+"""Names or numbers that a line lists: a study may have thousands."""
+
+
+def listed(words: Iterable[object]) -> str:
+    """Return words one after the other, of too many the first and the last."""
+    every = [str(word) for word in words]
+    if len(every) > LISTED:
+        every = [*every[: LISTED - 2], "...", every[-1]]
+    return ", ".join(every)
 
 
 def perhaps_percent(sparsity: float) -> str:

@@ -54,6 +54,10 @@ def test_the_plan_of_the_paper(tmp_path: Path) -> None:
     assert (len(planned.grid), planned.trainings, planned.shared) == (144, 132, 12)
     assert (len(planned.pending), planned.done) == (132, [])
     assert {training.key for training in planned.pending} == {key for _, key in planned.grid}
+    assert planned.grid[3] == planned.grid[3:4][0] == list(planned.grid)[3]
+    # a planned run is its row and its key: all seeds of a cut at birth share the rest
+    cut = [training for training in planned.pending if training.run.sparsity]
+    assert len({id(t.stage) for t in cut}) == len({t.run._replace(seed=0) for t in cut}) < len(cut)
     assert list(tmp_path.iterdir()) == []
 
 

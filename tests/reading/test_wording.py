@@ -10,7 +10,7 @@ import pytest
 from natal.reading import wording
 from natal.reading.stats import summarise
 from natal.study import Recipe, Run
-from natal.wording import brief, describe, percent, plural
+from natal.wording import brief, describe, listed, percent, plural
 
 
 @pytest.mark.parametrize(("value", "form", "shown"), [
@@ -24,6 +24,25 @@ def test_numbers_never_run_too_wide(value: float | None, form: str, shown: str) 
 def test_ranks_are_written_as_spans() -> None:
     assert wording.spans([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
     assert wording.spans([]) == "-"
+
+
+@pytest.mark.parametrize(("seeds", "said"), [
+    (1, "1 seed: no difference can be significant at 0.05 (the smallest p-value of an exact paired test is 1); 6"),
+    (6, "6 seeds: a difference that all of them share has p = 0.031; corrected for many comparisons it stays below "
+        "0.05 among 1 comparison at most"),
+    (27, "p = 1.5e-08; corrected for many comparisons it stays below 0.05 among 3355443 comparisons at most"),
+    (28, "28 seeds: a difference that all of them share has p < 1e-8; corrected for a million comparisons it stays"),
+    (2000, "2000 seeds: a difference that all of them share has p < 1e-8"),
+])  # fmt: skip
+def test_what_so_many_seeds_can_show(seeds: int, said: str) -> None:
+    assert said in wording.power(seeds)
+
+
+def test_of_many_names_the_first_and_the_last_are_listed() -> None:
+    assert listed(range(3)) == "0, 1, 2"
+    assert listed(range(40)).endswith("38, 39")
+    assert listed(range(2000)).startswith("0, 1, 2, 3, 4")
+    assert listed(range(2000)).endswith(", 36, 37, ..., 1999")
 
 
 def test_levels_shares_and_intervals() -> None:

@@ -29,7 +29,7 @@ def chain(of: Study, sparsity: float, strategy: str = "m") -> list[Stage]:
 
 
 def key(of: Study, stage: Stage) -> str:
-    return keys.key_of_stage(of, stage, MAKER, {})
+    return keys.Keys(of, lambda run: {}).of_stage(stage, MAKER)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

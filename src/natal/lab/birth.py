@@ -167,7 +167,7 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept], *, preci
     back as the recipe says, and a control replaces the mask or initial weights. A stage from birth under one mask is
     `trial`'s.
     """
-    stage, run, recipe = pending.stage, pending.stage.run, pending.stage.recipe
+    stage, run, recipe = pending.stage, pending.run, pending.stage.recipe
     if stage.parent is None and (recipe is None or not _in_rounds(stage)):
         whole = trial(study, run, stage.learning_rate, pending.key, precise=precise)
         whole = replace(whole, training=stage.training, keep=pending.keep - begins(pending))
@@ -232,7 +232,7 @@ def staged(study: Study, pending: Pending, found: Mapping[Place, Kept], *, preci
 
 def _sibling(study: Study, pending: Pending, parent: Kept) -> Staged:
     """Return the trial of a training that goes on from a state of another in another order of the data."""
-    stage, run = pending.stage, pending.stage.run
+    stage, run = pending.stage, pending.run
     split = load(study.task(run.task), run.seed, study.training.validation_fraction)
     net = newborn(study, run, split)
     of_task = tasks[study.task(run.task).entry]
@@ -410,11 +410,6 @@ def _diagnosis(
 def key_of(study: Study, run: Run, engine: Engine, device: str, learning_rate: float) -> str:
     """Return the key of a training from birth behind a run, given the entries that this process has imported."""
     return chains.key(study, run, made_by(engine, device), learning_rate, _fingerprints(study, run))
-
-
-def key_of_stage(study: Study, stage: Stage, engine: Engine, device: str, parent: str | None = None) -> str:
-    """Return the key of a stage of a chain, likewise; ``parent``: of the stage before it, if known."""
-    return chains.key_of_stage(study, stage, made_by(engine, device), _fingerprints(study, stage.run), parent)
 
 
 def keys_of(study: Study) -> chains.Keys:

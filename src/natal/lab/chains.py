@@ -14,9 +14,6 @@ from natal.wording import percent, plural
 if TYPE_CHECKING:
     from natal.lab.plan import Chosen
 
-_NONE: frozenset[str] = frozenset()
-"""No clocks: one object, for many trainings."""
-
 
 class Growth:
     """A study's stages by key, as its rows ask for them, and of those the ones to train.
@@ -25,6 +22,7 @@ class Growth:
     stage before is trained, once more if need be. ``statuses``: of stored trainings by key; ``kept`` and ``passing``:
     the states that lie there, which count if their training is stored too: a kill may have come between the two.
     ``lines``: by the key of a row's training, the clock, order and key of those that are compared with it.
+    ``chained``: the rows' own stages that another comes before.
     """
 
     def __init__(
@@ -39,7 +37,7 @@ class Growth:
         self.study, self.device, self.settings, self.statuses = study, device, settings, statuses
         self._kept_there = {place for place in kept if place.key in statuses}
         self._there = {place for place in kept | passing if place.key in statuses}
-        self._wanted: dict[str, Stage] = {}
+        self._wanted: dict[str, Pending] = {}
         self._clocks_wanted: dict[str, set[str]] = {}
         self._keys: dict[int, tuple[Stage, str]] = {}
         self._making = birth.keys_of(study)
@@ -47,49 +45,47 @@ class Growth:
         self._recipes = {recipe.name: recipe for recipe in study.strategies}
         self.kept: set[Place] = set()
         self.lines: dict[str, list[tuple[str, int, str]]] = {}
-        self.asked: dict[str, Stage] = {}
+        self._asked: set[str] = set()
+        self.chained: list[Stage] = []
 
-    def ask(self, stage: Stage, key: str) -> None:
+    def ask(self, run: Run, stage: Stage, key: str) -> None:
         """Have a row's own training, with its key, there at the end, with its mask if that was cut later than at birth,
         and the states that the study keeps."""
-        if key in self.asked:
+        if key in self._asked:
             return
-        self.asked[key] = stage
+        self._asked.add(key)
+        if stage.parent is not None:
+            self.chained.append(stage)
         clocks = self._clocks(stage) if self.study.keep else set()
         self.kept |= {Place(key, clock) for clock in clocks}
         # one that diverged has no state to give
         if self.statuses.get(key) != "diverged":
             masked = not stage.beyond_birth or Place(key, MASK) in self._kept_there
             if key not in self.statuses or not masked:
-                self._train(key, stage)
+                self._train(key, run, stage)
             for clock in clocks:
                 self._have(Place(key, clock), stage, self._kept_there)
-        measured = self.study.measure.connectivity is not None
-        for sibling in siblings_of(self.study, stage, self._rows(stage)) if measured else ():
+        for sibling in siblings_of(self.study, stage, self._rows(stage)) if self.compares else ():
             other = self.key(sibling)
             self.lines.setdefault(key, []).append((sibling.at, sibling.order, other))
             if other not in self.statuses:
-                self._train(other, sibling)
+                self._train(other, sibling.run, sibling)
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows want trainings that they are compared with."""
+        return self.study.measure.connectivity is not None
 
     @property
     def keeps(self) -> bool:
         """Whether rows may want more than their own training: states, or trainings that they are compared with."""
-        return bool(self.study.keep) or self.study.measure.connectivity is not None
+        return bool(self.study.keep) or self.compares
 
     def pending(self) -> list[Pending]:
         """Return the trainings to do, parents before children."""
-        found = [
-            Pending(
-                stage.run,
-                key,
-                self._recipes[stage.run.strategy],
-                stage.learning_rate,
-                stage,
-                self._needs(stage),
-                frozenset(self._clocks_wanted[key]) if key in self._clocks_wanted else _NONE,
-            )
-            for key, stage in self._wanted.items()
-        ]
+        for key, clocks in self._clocks_wanted.items():
+            self._wanted[key] = self._wanted[key]._replace(keep=frozenset(clocks))
+        found = list(self._wanted.values())
         depth = list(depths(found))
         return [found[i] for i in sorted(range(len(found)), key=depth.__getitem__)]
 
@@ -126,9 +122,10 @@ class Growth:
         ]
         return kept, max(held, default=0)
 
-    def _train(self, key: str, stage: Stage) -> None:
-        self._wanted[key] = stage
-        for need, place in zip(stage.needs, self._needs(stage), strict=True):
+    def _train(self, key: str, run: Run, stage: Stage) -> None:
+        needs = self._needs(stage)
+        self._wanted[key] = Pending(run, key, self._recipes[run.strategy], stage, needs)
+        for need, place in zip(stage.needs, needs, strict=True):
             if place in self._there:
                 continue
             # what diverged cannot be gone on from, however often it is trained
@@ -140,7 +137,7 @@ class Growth:
         if place in there:
             return
         if place.key not in self._wanted:
-            self._train(place.key, stage)
+            self._train(place.key, stage.run, stage)
         self._clocks_wanted.setdefault(place.key, set()).add(place.clock)
 
     def _needs(self, stage: Stage) -> tuple[Place, ...]:
@@ -195,11 +192,10 @@ def depths(pending: Sequence[Pending]) -> Iterator[int]:
     return (depth(training.key) for training in pending)
 
 
-def drawn(study: Study, asked: Mapping[str, Stage]) -> list[str]:
+def drawn(study: Study, chained: Sequence[Stage]) -> list[str]:
     """Return the chains of a study in words, a line a strategy that has one: its stages, and what it shares."""
     lines = []
     one = study.settings()[0]
-    chained = [s for s in asked.values() if s.parent is not None]
     chained = [s for s in chained if s.run.seed == study.seeds[0] and s.run.setting == one]
     for recipe in study.strategies:
         rows = [s for s in chained if s.run.strategy == recipe.name]
@@ -230,9 +226,7 @@ def _way(last: Stage) -> str:
 def _shares(study: Study, longest: Stage, rows: Sequence[Stage]) -> str:
     assert longest.recipe is not None
     if longest.recipe.control is not None and longest.parent is not longest.trunk:
-        return (
-            f"{plural(len(rows), 'branch').replace('branchs', 'branches')} off the stages without the control"
-        )
+        return f"{plural(len(rows), 'branch')} off the stages without the control"
     return (
         "its stages serve every sparsity" if longest.recipe.rounds == "levels" else "shares the dense stage"
     )

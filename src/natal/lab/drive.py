@@ -61,26 +61,30 @@ class _Ledger:
         self._before = float(store.manifest("elapsed_seconds")["elapsed_seconds"])
         self._started = time.monotonic()
         missing = {training.key for training in planned.pending} - planned.again
-        self._rows: dict[str, list[int]] = {}
+        self._row: dict[str, int] = {}
+        self._others: dict[str, list[int]] = {}
         for position in range(len(planned.grid)):
             for key in self._keys(position) & missing:
-                self._rows.setdefault(key, []).append(position)
+                if self._row.setdefault(key, position) != position:
+                    self._others.setdefault(key, []).append(position)
         if planned.pending:  # else nothing may change, so that what was written stays as it is
             self.keep([])
 
     def _keys(self, position: int) -> set[str]:
         """Return the keys of the trainings behind a row."""
-        return {self._planned.grid[position][1], *self._planned.tried.get(position, {}).values()}
+        return {self._planned.grid.behind[position], *self._planned.tried.get(position, {}).values()}
 
     def keep(self, came: Sequence[Made | Failure]) -> None:
         """Store what came of trainings, and say which rows that settles."""
         elapsed = round(self._before + time.monotonic() - self._started, 3)
         for one in self.queue.finished(came, elapsed_seconds=elapsed):
-            for position in self._rows.pop(one.key, ()):
+            if one.key not in self._row:
+                continue
+            for position in (self._row.pop(one.key), *self._others.pop(one.key, ())):
                 keys = self._keys(position)
-                if any(key in self._rows for key in keys):
+                if not self._row.keys().isdisjoint(keys):
                     continue
-                row = self._planned.grid[position][0]
+                row = self._planned.grid.runs[position]
                 reason = next((self.queue.failed[key] for key in keys if key in self.queue.failed), None)
                 if reason is not None:
                     self._watcher.failed(row, reason)

@@ -39,7 +39,7 @@ def measure(plan: Plan) -> Estimate:
             continue
         dense = Run(task, plan.study.strategies[0].name, 0.0, plan.study.seeds[0], network)
         first = pending[0]._replace(run=dense)
-        trial = birth.trial(plan.study, dense, first.learning_rate)
+        trial = birth.trial(plan.study, dense, first.stage.learning_rate)
         each = _training(own, trial, plan.device)
         cost = own.engine.cost(first, own.setting)
         whole = own.setting.steps
@@ -66,7 +66,7 @@ def _making(plan: Plan, pending: Sequence[Pending]) -> float:
     if not pending:
         return 0.0
     started = time.perf_counter()
-    birth.trial(plan.study, pending[-1].run, pending[-1].learning_rate)
+    birth.trial(plan.study, pending[-1].run, pending[-1].stage.learning_rate)
     return (time.perf_counter() - started) * len(pending)
 
 

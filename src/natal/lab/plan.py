@@ -8,10 +8,10 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from natal.errors import NatalError
 from natal.lab import DATA
@@ -33,7 +33,7 @@ SMALL = 20e9
 """Operations that are not worth starting processes for: about a tenth of a second."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """Trainings that one worker does in one go, of one setting, by one engine; ``data``: the folder of data files.
 
@@ -48,6 +48,28 @@ class Job:
     data: str
     states: Mapping[Place, bytes] = field(default_factory=dict, repr=False)
     checkpoints: Checkpoints | None = None
+
+
+class Grid(Sequence[tuple[Run, str]]):
+    """Every row of a study with a key, of which there may be millions: ``behind``, the keys of their trainings."""
+
+    def __init__(self, runs: Sequence[Run], behind: Sequence[str]) -> None:
+        self.runs, self.behind = runs, behind
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @overload
+    def __getitem__(self, position: int) -> tuple[Run, str]: ...
+    @overload
+    def __getitem__(self, position: slice) -> Grid: ...
+    def __getitem__(self, position: int | slice) -> tuple[Run, str] | Grid:
+        if isinstance(position, slice):
+            return Grid(self.runs[position], self.behind[position])
+        return self.runs[position], self.behind[position]
+
+    def __iter__(self) -> Iterator[tuple[Run, str]]:
+        return zip(self.runs, self.behind, strict=True)
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,7 @@ class Plan(Shown):
     engine: str
     device: str
     workers: int
-    grid: list[tuple[Run, str]]
+    grid: Grid
     tried: Mapping[int, Mapping[float, str]]
     jobs: list[Job] = field(repr=False)
     flops: float
@@ -118,7 +140,7 @@ class Plan(Shown):
     @cached_property
     def shared(self) -> int:
         """Number of rows that reuse another row's training."""
-        return len(self.grid) - len({key for _, key in self.grid})
+        return len(self.grid) - len(set(self.grid.behind))
 
     @cached_property
     def done(self) -> list[tuple[Run, str]]:
@@ -127,7 +149,7 @@ class Plan(Shown):
         return [row for row, keys in zip(self.grid, self._keys(), strict=True) if stored >= keys]
 
     def _keys(self) -> Iterator[set[str]]:
-        for position, (_, key) in enumerate(self.grid):
+        for position, key in enumerate(self.grid.behind):
             yield {key, *self.tried.get(position, {}).values()}
 
 
@@ -209,7 +231,8 @@ def _plan(
     if goes_on:
         with Store.read(directory) as store:
             makers, statuses, failures = store.makers(), store.statuses(), store.failures()
-    grid: list[tuple[Run, str]] = []
+    runs: list[Run] = []
+    first: list[str] = []
     tried: dict[int, dict[float, str]] = {}
     growth = Growth(study, device, settings, statuses, *States(directory).there())
     early = {own.engine: _early(own.engine, device, makers) for own in settings.values()}
@@ -223,9 +246,10 @@ def _plan(
             if only is not None and run not in only:
                 continue
             stage = stage_at(rate)
-            if stage is not None and _in_part(growth, stage, of_parts):
-                growth.ask(stage, key)
-        grid.append((run, next(iter(keys.values()))))
+            if stage is not None and _in_part(growth, stage, key, of_parts):
+                growth.ask(run, stage, key)
+        runs.append(run)
+        first.append(next(iter(keys.values())))
         if len(keys) > 1:
             tried[position] = keys
     pending = growth.pending()
@@ -240,7 +264,7 @@ def _plan(
         asked,
         device,
         _workers(workers, device, flops, len(jobs), study, beyond),
-        grid,
+        Grid(runs, first),
         tried,
         jobs,
         flops,
@@ -249,7 +273,7 @@ def _plan(
         *_facts(study, settings),
         again=frozenset(growth.again),
         kept=frozenset(growth.kept),
-        chains=drawn(study, growth.asked),
+        chains=drawn(study, growth.chained),
         lines=growth.lines,
         state_bytes=(kept, passing),
         part=part,
@@ -283,7 +307,9 @@ def _rows(
         if alone:
             keys = {rate: make(run) for rate, make in key_of.items()}
             wanted = more or not growth.statuses.keys() >= set(keys.values())
-            yield run, own, keys, partial(_likewise, stages, run) if wanted else _nothing
+            # all seeds share the stage, but those that others are compared with
+            stage_at = partial(_likewise, stages, run) if growth.compares else stages.get
+            yield run, own, keys, stage_at if wanted else _nothing
         else:
             stages = {rate: stage_of(study, run, rate, rows, known) for rate in rates}
             yield run, own, {rate: growth.key(stage) for rate, stage in stages.items()}, stages.get
@@ -291,20 +317,21 @@ def _rows(
 
 def _likewise(stages: Mapping[float, Stage], run: Run, rate: float) -> Stage:
     """Return the stage of a cut at birth in another run of its cell."""
-    like = stages[rate]
-    return Stage(run, like.training, rate, like.steps, like.recipe, like.targets)
+    return replace(stages[rate], run=run)
 
 
 def _nothing(rate: float) -> None:
     """Return that no stage is wanted."""
 
 
-def _in_part(growth: Growth, stage: Stage, part: tuple[int, int] | None) -> bool:
-    """Whether a row's chain belongs to a part, which the key of the stage that it begins with decides."""
+def _in_part(growth: Growth, stage: Stage, key: str, part: tuple[int, int] | None) -> bool:
+    """Whether a row's chain belongs to a part, which the key of the stage that it begins with decides; ``key``: of the
+    stage itself."""
     if part is None:
         return True
     number, count = part
-    return int(growth.key(stage.trunk), 16) % count == number - 1
+    begins = key if stage.parent is None else growth.key(stage.trunk)
+    return int(begins, 16) % count == number - 1
 
 
 def part_of(words: str) -> tuple[int, int]:
@@ -346,31 +373,33 @@ def _jobs(
     """
     from natal.lab.chains import depths
 
-    cost: dict[str, float] = {}
-    tail: dict[str, float] = {}
     alike: dict[object, float] = {}  # all seeds of a cell cost the same
-    for training in reversed(pending):
+
+    def cost(training: Pending) -> float:
         stage, run = training.stage, training.run
         which = run.task, run.network, run.strategy, run.sparsity, stage.first, stage.steps
         if which not in alike:
             own = settings[run.setting]
             alike[which] = own.engine.cost(training, own.setting) * stage.share(own.setting.steps)
-        cost[training.key] = alike[which]
-        tail[training.key] = cost[training.key] + tail.get(training.key, 0.0)
+        return alike[which]
+
+    behind: dict[str, float] = {}  # what waits for a training's end, one after the other
+    for training in reversed(pending):
         for place in training.needs:
-            tail[place.key] = max(tail.get(place.key, 0.0), tail[training.key])
+            waits = cost(training) + behind.get(training.key, 0.0)
+            behind[place.key] = max(behind.get(place.key, 0.0), waits)
     together: dict[tuple[Setting, int], list[Pending]] = {}
     for training, depth in zip(pending, depths(pending), strict=True):
         together.setdefault((training.run.setting, depth), []).append(training)
     jobs: list[tuple[float, Job]] = []
     for (name, _), some in together.items():
         own = settings[name]
-        some.sort(key=lambda training: -cost[training.key])
+        some.sort(key=cost, reverse=True)
         for part in own.engine.jobs(some, own.setting, device):
-            waiting = sum(cost[t.key] for t in part) + max(tail[t.key] - cost[t.key] for t in part)
+            waiting = sum(map(cost, part)) + max(behind.get(t.key, 0.0) for t in part)
             jobs.append((waiting, Job(study, own.engine.name, device, tuple(part), os.environ.get(DATA, ""))))
     jobs.sort(key=lambda job: -job[0])
-    return [job for _, job in jobs], sum(cost.values())
+    return [job for _, job in jobs], sum(map(cost, pending))
 
 
 def _check_space(directory: Path, wanted: int) -> None:

@@ -55,7 +55,7 @@ def mask(study: Study, directory: Path, run: Run, key: str) -> Mask:
         split = load(study.task(run.task), run.seed, study.training.validation_fraction)
         net = birth.newborn(study, run, split)
         return kept.mask(net) or dense(prunable(net))
-    pending = Pending(run, key, study.recipe(run.strategy), stage.learning_rate, stage)
+    pending = Pending(run, key, study.recipe(run.strategy), stage)
     return birth.staged(study, pending, {}).trial.mask
 
 

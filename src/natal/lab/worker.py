@@ -16,7 +16,7 @@ from natal.errors import NatalError
 from natal.lab import DATA, birth, states
 from natal.lab.checkpoints import Checkpoints
 from natal.lab.connectivity import along
-from natal.lab.engines import ENGINES, Engine, Pending
+from natal.lab.engines import ENGINES, Engine, Pending, made_by
 from natal.lab.networks import networks
 from natal.lab.state import State
 from natal.lab.tasks import tasks, unspoilt
@@ -57,9 +57,10 @@ def each(job: Job, mishaps: tuple[type[BaseException], ...] = MISHAPS) -> Iterat
     if job.data:
         os.environ[DATA] = job.data
     load_plugins(study)
+    keys, maker = birth.keys_of(study), made_by(engine, job.device)
     for pending in job.trainings:
         # a run that natal 0.2 stored has a key of its own, but is never pending
-        if birth.key_of_stage(study, pending.stage, engine, job.device) != pending.key:
+        if keys.of_stage(pending.stage, maker, of=pending.run) != pending.key:
             raise NatalError(
                 "a plugin was edited after this program had imported it; start the program again, and what the "
                 "plugin made is trained again"

@@ -57,6 +57,11 @@ def power(seeds: int) -> str:
             f"{plural(seeds, 'seed')}: no difference can be significant at 0.05 (the smallest p-value of an exact "
             f"paired test is {least:.2g}); {seeds_needed()} seeds are the least"
         )
+    if least < 1e-8:
+        return (
+            f"{seeds} seeds: a difference that all of them share has p < 1e-8; corrected for a million comparisons it "
+            "stays below 0.05"
+        )
     return (
         f"{seeds} seeds: a difference that all of them share has p = {least:.2g}; corrected for many comparisons it "
         f"stays below 0.05 among {plural(int(0.05 / least), 'comparison')} at most"

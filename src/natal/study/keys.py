@@ -93,15 +93,17 @@ class Keys:
         training = self.study.training.alone
         return digest({"parent": self.birth(run), **self._link(run, mask, training, learning_rate, maker)})
 
-    def of_stage(self, stage: Stage, maker: Maker, parent: str | None = None) -> str:
+    def of_stage(
+        self, stage: Stage, maker: Maker, parent: str | None = None, *, of: Run | None = None
+    ) -> str:
         """Return the key of one stage, by those of the stages before it in its chain; ``parent``: the last of them, if
-        known.
+        known. ``of``: for a stage from birth, a run of another seed.
 
         A stage from birth has the key of a training that knows no chains, `of_run`, but that of a mask made in rounds
         the sparsities on the way enter, too.
         """
         if stage.parent is None:
-            return self.of_seeds(stage, maker)(stage.run)
+            return self.of_seeds(stage, maker)(of or stage.run)
         parent = parent or self.of_stage(stage.parent, maker)
         before, after = self._of_all_seeds(stage, maker)
         return _sha(f'{before}"{parent}"{after}')
@@ -178,13 +180,6 @@ def birth(study: Study, run: Run, fingerprints: Mapping[str, str]) -> str:
 def key(study: Study, run: Run, maker: Maker, learning_rate: float, fingerprints: Mapping[str, str]) -> str:
     """Return `Keys.of_run`, likewise."""
     return Keys(study, lambda run: fingerprints).of_run(run, maker, learning_rate)
-
-
-def key_of_stage(
-    study: Study, stage: Stage, maker: Maker, fingerprints: Mapping[str, str], parent: str | None = None
-) -> str:
-    """Return `Keys.of_stage`, likewise."""
-    return Keys(study, lambda run: fingerprints).of_stage(stage, maker, parent)
 
 
 def _cut(

@@ -57,16 +57,15 @@ class Setting:
 
 
 class Pending(NamedTuple):
-    """A training still to be done: the row that asks for it, its key, its recipe and learning rate.
+    """A training still to be done: the row that asks for it, its key, and its recipe.
 
-    ``stage``: which stage of a chain it is; ``needs``: the states it starts from, as `Stage.needs` lists them;
-    ``keep``: the clocks at which its own are wanted.
+    ``stage``: which stage of a chain it is, of a cut at birth the same one for all seeds; ``needs``: the states it
+    starts from, as `Stage.needs` lists them; ``keep``: the clocks at which its own are wanted.
     """
 
     run: Run
     key: str
     recipe: Recipe
-    learning_rate: float
     stage: Stage
     needs: tuple[Place, ...] = ()
     keep: frozenset[str] = frozenset()

@@ -8,7 +8,7 @@ from natal.reading.report.document import Facts, Section
 from natal.reading.report.view import LARGE, View
 from natal.reading.wording import moments, network, number, training
 from natal.study import Setting
-from natal.wording import plural
+from natal.wording import listed, plural
 
 
 def what_was_run(view: View) -> Section:
@@ -22,7 +22,7 @@ def _grid(view: View) -> Iterator[tuple[str, str]]:
     size = [(study.tasks, "task"), *networks, (study.strategies, "strategy"), (study.sparsities, "sparsity")]
     grid = " x ".join(plural(len(things), noun) for things, noun in [*size, (study.seeds, "seed")])
     yield "runs", f"{len(results.runs)} of {len(study.runs())}: {grid}"
-    yield "seeds", ", ".join(map(str, study.seeds))
+    yield "seeds", listed(study.seeds)
     if study.hidden is not None:
         yield (
             "network",
