@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrc, stdtrit
 
 from natal.reading.rows import Attempt, Curve, Row, Runs, plain
 from natal.store import TaskFacts
@@ -62,8 +61,16 @@ def summarise(values: Iterable[float] | Numbers, level: float = 0.95) -> Summary
     mean, std = float(x.mean()), float(x.std())
     if n == 1:
         return Summary(1, mean, std, math.nan, math.nan)
-    half = float(stdtrit(n - 1, 0.5 + level / 2) * x.std(ddof=1) / math.sqrt(n))
+    half = float(_student(n, level) * x.std(ddof=1) / math.sqrt(n))
     return Summary(n, mean, std, mean - half, mean + half)
+
+
+def _student(n: int, level: float) -> float:
+    """Return the quantile of Student's t that a two-sided interval of ``n`` numbers needs."""
+    # not above: planning does without it, and it takes as long to import as all of natal
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.5 + level / 2))
 
 
 def summarise_all(those: Sequence[Numbers], level: float = 0.95) -> list[Summary]:
@@ -75,7 +82,7 @@ def summarise_all(those: Sequence[Numbers], level: float = 0.95) -> list[Summary
                 found[i] = summarise(those[i], level)
             continue
         x = np.array([those[i] for i in places])
-        half = stdtrit(n - 1, 0.5 + level / 2) * x.std(axis=1, ddof=1) / math.sqrt(n)
+        half = _student(n, level) * x.std(axis=1, ddof=1) / math.sqrt(n)
         mean, std = x.mean(axis=1), x.std(axis=1)
         numbers = zip(
             mean.tolist(), std.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True
@@ -980,6 +987,8 @@ def chance_bound(metric: str, chance: float, rows: int, looks: int = 1) -> float
     has no such distribution: 5 % of the way from chance to 1, by convention (R² <= 0.05).
     """
     if metric == "accuracy" and rows:
+        from scipy.special import bdtrc
+
         return next(k for k in range(rows + 1) if bdtrc(k, rows, chance) <= 0.01 / looks) / rows
     return chance + 0.05 * (1 - chance)
 
