@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,24 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "write", lambda directory, **_: [])
 
 
-@pytest.fixture
-def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget after the test what it registered, and the plugins that it wrote and imported."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for registry in (criteria, networks, tasks):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    yield
+@contextmanager
+def forgetting(folder: Path) -> Iterator[None]:
+    """Forget in the end what was registered meanwhile, and the plugins of a folder that were imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        for registry in (criteria, networks, tasks):
+            patch.setattr(registry, "_entries", dict(registry._entries))
+        yield
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+        if str(getattr(module, "__file__", None)).startswith(str(folder)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def forgotten(tmp_path: Path) -> Iterator[None]:
+    """Forget after the test what it registered, and the plugins that it wrote and imported."""
+    with forgetting(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="session")

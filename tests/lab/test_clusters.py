@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -10,32 +11,59 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import natal
-from conftest import tiny, toml, trainings
+from conftest import forgetting, tiny, toml, trainings
 from natal.errors import _installed
 from natal.lab.run import Silent
 from natal.reading import report
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
-CHAIN = {"name": "imp", "criterion": "magnitude", "at": "end", "rewind": "init", "rounds": "levels"}
-STUDY = tiny(strategies=[CHAIN, "random", "structured"], seeds=[1, 2, 3])
-"""27 rows, 21 trainings: chains of three, and cuts at birth."""
+MORTAL = '''
+import os, signal
+from contextlib import suppress
+from pathlib import Path
+import natal
+
+@natal.criterion("mortal")
+def mortal(problem):
+    """Magnitude, but whoever finds a file DIE takes it away and dies."""
+    with suppress(FileNotFoundError):
+        Path(__file__).with_name("DIE").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {n: w.abs() for n, w in problem.weights.items()}
+'''
+CHAIN = {"name": "imp", "criterion": "mortal", "at": "end", "rewind": "init", "rounds": "levels"}
+STUDY = tiny(strategies=[CHAIN, "random", "structured"], seeds=[1, 2, 3], plugins=["mortal"])
+"""27 rows, 21 trainings: chains of three, and cuts at birth.
+
+No chain is cut before something is stored: then a job that is still to come can be told to die.
+"""
 
 
 @pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The study's file, beside its plugin."""
+    folder = tmp_path_factory.mktemp("mortal")
+    (folder / "mortal.py").write_text(MORTAL)
+    (folder / "study.toml").write_text(toml(STUDY))
+    with forgetting(folder):
+        yield folder / "study.toml"
+
+
+@pytest.fixture(scope="module")
+def inline(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
     """What the study comes to in this very process."""
     out = tmp_path_factory.mktemp("inline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write", lambda *_, **__: [])
-        natal.run(STUDY, out, on="inline")
+        natal.run(study, out, on="inline")
     return trainings(out)
 
 
@@ -53,9 +81,12 @@ class At(Silent):
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a port that is free, and that no system gives to whoever asks for any before a scheduler has taken it."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def missing(package: str) -> bool:
@@ -115,11 +146,11 @@ if not missing("distributed"):
 
     @pytest.mark.dask
     def test_dask_loses_workers_and_its_scheduler_and_no_bit(
-        tmp_path: Path, inline: dict[str, Any], cluster: Cluster
+        tmp_path: Path, study: Path, inline: dict[str, Any], cluster: Cluster
     ) -> None:
         watcher = At(_3=cluster.kill_a_worker, _12=cluster.restart)
         results = natal.run(
-            STUDY, tmp_path / "out", on="dask", options={"address": cluster.address}, watcher=watcher
+            study, tmp_path / "out", on="dask", options={"address": cluster.address}, watcher=watcher
         )
         assert trainings(tmp_path / "out") == inline
         assert watcher.heard == list(range(1, 28))
@@ -129,27 +160,22 @@ if not missing("distributed"):
 # -- Ray ---------------------------------------------------------------------------------------------------------------
 
 
-def kill_a_ray_worker() -> None:
-    """Kill a process that is at a job of natal's, or has been."""
-    children = psutil.Process().children(recursive=True)
-    busy = [p for p in children if p.name() in ("ray::_call", "ray::IDLE")]
-    assert busy, "no process of Ray's is at work"
-    busy[0].kill()
-
-
 if not missing("ray"):
 
     @pytest.mark.ray
-    def test_ray_loses_a_worker_and_no_bit(tmp_path: Path, inline: dict[str, Any]) -> None:
+    def test_ray_loses_a_worker_and_no_bit(tmp_path: Path, study: Path, inline: dict[str, Any]) -> None:
         import ray
+
+        die = study.with_name("DIE")
 
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
-            watcher = At(_3=kill_a_ray_worker)
-            results = natal.run(STUDY, tmp_path / "out", on="ray", watcher=watcher)
+            watcher = At(_1=die.touch)
+            results = natal.run(study, tmp_path / "out", on="ray", watcher=watcher)
             assert ray.is_initialized()  # whoever begins it ends it
         finally:
             ray.shutdown()
+        assert not die.exists()
         assert trainings(tmp_path / "out") == inline
         assert watcher.heard == list(range(1, 28))
         assert results.failed == []
@@ -181,50 +207,38 @@ def jobs_of_slurm() -> list[str]:
     return listed.stdout.split()
 
 
-class KillsAJob(Silent):
-    """A watcher that kills the first job of Slurm's or submitit's that it sees at work when a row is stored."""
-
-    def __init__(self, cluster: str) -> None:
-        self.cluster, self.killed = cluster, False
-        self.heard: list[int] = []
-
-    def finished(self, position: int, run: Any, outcome: Any, field: str) -> None:
-        self.heard.append(position)
-        if self.killed:
-            return
-        if self.cluster == "slurm":
-            for job in jobs_of_slurm()[:1]:
-                subprocess.run(["scancel", "--signal=KILL", job], check=True)
-                self.killed = True
-            return
-        every = psutil.Process().children(recursive=True)
-        for process in [p for p in every if "submitit.core._submit" in p.cmdline()][-1:]:
-            process.kill()
-            self.killed = True
-
-
 if not missing("submitit"):
 
     @pytest.mark.slurm
     def test_slurm_loses_a_job_and_the_command_and_no_bit(
-        started: Any, tmp_path: Path, inline: dict[str, Any], slurm: str
+        started: Any,
+        tmp_path: Path,
+        study: Path,
+        inline: dict[str, Any],
+        slurm: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        out = tmp_path / "results"
+        monkeypatch.setattr("natal.lab.executors.slurm.ASK", 1.0)
+        out, die, heard = tmp_path / "results", study.with_name("DIE"), list[int]()
+
+        class TellsAJobToDie(Silent):
+            def finished(self, position: int, run: Any, outcome: Any, field: str) -> None:
+                if not heard:
+                    die.touch()
+                heard.append(position)
+
         if slurm == "slurm":  # submitit's local jobs end with whoever began them
-            (tmp_path / "study.toml").write_text(toml(STUDY))
-            command = started("run", "study.toml", "--on", "slurm", "--jobs", "2", "--time", "10m")
-            command.wait_for(1)
-            assert command.lines(), command.errors.read_text()
+            command = started("run", study, "--on", "slurm", "--jobs", "2", "--time", "10m", pause=1)
+            command.until_paused()
             command.end(signal.SIGKILL)
             while jobs_of_slurm():  # they go on without it
                 time.sleep(0.1)
             assert 0 < len(trainings(out)) < len(inline)
             assert list(out.glob("slurm/*.came"))
-        watcher = KillsAJob(slurm)
         options = {"cluster": slurm, "jobs": 2}
-        results = natal.run(STUDY, out, on="slurm", options=options, watcher=watcher)
+        results = natal.run(study, out, on="slurm", options=options, watcher=TellsAJobToDie())
         assert trainings(out) == inline
-        assert watcher.killed
-        assert watcher.heard[-1] == 27
+        assert not die.exists()
+        assert heard[-1] == 27
         assert results.failed == []
         assert not (out / "slurm").exists()

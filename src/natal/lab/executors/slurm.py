@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import threading
+import time as clock
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -25,6 +27,8 @@ FOLDER = "slurm"
 """What jobs write, in the results directory: submitit's own files, and what came of each job."""
 POLL = 1.0
 """Seconds between two looks at the folder."""
+ASK = 15.0
+"""Seconds between two questions to Slurm: which jobs are there?"""
 
 
 class Slurm(Workers):
@@ -50,7 +54,7 @@ class Slurm(Workers):
             raise NatalError(f"--jobs must be at least 1, got {jobs}")
         self._folder = directory.absolute() / FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._count = jobs
+        self._count, self._cluster = jobs, cluster
         asked: dict[str, Any] = {"timeout_min": minutes(time), "cpus_per_task": 1, "name": "natal"}
         if partition is not None and cluster == "slurm":
             asked["slurm_partition"] = partition
@@ -93,18 +97,30 @@ class Slurm(Workers):
         return future
 
     def _watch(self) -> None:
-        """Let futures know what came of their jobs."""
+        """Let futures know what came of their jobs.
+
+        submitit asks Slurm's accounting alone what became of a job, and not every cluster has one: a job that Slurm
+        lists no more, two times in a row as files may come late, and that has left no result, was killed.
+        """
+        missing: set[str] = set()
+        asked = clock.monotonic()
         while not self._over.wait(POLL):
             with self._lock:
                 waiting = list(self._waiting.items())
+            lost: set[str] = set()
+            if waiting and self._cluster == "slurm" and clock.monotonic() - asked > ASK:
+                before, missing = missing, _unlisted(job.job_id for _, job in waiting)
+                lost, asked = before & missing, clock.monotonic()
             for future, job in waiting:
-                if not job.done():
+                if not job.done() and job.job_id not in lost:
                     continue
                 with self._lock:
                     self._waiting.pop(future, None)
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
+                    if not job.done():
+                        raise UncompletedJobError(f"Slurm lists job {job.job_id} no more")
                     future.set_result(job.result())
                 except BaseException as error:
                     future.set_exception(_cause(error))
@@ -128,6 +144,16 @@ class Slurm(Workers):
                 job.cancel(check=False)
         if not self._waiting and not any(self._folder.glob("*.came")):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _unlisted(jobs: Iterable[str]) -> set[str]:
+    """Return which of some jobs Slurm neither runs nor will run; none if it does not say."""
+    command = ["squeue", "--me", "--noheader", "--format=%A"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+    return set(jobs) - set(listed.split())
 
 
 def _cause(error: BaseException) -> BaseException:
