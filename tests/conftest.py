@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 import natal
 from command import Command
@@ -27,6 +28,11 @@ from natal.reading.results import Results
 from natal.store import Store
 
 torch.set_num_threads(1)  # two test processes share two cores
+# the same examples in every run, and all the time that a slow machine takes for them
+settings.register_profile(
+    "natal", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("natal")
 
 TINY: dict[str, Any] = {
     "name": "tiny",

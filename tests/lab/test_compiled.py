@@ -52,7 +52,7 @@ OPTIMISERS: list[Any] = [
     smoothing=st.sampled_from([0.0, 0.1]),
     clip=st.sampled_from(["none", 0.1, 1.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_in_float64_it_agrees_with_the_torch_engine_after_20_steps(
     seed: int, sizes: list[int], densities: list[float], task: Task, ones: int, bias: bool, without: float, fit: int,
     batch: str | int, optimiser: Any, schedule: Any, smoothing: float, clip: Any,

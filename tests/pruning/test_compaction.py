@@ -271,7 +271,7 @@ ANY = {
 
 
 @pytest.mark.filterwarnings("ignore:constant units")
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(**ANY)
 def test_it_computes_the_same_function(**drawn: Any) -> None:
     computes_the_same_function(**drawn)
@@ -279,7 +279,7 @@ def test_it_computes_the_same_function(**drawn: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:constant units")
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(**ANY)
 def test_it_computes_the_same_function_of_many_draws(**drawn: Any) -> None:
     computes_the_same_function(**drawn)

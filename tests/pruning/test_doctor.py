@@ -74,7 +74,7 @@ def test_a_small_network_by_hand() -> None:
     assert "asks for" not in str(found)  # 6 of 15 is what sparsity 0.6 keeps
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     widths=st.lists(st.integers(1, 6), min_size=2, max_size=5),
     density=st.floats(0, 1),
@@ -130,7 +130,7 @@ class Everything(nn.Module):
         return out
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(density=st.floats(0.02, 0.6), seed=st.integers(0, 999))
 @pytest.mark.slow
 def test_paths_through_a_residual_network_are_what_gradients_say(density: float, seed: int) -> None:
@@ -563,7 +563,7 @@ def test_bad_input_is_one_sentence(call: Callable[[], object], message: str) -> 
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     levels=st.integers(1, 5),

@@ -154,7 +154,7 @@ def counted(kept: dict[str, Tensor]) -> int:
     return sum(int(k.sum()) for k in kept.values())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(SCORES, SPARSITIES)
 def test_counts_are_exact(scores: dict[str, Tensor], sparsity: float) -> None:
     total = sum(s.numel() for s in scores.values())
@@ -165,7 +165,7 @@ def test_counts_are_exact(scores: dict[str, Tensor], sparsity: float) -> None:
         assert layerwise[name].dtype == torch.bool
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(SCORES, SPARSITIES)
 def test_nothing_kept_scores_below_anything_removed(scores: dict[str, Tensor], sparsity: float) -> None:
     kept = torch.cat(list(select(scores, sparsity).values()))
@@ -173,7 +173,7 @@ def test_nothing_kept_scores_below_anything_removed(scores: dict[str, Tensor], s
     assert kept.all() or values[kept].min() >= values[~kept].max()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(SCORES, SPARSITIES, SPARSITIES, st.sampled_from(["global", "layerwise", "threshold"]))
 def test_masks_are_nested(scores: dict[str, Tensor], one: float, other: float, scope: str) -> None:
     sparser, denser = select(scores, max(one, other), scope), select(scores, min(one, other), scope)
@@ -181,7 +181,7 @@ def test_masks_are_nested(scores: dict[str, Tensor], one: float, other: float, s
         assert not (sparser[name] & ~denser[name]).any()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(SCORES, SPARSITIES)
 def test_every_layer_keeps_a_unit(scores: dict[str, Tensor], sparsity: float) -> None:
     kept = select_units(scores, sparsity, "layerwise")

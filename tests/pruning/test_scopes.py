@@ -47,7 +47,7 @@ def total(scores: Scores) -> int:
 sparsities = st.floats(0, 0.999)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers(), sparsities, st.sampled_from(["global", *BUDGETS]))
 def test_exactly_int_s_n_go_under_every_scope(scores: Scores, sparsity: float, scope: str) -> None:
     try:
@@ -60,14 +60,14 @@ def test_exactly_int_s_n_go_under_every_scope(scores: Scores, sparsity: float, s
     assert {n: k.shape for n, k in kept.items()} == {n: s.shape for n, s in scores.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers(), sparsities)
 def test_layerwise_is_exact_in_each_layer(scores: Scores, sparsity: float) -> None:
     for name, kept in select(scores, sparsity, "layerwise").items():
         assert int((~kept).sum()) == int(sparsity * scores[name].numel())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers(), sparsities, sparsities, st.sampled_from(list(SCOPES)))
 def test_masks_are_nested(scores: Scores, one: float, other: float, scope: str) -> None:
     try:
@@ -77,7 +77,7 @@ def test_masks_are_nested(scores: Scores, one: float, other: float, scope: str) 
     assert all((less[n] | ~more[n]).all() for n in scores)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers(), sparsities, st.sampled_from(list(SCOPES)))
 def test_the_best_of_a_layer_stay_and_ties_go_first_come_first_gone(
     scores: Scores, sparsity: float, scope: str
@@ -97,7 +97,7 @@ def test_ties_go_by_position_across_layers() -> None:
     assert kept["b"].tolist() == [False, True]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layers(), sparsities, st.sampled_from(["global", "layerwise"]))
 def test_units_go_in_exact_number_and_every_layer_keeps_one(
     scores: Scores, sparsity: float, scope: str

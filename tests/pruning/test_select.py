@@ -92,7 +92,7 @@ def layers(draw: st.DrawFn) -> dict[str, Tensor]:
     return found
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(layers(), st.floats(0, 0.999), st.sampled_from([s for s in SCOPES if s != "threshold"]), st.booleans())
 def test_it_is_the_full_sort_bit_for_bit(
     scores: dict[str, Tensor], sparsity: float, scope: str, last: bool
@@ -100,7 +100,7 @@ def test_it_is_the_full_sort_bit_for_bit(
     agrees(scores, sparsity, scope, last)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(layers(), st.floats(0, 0.999), st.lists(st.floats(0, 1), min_size=1, max_size=4), st.booleans())
 def test_it_is_the_full_sort_for_densities_by_layer(
     scores: dict[str, Tensor], sparsity: float, densities: list[float], last: bool
