@@ -31,8 +31,9 @@ class _Player:
 class Simulated(Workers):
     """``count`` workers whose trainings take no time of ours: ``make`` says what comes of one.
 
-    A job takes a random time of theirs. Of ``deaths`` jobs, a share, the worker dies in its midst, and of each that has
-    a training of ``poisoned``, by its key. One that dies is replaced by one that knows nothing. ``died``: how many.
+    A job takes a random time of theirs. Of ``deaths`` jobs, a share, the worker dies in its midst, but of one training
+    alone no more than once; and of each job that has a training of ``poisoned``, by its key. One that dies is replaced
+    by one that knows nothing. ``died``: how many.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Simulated(Workers):
         self._now, self._order = 0.0, 0
         self._events: list[tuple[float, int, _Player]] = []
         self._lock = threading.Condition()
+        self._unlucky: set[str] = set()
         self._over = False
         self.died = 0
         self._thread = threading.Thread(target=self._play, daemon=True)
@@ -90,7 +92,7 @@ class Simulated(Workers):
                 deadly = any(training.key in self._poisoned for training in trainings)
                 known = parcel.content is not None or parcel.brief in player.briefs
                 lost: list[Future[bytes]] = []
-                died = known and (deadly or self._random.random() < self._deaths)
+                died = known and (deadly or self._by_chance(trainings))
                 if died:
                     self.died += 1
                     lost = [waiting for waiting, _ in player.jobs]
@@ -102,6 +104,16 @@ class Simulated(Workers):
             self._tell(future, trainings, known=known, died=died)
             for other in lost:
                 other.set_exception(Unstarted("its worker died"))
+
+    def _by_chance(self, trainings: Sequence[Pending]) -> bool:
+        if self._random.random() >= self._deaths:
+            return False
+        if len(trainings) != 1:
+            return True
+        (key,) = (training.key for training in trainings)
+        first = key not in self._unlucky
+        self._unlucky.add(key)
+        return first
 
     def _tell(self, future: Future[bytes], trainings: Sequence[Pending], *, known: bool, died: bool) -> None:
         if died:
