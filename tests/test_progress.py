@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -45,7 +48,8 @@ def test_a_notebook_has_one_line_that_is_rewritten(
     said: list[str] = []
     seconds = iter([0.0, 0.1, 2.0, 2.1])
     plan = natal.plan(tiny(), tiny_results.directory)
-    monkeypatch.setattr("natal.progress.time.monotonic", lambda: next(seconds))
+    # of this module alone: other threads ask the time too
+    monkeypatch.setattr("natal.progress.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     note = Note(said.append)
     note.started(plan)
     assert said == ["tiny: 18 of 18 runs stored already; nothing to train."]
@@ -61,11 +65,16 @@ def test_a_notebook_has_one_line_that_is_rewritten(
 
 
 def test_python_code_is_followed_where_somebody_looks(
-    tiny_results: Results, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_results: Results,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Console, "is_terminal", False)
     with shown(None) as watcher:
         assert isinstance(watcher, Silent)
-    natal.run(tiny(), tiny_results.directory, progress=True)
+    shutil.copytree(tiny_results.directory, tmp_path / "results")
+    natal.run(tiny(), tmp_path / "results", progress=True)
     assert capsys.readouterr().out == "18 of 18 runs stored already; nothing to train.\n"
     monkeypatch.setattr(Console, "is_terminal", True)
     with shown(None) as watcher:

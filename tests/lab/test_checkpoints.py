@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_from_any_checkpoint_on_a_training_is_the_one_that_was_not_interrupted(
 
 def test_a_checkpoint_is_left_when_it_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("natal.lab.trial.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("natal.lab.trial.time", SimpleNamespace(monotonic=lambda: now[0]))
     record = History.record
 
     def recording(self: History, step: int, *values: float) -> bool:

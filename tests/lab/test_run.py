@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -318,14 +319,16 @@ def test_a_diverged_run_is_stored_and_shown(tmp_path: Path) -> None:
 # -- one at a time ---------------------------------------------------------------------------------------
 
 
-def test_a_second_command_in_the_same_directory_stops(tiny_results: Results) -> None:
-    before = trainings(tiny_results.directory)
+def test_a_second_command_in_the_same_directory_stops(tmp_path: Path, tiny_results: Results) -> None:
+    out = tmp_path / "results"
+    shutil.copytree(tiny_results.directory, out)
+    before = trainings(out)
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(); input()",
-            tiny_results.directory / ".lock",
+            out / ".lock",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -337,12 +340,12 @@ def test_a_second_command_in_the_same_directory_stops(tiny_results: Results) -> 
     )
     for fresh in (False, True):
         with pytest.raises(NatalError, match=words):
-            natal.run(tiny(seeds=[9]), tiny_results.directory, fresh=fresh)
-    assert trainings(tiny_results.directory) == before
-    assert natal.plan(tiny(), tiny_results.directory).pending == []  # looking is allowed
+            natal.run(tiny(seeds=[9]), out, fresh=fresh)
+    assert trainings(out) == before
+    assert natal.plan(tiny(), out).pending == []  # looking is allowed
     holder.kill()
     holder.communicate()
-    FileLock(tiny_results.directory / ".lock").acquire(timeout=5).lock.release()  # the system let go of it
+    FileLock(out / ".lock").acquire(timeout=0).lock.release()  # the system let go of it
 
 
 @pytest.mark.usefixtures("no_report")
