@@ -32,7 +32,7 @@ test-all: test .venv/installed-site .venv/installed-clusters
 	@# and a Slurm of one node is set up for a test; without it submitit plays its jobs, and says so
 	@command -v slurmctld >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; } \
 	  >/dev/null 2>&1 || echo "slurm-wlm and munge cannot be installed here: no real Slurm is tried"
-	$(BIN)/pytest -n 2 --dist worksteal -m slow --timeout 1200
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 site: .venv/installed-site
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build

@@ -7,11 +7,10 @@ import json
 import os
 import pty
 import re
-import select
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -300,19 +299,11 @@ def terminal(folder: Path, *words: str) -> tuple[int, str]:
     )
     os.close(end)
     drawn = b""
-    began = time.monotonic()
-    while time.monotonic() - began < 120:
-        if not select.select([main], [], [], 0.1)[0]:
-            continue
-        try:
-            part = os.read(main, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        drawn += part
+    with suppress(OSError):  # the other side is closed
+        while part := os.read(main, 65536):
+            drawn += part
     os.close(main)
-    return process.wait(30), drawn.decode()
+    return process.wait(), drawn.decode()
 
 
 @pytest.mark.slow
@@ -347,9 +338,7 @@ def test_plan_says_what_would_run_and_writes_nothing(inside: Inside, tmp_path: P
     assert said["shared"].endswith("132 trainings")
     assert said["done"] == "0 of 144 runs stored in results"
     assert said["to do"].startswith("132 trainings in ")
-    expected = (
-        r"at most about \S+ (s|min), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
-    )
+    expected = r"at most about \S+ (s|min|h), less what early stopping saves; about \d+ MB a worker \(a few steps .*\)"
     assert re.fullmatch(expected, said["estimate"])
     assert list(tmp_path.iterdir()) == []
 
@@ -489,7 +478,8 @@ def test_report_writes_the_same_bytes_again(inside: Inside, tmp_path: Path, tiny
 
 
 @pytest.mark.slow
-def test_looking_never_imports_torch_nor_planning_its_compiler(tiny_results: Results) -> None:
+def test_looking_never_imports_torch_nor_planning_its_compiler(tmp_path: Path, tiny_results: Results) -> None:
+    shutil.copytree(tiny_results.directory, tmp_path / "results")
     code = (
         "import sys, natal, natal.cli\n"
         "def torchless(*words):\n"
@@ -510,10 +500,8 @@ def test_looking_never_imports_torch_nor_planning_its_compiler(tiny_results: Res
         "from natal.lab import birth\n"
         "birth.trial(natal.load_study('paper'), natal.Run('regression', 'magnitude', 0.5, 1), 0.01)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
-    ).replace("PLACE", repr(str(tiny_results.directory)))
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    ).replace("PLACE", repr(str(tmp_path / "results")))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -523,7 +511,7 @@ def test_the_version_says_what_a_report_of_a_fault_needs_and_needs_no_torch() ->
         "assert 'torch' not in sys.modules"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout) == ("", f"{torch.__version__} {natal.__version__}\n")
 
 
@@ -534,9 +522,7 @@ def test_the_command_starts_as_a_module_and_without_signals_that_others_have(tmp
         "sys.argv = ['natal', '--version']\n"
         "runpy.run_module('natal', run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"natal        {natal.__version__}, in ")
 
@@ -548,7 +534,7 @@ def test_a_shell_completes_verbs_and_names(typed: str, word: str) -> None:
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "natal"],
-        capture_output=True, text=True, timeout=60, check=False, env=environment,
+        capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert (done.stdout.split(), done.stderr) == ([word], "")
 
@@ -594,7 +580,6 @@ def test_a_terminal_that_cannot_show_a_letter_shows_another(tmp_path: Path) -> N
     result = subprocess.run(
         [sys.executable, "-m", "natal.cli", "show", "paper"],
         capture_output=True,
-        timeout=60,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         check=False,
     )
@@ -602,7 +587,6 @@ def test_a_terminal_that_cannot_show_a_letter_shows_another(tmp_path: Path) -> N
     listed = subprocess.run(
         [sys.executable, "-m", "natal.cli", "list"],
         capture_output=True,
-        timeout=60,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         check=False,
     )

@@ -61,7 +61,6 @@ SMALL = {"": ["--seeds=1", "--set=tasks=['regression']"],
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_readmes_commands_work_in_the_order_in_which_they_stand(cli: Natal) -> None:
     (text,) = (block for block in blocks(ROOT / "README.md", "sh") if "natal list" in block)
     lines = [shlex.split(line, comments=True)[1:] for line in text.splitlines()]

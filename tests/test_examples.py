@@ -30,7 +30,6 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Results:
         [natal_, "run", EXAMPLES / "my_study.toml", "--out", "mine", "--quiet"],
         cwd=folder,
         check=True,
-        timeout=120,
     )
     return natal.load(folder / "mine")
 
@@ -149,7 +148,6 @@ def test_an_example_script_runs(script: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
         env={**os.environ, **PLAIN},
         check=False,
     )
@@ -189,6 +187,6 @@ def test_a_script_without_a_main_guard_runs_once(
     text = SCRIPT.replace("STRATEGIES", json.dumps(strategies)).replace("OPTIONS", json.dumps(options))
     (tmp_path / "script.py").write_text(text)
     result = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (result.stderr, result.stdout) == ("", f"once\n{2 * len(strategies)}\n")

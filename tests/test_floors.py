@@ -136,7 +136,5 @@ def test_light_wings_never_load_torch() -> None:
     code = f"import sys, {', '.join(names)}; print(sorted(HEAVY & set(sys.modules)))".replace(
         "HEAVY", repr(HEAVY)
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr) == ("[]\n", "")

@@ -64,7 +64,7 @@ def call(*words: object, folder: Path, home: str) -> subprocess.CompletedProcess
     """Run a command in a folder, with a home of its own and nothing of this checkout on the path."""
     env = {"PATH": os.environ["PATH"], "HOME": home, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*map(str, words)], cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False
+        [*map(str, words)], cwd=folder, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{words}:\n{done.stdout}\n{done.stderr}"
     return done
@@ -101,7 +101,6 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(dist: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_clean_environment_reads_and_says_what_training_needs(dist: Path, tmp_path: Path) -> None:
     python = python_of(tmp_path / "clean")
     (wheel,) = dist.glob("*.whl")
@@ -117,15 +116,12 @@ def test_a_clean_environment_reads_and_says_what_training_needs(dist: Path, tmp_
     assert call(python, "-m", "natal", "show", "paper", folder=work, home="/proc").stdout.startswith(
         "# The study of"
     )
-    failed = subprocess.run(
-        [command, "run"], cwd=work, capture_output=True, text=True, timeout=60, check=False
-    )
+    failed = subprocess.run([command, "run"], cwd=work, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
     assert "pip install 'natal[lab]'" in failed.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
 def test_a_distribution_trains_from_another_directory_with_a_home_that_cannot_be_written(
     dist: Path, tmp_path: Path, kind: str

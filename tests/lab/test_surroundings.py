@@ -47,7 +47,7 @@ def closed(folder: Path, words: str, streams: str) -> subprocess.CompletedProces
     """Run ``natal`` from a shell that closes some of its standard streams."""
     return subprocess.run(
         f"{sys.executable} -m natal {words} {streams}",
-        shell=True, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        shell=True, cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -366,7 +366,7 @@ def test_a_command_without_compilation_says_so_in_its_plan(tmp_path: Path) -> No
     for verb in ("plan", "run"):
         done = subprocess.run(
             [sys.executable, "-m", "natal", verb, "tiny.toml", "--workers", "2"], cwd=tmp_path, text=True, check=False,
-            capture_output=True, timeout=120, env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+            capture_output=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
         if verb == "plan":

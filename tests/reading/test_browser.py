@@ -22,8 +22,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was not opened in a browser"),
 ]
-DRAWN = "[...document.querySelectorAll('main .chart')].every(f => f.hidden || f.dataset.drawn)"
-READY = f"document.documentElement.dataset.ready === 'yes' && {DRAWN}"
+DRAWN = "[...document.querySelectorAll('{} .chart')].every(f => f.hidden || f.dataset.drawn)"
+READY = f"document.documentElement.dataset.ready === 'yes' && {DRAWN.format('main')}"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as play:
         # as root, in a container, Chromium's own sandbox cannot start
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=sandbox, timeout=0)
         yield browser
         browser.close()
 
@@ -52,7 +52,9 @@ def file(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(browser: Browser, file: Path, width: int = 1280, **context: Any) -> tuple[Page, list[str]]:
     """Open a page and wait for its charts; return it, and what it complained of or asked the network for."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, **context).new_page()
+    made = browser.new_context(viewport={"width": width, "height": 900}, **context)
+    made.set_default_timeout(0)  # however slow the machine is; what hangs is ended by pytest
+    page = made.new_page()
     wrong: list[str] = []
     page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: wrong.append(str(e)))
@@ -60,7 +62,7 @@ def opened(browser: Browser, file: Path, width: int = 1280, **context: Any) -> t
     local = ("file:", "data:", "blob:")
     page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(r.url))
     page.goto(file.as_uri())
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY)
     return page, wrong
 
 
@@ -131,7 +133,8 @@ def test_a_click_on_a_point_opens_its_run(browser: Browser, results: Results, fi
     point.scroll_into_view_if_needed()
     point.click(force=True)
     dialog = page.locator("#closer")
-    dialog.locator("svg.marks").nth(2).wait_for()
+    page.wait_for_function(f"document.getElementById('closer').open && {DRAWN.format('#closer')}")
+    assert dialog.locator("svg.marks").count() >= 3
     assert (dialog.locator("h2").text_content() or "") == "structured at 95% on regression"
     cell = [r for r in results.runs if r.run[:3] == ("regression", "structured", 0.95)]
     assert dialog.locator("#closer-runs tbody tr").count() == len(cell) == 3
