@@ -18,6 +18,7 @@ import natal
 from natal.study import presets
 
 ROOT = Path(__file__).parents[1]
+HOME = str(Path.home())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SMOKE = """
 import natal, torch
@@ -62,7 +63,12 @@ def python_of(folder: Path) -> Path:
 
 def call(*words: object, folder: Path, home: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, with a home of its own and nothing of this checkout on the path."""
-    env = {"PATH": os.environ["PATH"], "HOME": home, "OMP_NUM_THREADS": "1"}
+    registry = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("PIP_", "SSL_")) or name.lower().endswith("_proxy")
+    }
+    env = {"PATH": os.environ["PATH"], "HOME": home, "OMP_NUM_THREADS": "1", **registry}
     done = subprocess.run(
         [*map(str, words)], cwd=folder, env=env, capture_output=True, text=True, check=False
     )
@@ -75,12 +81,12 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, and the wheel that is built from it and nothing else."""
     folder = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "hatchling", "build"]
-    call(*build, "-t", "sdist", "-d", folder, folder=ROOT, home=os.environ["HOME"])
+    call(*build, "-t", "sdist", "-d", folder, folder=ROOT, home=HOME)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         opened.extractall(folder / "unpacked", filter="data")
     (source,) = (folder / "unpacked").iterdir()
-    call(*build, "-t", "wheel", "-d", folder, folder=source, home=os.environ["HOME"])
+    call(*build, "-t", "wheel", "-d", folder, folder=source, home=HOME)
     return folder
 
 
@@ -105,7 +111,7 @@ def test_a_clean_environment_reads_and_says_what_training_needs(dist: Path, tmp_
     python = python_of(tmp_path / "clean")
     (wheel,) = dist.glob("*.whl")
     pip = (python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt")
-    call(*pip, wheel, folder=tmp_path, home=os.environ["HOME"])
+    call(*pip, wheel, folder=tmp_path, home=HOME)
     work = tmp_path / "elsewhere"
     work.mkdir()
     command = python.parent / "natal"
@@ -132,7 +138,7 @@ def test_a_distribution_trains_from_another_directory_with_a_home_that_cannot_be
     (site / "borrowed.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
     (built,) = dist.glob(kind)
     install = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", built)
-    call(*install, folder=tmp_path, home=os.environ["HOME"])
+    call(*install, folder=tmp_path, home=HOME)
     work = tmp_path / "elsewhere"
     work.mkdir()
     (work / "smoke.py").write_text(SMOKE)
