@@ -62,7 +62,7 @@ def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [sys.executable, "-S", "-c", code]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=env, capture_output=True, encoding="utf-8", check=False)
 
 
 def verb(site: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -284,6 +284,11 @@ def test_a_pipe_gets_one_line_a_run_in_the_papers_form(cli: Natal, tmp_path: Pat
     assert cli("run", "tiny.toml", "--workers", 1, "--out", "some results", "--quiet").stdout == ""
 
 
+def plain(drawn: str) -> str:
+    """Return what was drawn without colours and moves of the cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+
+
 def terminal(folder: Path, *words: str) -> tuple[int, str]:
     """Run ``natal`` in a pseudo-terminal of 100 columns; return its exit status and what it drew."""
     main, end = pty.openpty()
@@ -312,7 +317,7 @@ def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(toml(study))
     code, drawn = terminal(tmp_path, "run", "tiny.toml", "--workers", "1")
     assert code == 0, drawn
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn)
+    text = plain(drawn)
     assert "a [bold]strange[/] [name]" in text
     assert "training  regression" in text
     assert "9/9" in text
@@ -435,7 +440,7 @@ def test_compare_finds_the_difference_and_no_difference(
     assert code == 0
     assert "18 runs compared" in out
     assert "all 18 matched runs identical to the last bit" in out
-    theirs = json.loads((tiny_results.directory / "results.json").read_text())
+    theirs = json.loads((tiny_results.directory / "results.json").read_text("utf-8"))
     theirs["results"][0]["test_r2"] += 0.125
     for run in theirs["results"]:
         run["strategy"] = run["strategy"].replace("random", "chance")
@@ -571,8 +576,8 @@ def test_help_names_every_verb_with_a_line(inside: Inside) -> None:
         for command in cli.app.registered_commands
     }
     assert {"run", "plan", "validate", "report", "compare", "list", "show"} <= verbs
-    for verb in verbs:
-        assert re.search(rf"\b{verb}\b +\w+", out), verb
+    for verb in verbs:  # GitHub's machines see them in colour
+        assert re.search(rf"\b{verb}\b +\w+", plain(out)), verb
 
 
 @pytest.mark.slow
