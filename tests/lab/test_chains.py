@@ -257,6 +257,18 @@ def test_states_are_given_back(tmp_path: Path) -> None:
     assert trainings(tmp_path) == before
 
 
+@pytest.mark.usefixtures("no_report", "few_rounds")
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+def test_the_mask_of_a_run_is_the_one_that_it_was_trained_under(tmp_path: Path, engine: str) -> None:
+    controls = [{"criterion": "ntk-sap", "control": control} for control in ("shuffle", "quota-random")]
+    asked = chains("ntk-sap", "snip", "structured", "random-neurons", TICKET, *controls, keep=["end"])
+    results = natal.run(asked, tmp_path, engine=engine)
+    for row in results.runs:
+        trained_under = results.state(row).mask
+        for name, kept in results.mask(row).items().items():
+            assert torch.equal(kept, trained_under.get(name, torch.ones_like(kept))), (row.run, name)
+
+
 @pytest.mark.usefixtures("no_report")
 def test_a_stored_training_is_trained_again_for_a_state(tmp_path: Path, trained: list[str]) -> None:
     natal.run(chains("magnitude", sparsities=[0.0]), tmp_path)

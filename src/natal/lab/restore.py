@@ -9,12 +9,12 @@ from torch import nn
 
 from natal.errors import NatalError
 from natal.lab import birth, states, worker
-from natal.lab.engines import Pending
+from natal.lab.engines import ENGINES, Pending
 from natal.lab.state import State
 from natal.lab.tasks import load
 from natal.pruning.mask import Mask, dense, prunable
 from natal.store import MASK, Place, States
-from natal.study import Run, Stage, Study, Timeline, moment, stage_of
+from natal.study import Maker, Run, Stage, Study, Timeline, moment, stage_of
 from natal.wording import describe
 
 Module = nn.Module
@@ -44,7 +44,7 @@ def state(study: Study, directory: Path, run: Run, key: str, clock: str) -> Stat
     ).state
 
 
-def mask(study: Study, directory: Path, run: Run, key: str) -> Mask:
+def mask(study: Study, directory: Path, run: Run, key: str, maker: Maker) -> Mask:
     """Return the mask that a row's training ended with: made again where it was cut at birth, else as stored."""
     stage, _ = _stage(study, run)
     worker.load_plugins(study)
@@ -56,20 +56,26 @@ def mask(study: Study, directory: Path, run: Run, key: str) -> Mask:
         net = birth.newborn(study, run, split)
         return kept.mask(net) or dense(prunable(net))
     pending = Pending(run, key, study.recipe(run.strategy), stage)
-    return birth.staged(study, pending, {}).trial.mask
+    return birth.staged(study, pending, {}, precise=_precise(maker)).trial.mask
 
 
-def network(study: Study, directory: Path, run: Run, key: str, clock: str) -> Module:
+def network(study: Study, directory: Path, run: Run, key: str, maker: Maker, clock: str) -> Module:
     """Return a row's network at a clock as a plain module in evaluation mode, removed weights 0."""
     found = state(study, directory, run, key, clock)
     worker.load_plugins(study)
     if study.recipe(run.strategy).control == "small-dense" and run.sparsity:
-        net = birth.trial(study, run, 0.0).network
+        net = birth.trial(study, run, 0.0, precise=_precise(maker)).network
     else:
         split = load(study.task(run.task), run.seed, study.training.validation_fraction)
         net = birth.newborn(study, run, split)
     net.load_state_dict(dict(found.tensors))
     return net.eval()
+
+
+def _precise(maker: Maker) -> bool:
+    """Whether the engine that trained a row scored its mask to be the same everywhere; its first revision did not."""
+    engine = ENGINES.get(maker.engine)
+    return engine is not None and engine.portable and maker.revision == engine.revision
 
 
 def damaged(directory: Path) -> Iterator[str]:

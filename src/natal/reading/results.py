@@ -203,14 +203,14 @@ class Results:
         from natal.lab import restore
 
         row = self._row(run)
-        return restore.mask(self.study, self.directory, row.run, row.key)
+        return restore.mask(self.study, self.directory, row.run, row.key, self._maker(row))
 
     def network(self, run: Run | Row, clock: str = "end") -> Module:
         """Return a run's network at a clock that the study keeps, a plain module; raises NatalError like `state`."""
         from natal.lab import restore
 
         row = self._row(run)
-        return restore.network(self.study, self.directory, row.run, row.key, clock)
+        return restore.network(self.study, self.directory, row.run, row.key, self._maker(row), clock)
 
     def damaged_states(self) -> Iterator[str]:
         """Yield what is wrong with the states and masks that are kept, where the lab is installed to read them."""
@@ -218,6 +218,9 @@ class Results:
             from natal.lab import restore
 
             yield from restore.damaged(self.directory)
+
+    def _maker(self, row: Row) -> Maker:
+        return next(maker for maker in self._grid.makers.values() if str(maker) == row.made_by)
 
     def _row(self, run: Run | Row) -> Row:
         wanted = run.run if isinstance(run, Row) else run
