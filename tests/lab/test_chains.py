@@ -235,6 +235,17 @@ def test_what_a_chain_does_not_prove_is_listed(tmp_path: Path, monkeypatch: pyte
         assert any(words in line for line in validate(tmp_path / str(n))), words
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+@pytest.mark.parametrize("optimiser", ["sgd", {"name": "sgd", "momentum": 0.9}, "adam", "adamw"])
+def test_an_optimiser_that_goes_on_proves_what_it_can_remember(
+    tmp_path: Path, optimiser: object, engine: str
+) -> None:
+    asked = chains(PROTOCOLS["early"], sparsities=[0.5], training={"optimiser": optimiser})
+    natal.run(asked, tmp_path, engine=engine)
+    assert [line for line in validate(tmp_path) if "its optimiser began" in line] == []
+
+
 # -- states ------------------------------------------------------------------------------------------------------------
 
 

@@ -314,6 +314,65 @@ def test_an_executor_that_takes_no_more_is_one_line(tmp_path: Path, said: Except
     assert len(trainings(tmp_path)) == 10
 
 
+def _finished(what: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(what)
+    return future
+
+
+def _cancelled() -> Future[Any]:
+    future: Future[Any] = Future()
+    future.cancel()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+ONE = _finished(parcel.pack([]))
+NONSENSE: dict[str, tuple[Any, str]] = {
+    "no future": (lambda: None, "gave None for a job, no future"),
+    "what it came to": (lambda: parcel.pack([]), "gave an object of type bytes for a job, no future"),
+    "none": (lambda: _finished(None), "gave back None, which is not what the function that it was handed returns"),
+    "text": (lambda: _finished("done"), "gave back an object of type str, which is not what the function"),
+    "nothing": (lambda: _finished(b""), "gave back an object of type bytes, which is not what the function"),
+    "others": (lambda: _finished(pickle.dumps(7)), "gave back an object of type bytes, which is not what"),
+    "another": (lambda: _finished(parcel.pack([])), "gave back what belongs to another job"),
+    "one for all": (lambda: ONE, "gave back what belongs to another job"),
+    "cancelled": (_cancelled, "cancelled 3 jobs"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_an_executor_that_gives_nonsense_is_named(
+    tmp_path: Path, kind: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give, words = NONSENSE[kind]
+
+    class Odd(ThreadPoolExecutor):
+        asked = 0
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.asked += 1
+            if late and self.asked < 2:  # the first makes a worker ready
+                return super().submit(fn, *args, **kwargs)
+            given: Future[Any] = give()
+            return given
+
+        def count(self) -> None:
+            """Not a number."""
+
+    monkeypatch.setattr(drive, "HOPELESS", 1)
+    with Odd(1) as executor, pytest.raises(NatalError) as refusal:
+        natal.run(STUDY, tmp_path, on=executor)
+    if kind == "cancelled" and late:
+        words = "have killed their workers and none has finished"
+    else:
+        words = f"executor Odd {words}"
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 def test_signals_of_a_terminal_are_the_coordinators_alone(tmp_path: Path) -> None:
     look = (

@@ -21,6 +21,7 @@ from conftest import Natal, tiny, toml, trainings
 from natal import NatalError, Problem, criterion, network, task
 from natal.lab.engines import ENGINES
 from natal.lab.engines.compiled import cache, engine
+from natal.lab.estimate import measure
 from natal.lab.run import Silent
 from natal.reading.results import Results
 from natal.store import FILE
@@ -223,13 +224,36 @@ def test_a_criterion_that_goes_elsewhere_takes_nothing_with_it(
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("NATAL_DATA", "")  # and given back
-    reaching(lambda: os.chdir(tmp_path / "there"))
+    monkeypatch.setenv("NATAL_DATA", "elsewhere")
+    found: list[str] = []
+
+    def leaving() -> None:
+        found.append(os.environ["NATAL_DATA"])
+        os.chdir(tmp_path / "there")
+
+    reaching(leaving)
     results = natal.run({**STUDY, "strategies": ["reaching"]}, "out", fresh=fresh, data=".")
     assert len(results.runs) == 4
     assert list((tmp_path / "there").iterdir()) == []
     assert (tmp_path / "here" / "out" / FILE).is_file()
-    assert os.environ["NATAL_DATA"] == str(tmp_path / "here")
+    assert {*found} == {str(tmp_path / "here")}
+    assert os.environ["NATAL_DATA"] == "elsewhere"
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_folder_of_data_is_named_for_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NATAL_DATA", raising=False)
+    found: list[str] = []
+    reaching(lambda: found.append(os.environ["NATAL_DATA"]))
+    planned = natal.plan({**STUDY, "strategies": ["reaching"]}, tmp_path / "out", data=tmp_path)
+    assert "NATAL_DATA" not in os.environ
+    seen = len(found)
+    measure(planned)
+    assert len(found) > seen
+    assert {*found, *(job.data for job in planned.jobs)} == {str(tmp_path)}
+    with pytest.raises(NatalError):
+        natal.plan({**STUDY, "strategies": ["no such"]}, tmp_path / "out", data=tmp_path)
+    assert "NATAL_DATA" not in os.environ
 
 
 def test_a_plan_names_the_directory_as_it_was_named(

@@ -171,9 +171,8 @@ class Growth:
         return len(self.settings[stage.run.setting].setting.split.fit)
 
     def _size(self, training: Pending) -> int:
-        optimiser = self.study.training.optimiser
-        moments = (1 if optimiser.momentum else 0) if optimiser.name == "sgd" else 2
-        return states.size(self.settings[training.run.setting].setting.network, moments)
+        network = self.settings[training.run.setting].setting.network
+        return states.size(network, self.study.training.optimiser.moments)
 
 
 def depths(pending: Sequence[Pending]) -> Iterator[int]:

@@ -101,7 +101,7 @@ class _Driver:
     ) -> None:
         self._planned, self._store, self._watcher, self._workers = planned, store, watcher, workers
         self._brief = Brief(planned.study, engines, planned.device, planned.jobs[0].data)
-        self._running: dict[Future[bytes], Job] = {}
+        self._running: dict[Future[bytes], tuple[Job, bool]] = {}  # and whether it went out with the brief
         self._done: SimpleQueue[Future[bytes]] = SimpleQueue()
         self._told = 0  # parcels that went out with the brief
         self._kills: dict[str, int] = {}
@@ -127,11 +127,15 @@ class _Driver:
         """Wait for a worker that has torch and the kernels, which is not training."""
         for _ in range(KILLS):
             try:
-                self._workers.submit(work, self._brief.parcel(None, whole=True)).result()
+                future = self._checked(self._workers.submit(work, self._brief.parcel(None, whole=True)))
+                self._opened(future.result())
                 return
             except (Exception, CancelledError) as error:
                 if not self._workers.lost(error):
                     raise self._refusal(error) from None
+                cancelled = isinstance(error, CancelledError)
+        if cancelled:
+            raise self._nonsense(f"cancelled {KILLS} jobs")
         raise NatalError(
             f"workers died {KILLS} times before they trained anything; is memory short? Finished runs are stored; try "
             "--on inline"
@@ -158,8 +162,40 @@ class _Driver:
                 f"the executor takes no more jobs ({worker.said(error)}); finished runs are stored, and the same "
                 "command goes on with a new one"
             ) from None
-        self._running[future] = job
+        if self._checked(future) in self._running:
+            raise self._nonsense("gave the same future for two jobs")
+        self._running[future] = job, whole
         future.add_done_callback(self._done.put)
+
+    def _checked(self, future: object) -> Future[bytes]:
+        """Return what an executor gave for a job; raise NatalError if it is none of its futures."""
+        if not isinstance(future, Future):
+            raise self._nonsense(f"gave {_a(future)} for a job, no future")
+        return future
+
+    def _opened(self, content: object, job: Job | None = None) -> list[Made | Failure]:
+        """Return what a job came to; raise NatalError if it is not what the function that was submitted returns."""
+        try:
+            came = unpack(content) if isinstance(content, bytes) else None
+        except Exception:  # whatever bytes that are something else make a reader say
+            came = None
+        if came is None:
+            raise self._nonsense(
+                f"gave back {_a(content)}, which is not what the function that it was handed returns"
+            )
+        if (
+            job is not None
+            and self._workers.answers
+            and {t.key for t in job.trainings}.isdisjoint(one.key for one in came)
+        ):
+            raise self._nonsense("gave back what belongs to another job")
+        return came
+
+    def _nonsense(self, what: str) -> NatalError:
+        return NatalError(
+            f"executor {self._workers.name} {what}; give one that keeps to concurrent.futures' protocol. Finished runs "
+            "are stored"
+        )
 
     def _come(self) -> list[Future[bytes]]:
         """Wait until jobs are done, or it is time to look for new workers."""
@@ -175,13 +211,16 @@ class _Driver:
         ended: list[tuple[Job, bool]] = []
         refusal: NatalError | None = None
         for future in futures:
-            job = self._running.pop(future)
+            job, whole = self._running.pop(future)
             error = Cancelled() if future.cancelled() else future.exception()
-            if error is None and future.result() == UNKNOWN:
+            if error is None and future.result() == UNKNOWN and not whole:
                 self._send(job, whole=True)
             elif error is None:
-                came += unpack(future.result())
-                ended.append((job, False))
+                try:
+                    came += self._opened(future.result(), job)
+                    ended.append((job, False))
+                except NatalError as nonsense:
+                    refusal = nonsense
             elif isinstance(error, Unstarted):
                 ended.append((job, False))
             elif self._workers.lost(error):
@@ -232,6 +271,10 @@ class _Driver:
             self._killed = 0
         reason = f"its worker died {KILLS} times while it trained this run alone; is memory short?"
         self._ledger.keep([Failure(training.key, reason)])
+
+
+def _a(thing: object) -> str:
+    return "None" if thing is None else f"an object of type {type(thing).__name__}"
 
 
 class Cancelled(BrokenExecutor):

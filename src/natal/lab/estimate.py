@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from natal.lab import birth
+from natal.lab import birth, data_in
 from natal.lab.engines import Pending
 from natal.lab.plan import Chosen, Plan
 from natal.lab.trial import Trial
@@ -32,6 +32,12 @@ def measure(plan: Plan) -> Estimate:
     In every setting a few steps of the dense network are trained on this machine, with and without evaluations; what
     a mask or a smaller network saves, the engine's own `cost` says.
     """
+    with data_in(plan.jobs[0].data if plan.jobs else None):
+        return Estimate(_seconds(plan) / plan.workers, _peak())
+
+
+def _seconds(plan: Plan) -> float:
+    """Return how long one worker takes for all."""
     seconds = 0.0
     for (task, network), own in plan.settings.items():
         pending = [t for t in plan.pending if (t.run.task, t.run.network) == (task, network)]
@@ -55,7 +61,7 @@ def measure(plan: Plan) -> Estimate:
             if t.key not in plan.failed:  # what could not be made cannot be measured either
                 by_recipe.setdefault(t.run.strategy if t.run.sparsity else "", []).append(t)
         seconds += sum(_making(plan, those) for those in by_recipe.values())
-    return Estimate(seconds / plan.workers, _peak())
+    return seconds
 
 
 def _making(plan: Plan, pending: Sequence[Pending]) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from natal.errors import NatalError
-from natal.lab import DATA
+from natal.lab import DATA, data_in
 from natal.lab.fresh import begun, is_of
 from natal.machine import cores
 from natal.notebook import Rows, Shown
@@ -174,8 +174,8 @@ def plan(
     chains stay whole, and `natal merge` joins the parts. ``only``: train these rows, and what they start from.
     ``beyond``: whether workers are other programs than this one's. Raises NatalError for the first that does not work.
     """
-    with _uncollected():
-        return _plan(study, out, overrides, workers, engine, device, fresh, data, part, only, beyond)
+    with _uncollected(), data_in(data):
+        return _plan(study, out, overrides, workers, engine, device, fresh, part, only, beyond)
 
 
 @contextmanager
@@ -198,7 +198,6 @@ def _plan(
     engine: str,
     device: str,
     fresh: bool,
-    data: str | Path | None,
     part: str | None,
     only: Collection[Run] | None,
     beyond: bool,
@@ -206,8 +205,6 @@ def _plan(
     study = load_study(study, overrides)
     directory = writable(out, workers)
     of_parts = None if part is None else part_of(part)
-    if folder := data or os.environ.get(DATA):
-        os.environ[DATA] = os.path.abspath(os.path.expanduser(folder))  # wherever a plugin goes
     from natal.lab import birth, worker
     from natal.lab.chains import Growth, drawn
     from natal.lab.engines import choose, engine_named

@@ -121,7 +121,7 @@ class Queue:
 
         What comes a second time, from a worker that was thought lost, is left out.
         """
-        by_key = {_key(one): one for one in came if _key(one) in self._pending}
+        by_key = {one.key: one for one in came if one.key in self._pending}
         made = [one for one in by_key.values() if isinstance(one, Made)]
         failures = [one for one in by_key.values() if isinstance(one, Failure)]
         for one in made:
@@ -199,7 +199,3 @@ class Queue:
                 "never_begun": f"the training it starts from, {place.key}, diverged before {place.clock!r}"
             },
         )
-
-
-def _key(one: Made | Failure) -> str:
-    return one.key if isinstance(one, Failure) else one.outcome.key

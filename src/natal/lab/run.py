@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from natal.errors import NatalError
+from natal.lab import data_in
 from natal.lab.executors import named, prepare
 from natal.lab.fresh import adopt, clear, is_of
 from natal.lab.plan import Plan, plan
@@ -53,24 +54,24 @@ def train(
     Raises NatalError, before anything is trained or written, for anything wrong with the input.
     """
     options = dict(options or {})
-    data = None if data is None else Path(data).absolute()  # wherever a plugin goes
     named.check(on, options)
     if on == "inline":
         workers = 1
     if on == "processes" and device == "cpu" and (cores() if workers is None else workers) > 1:
         prepare()
     look = partial(
-        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, data=data, part=part,
-        only=only, beyond=on not in ("processes", "inline"),
+        plan, study, directory, workers=workers, engine=engine, device=device, fresh=fresh, part=part, only=only,
+        beyond=on not in ("processes", "inline"),
     )  # fmt: skip
-    planned = look()
-    with _alone(directory):
-        if fresh and not is_of(planned.directory, study):
-            clear(planned.directory)
-        _fill(planned, look, watcher, on, options)
-        if fresh:
-            adopt(directory)
-        afterwards(directory)
+    with data_in(data):
+        planned = look()
+        with _alone(directory):
+            if fresh and not is_of(planned.directory, study):
+                clear(planned.directory)
+            _fill(planned, look, watcher, on, options)
+            if fresh:
+                adopt(directory)
+            afterwards(directory)
 
 
 def _fill(

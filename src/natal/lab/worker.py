@@ -40,6 +40,11 @@ class Made:
     states: Mapping[str, bytes] = field(default_factory=dict)
     line: Mapping[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """The key of the training."""
+        return self.outcome.key
+
 
 MISHAPS = (Exception, SystemExit)
 """What goes wrong inside a training and fails it alone; Ctrl-C stops the command."""

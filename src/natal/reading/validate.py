@@ -495,7 +495,7 @@ def _proof(results: Results, row: Row, recipe: Recipe, proofs: Mapping[str, Any]
     if row.status == "finished" and proofs.get("rounds", [proofs["sparsity"]])[-1] != proofs["sparsity"]:
         yield f"its last cut reached sparsity {proofs['rounds'][-1]:.6f}, its network has {proofs['sparsity']:.6f}"
     begun = proofs["restarted"]
-    goes_on = stage.first > 0 and stage.start == "none"
+    goes_on = stage.first > 0 and stage.start == "none" and stage.training.optimiser.moments > 0
     if begun["step"] != stage.first:
         yield f"it began at step {begun['step']} of its clock, the study says {stage.first}"
     elif begun["optimiser"] != ("kept" if goes_on else "fresh"):

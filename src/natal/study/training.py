@@ -45,6 +45,11 @@ class Optimiser(Model):
     betas: tuple[Number, Number] = (0.9, 0.999)
     weight_decay: Number = 0.0
 
+    @property
+    def moments(self) -> int:
+        """How many numbers it remembers of each weight; plain SGD none."""
+        return int(bool(self.momentum)) if self.name == "sgd" else 2
+
     @model_serializer(mode="wrap")
     def _short(self, handler: Any) -> dict[str, Any]:
         return self.without_defaults(handler(self), ("name",))

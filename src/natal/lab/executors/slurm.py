@@ -40,6 +40,7 @@ class Slurm(Workers):
     """
 
     forgets = True
+    answers = False
 
     def __init__(
         self,

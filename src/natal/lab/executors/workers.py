@@ -20,10 +20,17 @@ class Workers(Executor):
     """Workers behind an executor. A future whose worker is lost has an exception for which `lost` is true.
 
     An adapter of an engine overrides what its client knows better. ``forgets``: whether every job has a process of its
-    own, which knows nothing of the jobs before.
+    own, which knows nothing of the jobs before. ``answers``: whether what comes of a job comes by its future; if not,
+    `kept` has it.
     """
 
     forgets = False
+    answers = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in a complaint."""
+        return type(self).__name__
 
     @property
     def count(self) -> int:
@@ -61,11 +68,15 @@ class Given(Workers):
         return self._executor.submit(fn, *args, **kwargs)
 
     @property
+    def name(self) -> str:
+        """What the executor is called, not this."""
+        return type(self._executor).__name__
+
+    @property
     def count(self) -> int:
         """As many as the executor says that it has, or as this machine has cores."""
-        return int(
-            getattr(self._executor, "count", None) or getattr(self._executor, "_max_workers", None) or cores()
-        )
+        said = (getattr(self._executor, name, None) for name in ("count", "_max_workers"))
+        return next((many for many in said if isinstance(many, int) and many > 0), cores())
 
     def stop(self) -> None:
         """Leave it as it is."""
