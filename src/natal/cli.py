@@ -222,6 +222,7 @@ def plan(
 
 
 def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    from natal.lab.checkpoints import EVERY
     from natal.lab.estimate import measure
     from natal.progress import outdated
     from natal.reading.wording import network, power
@@ -287,6 +288,12 @@ def _plan_lines(planned: Plan) -> Iterator[tuple[str, str]]:
                 "(a few steps were measured here)"
             ),
         )
+        if estimate.checkpoints:
+            size = f"{estimate.checkpoints / 1e6:.1f} MB"
+            yield (
+                "checkpoints",
+                f"at most about {size} in passing, of trainings of more than {duration(EVERY)}",
+            )
     else:
         yield "to do", "nothing to train; `natal run` only writes the tables, figures and report again"
 

@@ -397,6 +397,27 @@ def test_states_beyond_the_disk_are_refused(tmp_path: Path, monkeypatch: pytest.
         natal.plan(chains(TICKET, keep=["end"]), tmp_path)
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    ("strategies", "keep", "masks", "states"),
+    [
+        ([TICKET], [], 2, 0),
+        ([PROTOCOLS["gradual"], "magnitude"], ["init", "end"], 2, 10),
+        (["magnitude"], [], 0, 0),
+    ],
+)
+def test_the_plan_counts_the_bytes_that_are_kept(
+    tmp_path: Path, strategies: list[Any], keep: list[str], masks: int, states: int
+) -> None:
+    asked = chains(*strategies, keep=keep)
+    # 672 prunable weights, a bit each; 705 parameters, and where training has begun two moments of each
+    told = masks * (672 // 8) + states // 2 * (2 * (672 // 8) + 4 * 705 * (1 + 3))
+    assert natal.plan(asked, tmp_path).state_bytes[0] == told
+    natal.run(asked, tmp_path)
+    names = [path.name for path in (tmp_path / "states").glob("*.safetensors")]
+    assert (len([n for n in names if "@mask" in n]), len(names)) == (masks, masks + states)
+
+
 # -- linear mode connectivity ------------------------------------------------------------------------------------------
 
 

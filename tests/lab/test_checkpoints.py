@@ -16,8 +16,9 @@ from test_training_cuts import cuts, cutting, mlp
 
 import natal
 from conftest import tiny, toml, trainings
-from natal.lab import checkpoints
+from natal.lab import checkpoints, estimate
 from natal.lab.checkpoints import Checkpoint, Checkpoints, pack, unpack
+from natal.lab.state import State
 from natal.lab.trial import History, Trained, Trial
 from natal.reading.validate import validate
 from natal.store import FILE, NOW, Place, States, Store
@@ -227,6 +228,31 @@ def killed_at_every_checkpoint(
         except Killed:
             kills += 1
             assert any(f"@{NOW}." in name for name in passing(out))
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_the_estimate_counts_the_bytes_of_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimiser: str
+) -> None:
+    asked = chains("magnitude", sparsities=[0.0], keep=["6it"], training={"optimiser": optimiser})
+    planned = natal.plan(asked, tmp_path, workers=1)
+    assert estimate.measure(planned).checkpoints == 0  # of a training of less than five minutes
+    monkeypatch.setattr(estimate, "EVERY", -1.0)
+    counted = estimate.measure(planned).checkpoints
+    left: list[Checkpoint] = []
+    monkeypatch.setattr(Checkpoints, "leave", lambda self, key, checkpoint: left.append(checkpoint))
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    natal.run(asked, tmp_path, workers=1)
+
+    def held(state: State) -> int:
+        moments = [value for value in state.optimiser.values() if value.ndim]
+        bits = sum(kept.numel() for kept in state.mask.values()) // 8
+        return sum(value.nbytes for value in (*state.tensors.values(), *moments)) + bits
+
+    last = left[-1]
+    best = sum(value.nbytes for value in last.best.values())
+    assert counted == held(last.now.state) + held(last.states["6it"]) + best
 
 
 @pytest.mark.usefixtures("no_report")

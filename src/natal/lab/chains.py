@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -95,18 +96,25 @@ class Growth:
         return {key for key in self._wanted if key in self.statuses}
 
     def bytes(self, pending: Sequence[Pending]) -> tuple[int, int]:
-        """Return about how many bytes of states are written to keep, and are held in passing at most.
+        """Return about how many bytes of states and masks are written to keep, and are held in passing at most.
 
         The most there is if all chains go on side by side.
         """
-        if not self.kept and not any(training.needs for training in pending):
+        cut_later = Counter(t.run.setting for t in pending if t.stage.beyond_birth)
+        if not self.kept and not cut_later and not any(training.needs for training in pending):
             return 0, 0
-        of = {training.run.setting: training for training in pending}
-        of_setting = {setting: self._size(training) for setting, training in of.items()}
-        sizes = {training.key: of_setting[training.run.setting] for training in pending}
+        settings = {training.key: training.run.setting for training in pending}
+        networks = {setting: self.settings[setting].setting.network for setting in {*settings.values()}}
+        moments = self.study.training.optimiser.moments
+        later = {setting: states.size(net, moments) for setting, net in networks.items()}
+        born = {setting: states.size(net, 0) for setting, net in networks.items()}
+        sizes = {key: later[setting] for key, setting in settings.items()}
         kept = sum(
-            sizes[place.key] for place in self.kept if place.key in sizes and place not in self._kept_there
+            (born if place.clock == "init" else later)[settings[place.key]]
+            for place in self.kept
+            if place.key in settings and place not in self._kept_there
         )
+        kept += sum(many * states.mask_size(networks[setting]) for setting, many in cut_later.items())
         level = dict(zip((t.key for t in pending), depths(pending), strict=True))
         last: dict[Place, int] = {}
         for training in pending:
@@ -169,10 +177,6 @@ class Growth:
 
     def _rows(self, stage: Stage) -> int:
         return len(self.settings[stage.run.setting].setting.split.fit)
-
-    def _size(self, training: Pending) -> int:
-        network = self.settings[training.run.setting].setting.network
-        return states.size(network, self.study.training.optimiser.moments)
 
 
 def depths(pending: Sequence[Pending]) -> Iterator[int]:

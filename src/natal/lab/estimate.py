@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from natal.lab import birth, data_in
+from natal.lab import birth, data_in, states
+from natal.lab.checkpoints import EVERY
 from natal.lab.engines import Pending
 from natal.lab.plan import Chosen, Plan
 from natal.lab.trial import Trial
@@ -20,10 +21,11 @@ STEPS = 6
 @dataclass(frozen=True)
 class Estimate:
     """What `measure` found: seconds the pending trainings take at most, and bytes of memory of one worker, if the
-    system tells them."""
+    system tells them. ``checkpoints``: bytes that the long ones among them lay on the disk meanwhile, at most."""
 
     seconds: float
     memory: int | None
+    checkpoints: int = 0
 
 
 def measure(plan: Plan) -> Estimate:
@@ -33,12 +35,22 @@ def measure(plan: Plan) -> Estimate:
     a mask or a smaller network saves, the engine's own `cost` says.
     """
     with data_in(plan.jobs[0].data if plan.jobs else None):
-        return Estimate(_seconds(plan) / plan.workers, _peak())
+        seconds, long = _seconds(plan)
+        return Estimate(seconds / plan.workers, _peak(), _checkpoints(plan, long))
 
 
-def _seconds(plan: Plan) -> float:
-    """Return how long one worker takes for all."""
+Cell = tuple[object, ...]
+"""What trainings have in common that differ in their seeds alone."""
+
+
+def _cell(training: Pending) -> Cell:
+    return *training.run._replace(seed=0), training.stage.first, training.stage.steps
+
+
+def _seconds(plan: Plan) -> tuple[float, set[Cell]]:
+    """Return how long one worker takes for all, and which trainings take so long that they leave checkpoints."""
     seconds = 0.0
+    long: set[Cell] = set()
     for (task, network), own in plan.settings.items():
         pending = [t for t in plan.pending if (t.run.task, t.run.network) == (task, network)]
         if not pending:
@@ -50,18 +62,34 @@ def _seconds(plan: Plan) -> float:
         cost = own.engine.cost(first, own.setting)
         whole = own.setting.steps
         # all seeds of a cell cost the same
-        alike = Counter((t.run.strategy, t.run.sparsity, t.stage.first, t.stage.steps) for t in pending)
-        one = {(t.run.strategy, t.run.sparsity, t.stage.first, t.stage.steps): t for t in pending}
-        costs = (
-            own.engine.cost(t, own.setting) * t.stage.share(whole) * alike[which] for which, t in one.items()
-        )
-        seconds += each * sum(costs) / cost
+        alike = Counter(map(_cell, pending))
+        for cell, one in {_cell(t): t for t in pending}.items():
+            takes = each * own.engine.cost(one, own.setting) * one.stage.share(whole) / cost
+            seconds += takes * alike[cell]
+            if takes > EVERY:
+                long.add(cell)
         by_recipe: dict[str, list[Pending]] = {}
         for t in pending:
             if t.key not in plan.failed:  # what could not be made cannot be measured either
                 by_recipe.setdefault(t.run.strategy if t.run.sparsity else "", []).append(t)
         seconds += sum(_making(plan, those) for those in by_recipe.values())
-    return seconds
+    return seconds, long
+
+
+def _checkpoints(plan: Plan, long: set[Cell]) -> int:
+    """Return about how many bytes checkpoints take at most: every worker has those of one job."""
+
+    def size(training: Pending) -> int:
+        network = plan.settings[training.run.setting].setting.network
+        state = states.size(network, plan.study.training.optimiser.moments)
+        # as it is now, the states kept so far, and the weights of the best evaluation
+        best = states.size(network, 0) - states.mask_size(network)
+        return state * (1 + len(training.keep)) + best
+
+    if not long:
+        return 0
+    of_jobs = sorted(sum(size(t) for t in job.trainings if _cell(t) in long) for job in plan.jobs)
+    return sum(of_jobs[-plan.workers :])
 
 
 def _making(plan: Plan, pending: Sequence[Pending]) -> float:

@@ -111,5 +111,9 @@ def size(net: nn.Module, moments: int) -> int:
     """Return about how many bytes a network's state takes, with so many ``moments`` a parameter."""
     of = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     parameters = sum(p.numel() * p.element_size() for p in net.parameters())
-    bits = sum(w.numel() for w in prunable(net).values()) // 8
-    return int(of + moments * parameters + bits)
+    return int(of + moments * parameters + mask_size(net))
+
+
+def mask_size(net: nn.Module) -> int:
+    """Return about how many bytes a network's mask takes."""
+    return sum(w.numel() for w in prunable(net).values()) // 8
