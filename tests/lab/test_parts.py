@@ -142,6 +142,15 @@ def test_a_sample_comes_out_again(whole: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
+def test_a_sample_of_searched_rates_comes_out_again(tmp_path: Path) -> None:
+    searched = {"learning_rate": {"search": [1e-6, 0.01, 0.02]}, "epochs": 6}
+    natal.run(tiny(strategies=["random"], training=searched), tmp_path, workers=1)
+    for seed in range(2):  # of one seed of two, whatever that would choose alone
+        verified = verifying.verify(tmp_path, 2, seed=seed, workers=1)
+        assert (verified.same, verified.exact, verified.apart) == (2, True, ())
+
+
+@pytest.mark.usefixtures("no_report")
 def test_what_does_not_come_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     natal.run(tiny(seeds=[1], strategies=["random"]), tmp_path, workers=1)
     with Store.read(tmp_path) as store:

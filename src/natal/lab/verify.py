@@ -62,13 +62,13 @@ def verify(
     if sample < 1:
         raise NatalError(f"sample must be at least 1, got {sample}")
     with Store.read(directory) as store, store.reading():
-        study, manifest, (runs, keys) = store.study(), store.manifest(), store.runs()
-        statuses = store.statuses()
-        there = [(run, key) for run, key in zip(runs, keys, strict=True) if key in statuses]
+        study, manifest, grid = store.study(), store.manifest(), store.grid()
+        statuses, tried = store.statuses(), store.tried()
+        there = [(at, run, key) for at, (run, key) in enumerate(grid) if key in statuses]
         if not there:
             raise NatalError(f"{directory} has no trained run yet; `natal run --out {directory}` trains some")
         drawn = random.Random(seed).sample(there, min(sample, len(there)))
-        stored = {outcome.key: outcome for outcome in store.outcomes({key for _, key in drawn})}
+        stored = {outcome.key: outcome for outcome in store.outcomes({key for _, _, key in drawn})}
     engines = {outcome.made_by.engine for outcome in stored.values()}
     device = next(iter(stored.values())).made_by.device.split(":")[0]
     with tempfile.TemporaryDirectory(prefix="natal-verify-") as place:
@@ -82,16 +82,25 @@ def verify(
             data=data,
             watcher=watcher or Silent(),
             afterwards=lambda _: None,
-            only=frozenset(run for run, _ in drawn),
+            only=frozenset(run for _, run, _ in drawn),
         )
         with Store.read(Path(place)) as store:
-            again = dict(store.grid())
-            made = {o.key: o for o in store.outcomes({again[run] for run, _ in drawn})}
-    why = _why_not_exact(manifest.get("processor"), engines, all(again[run] == key for run, key in drawn))
+            rates, here = store.tried(), store.grid()
+            # where rates are searched, at the stored one's, whichever these few seeds would choose
+            again = {
+                key: next(
+                    (rates[at][rate] for rate, of in tried.get(at, {}).items() if of == key), here[at][1]
+                )
+                for at, _, key in drawn
+            }
+            made = {outcome.key: outcome for outcome in store.outcomes({*again.values()})}
+    why = _why_not_exact(
+        manifest.get("processor"), engines, all(key == other for key, other in again.items())
+    )
     apart = [
         (run, said)
-        for run, key in drawn
-        for said in [_apart(stored[key], made.get(again[run]), exact=not why)]
+        for _, run, key in drawn
+        for said in [_apart(stored[key], made.get(again[key]), exact=not why)]
         if said
     ]
     return Verified(len(drawn), not why, why, len(drawn) - len(apart), tuple(apart))
