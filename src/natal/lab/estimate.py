@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from natal.lab.checkpoints import EVERY
 from natal.lab.engines import Pending
 from natal.lab.plan import Chosen, Plan
 from natal.lab.trial import Trial
-from natal.study import Run
+from natal.study import Recipe, Run
 
 STEPS = 6
 
@@ -44,7 +43,8 @@ Cell = tuple[object, ...]
 
 
 def _cell(training: Pending) -> Cell:
-    return *training.run._replace(seed=0), training.stage.first, training.stage.steps
+    run, stage = training.run, training.stage
+    return run.task, run.network, run.strategy, run.sparsity, stage.first, stage.steps
 
 
 def _seconds(plan: Plan) -> tuple[float, set[Cell]]:
@@ -52,7 +52,7 @@ def _seconds(plan: Plan) -> tuple[float, set[Cell]]:
     seconds = 0.0
     long: set[Cell] = set()
     for (task, network), own in plan.settings.items():
-        pending = [t for t in plan.pending if (t.run.task, t.run.network) == (task, network)]
+        pending = [t for t in plan.pending if t.run.task == task and t.run.network == network]
         if not pending:
             continue
         dense = Run(task, plan.study.strategies[0].name, 0.0, plan.study.seeds[0], network)
@@ -62,18 +62,31 @@ def _seconds(plan: Plan) -> tuple[float, set[Cell]]:
         cost = own.engine.cost(first, own.setting)
         whole = own.setting.steps
         # all seeds of a cell cost the same
-        alike = Counter(map(_cell, pending))
-        for cell, one in {_cell(t): t for t in pending}.items():
-            takes = each * own.engine.cost(one, own.setting) * one.stage.share(whole) / cost
-            seconds += takes * alike[cell]
+        by_cell: dict[Cell, list[Pending]] = {}
+        for t in pending:
+            by_cell.setdefault(_cell(t), []).append(t)
+        for cell, those in by_cell.items():
+            takes = each * own.engine.cost(those[0], own.setting) * those[0].stage.share(whole) / cost
+            seconds += takes * len(those)
             if takes > EVERY:
                 long.add(cell)
-        by_recipe: dict[str, list[Pending]] = {}
-        for t in pending:
-            if t.key not in plan.failed:  # what could not be made cannot be measured either
-                by_recipe.setdefault(t.run.strategy if t.run.sparsity else "", []).append(t)
-        seconds += sum(_making(plan, those) for those in by_recipe.values())
+        scorings = {recipe.name: _scoring(recipe) for recipe in plan.study.strategies}
+        by_scoring: dict[str, list[Pending]] = {}
+        for those in by_cell.values():
+            # what could not be made cannot be measured either
+            made = [t for t in those if t.key not in plan.failed] if plan.failed else those
+            by_scoring.setdefault(
+                scorings[those[0].run.strategy] if those[0].run.sparsity else "", []
+            ).extend(made)
+        seconds += sum(_making(plan, those) for those in by_scoring.values())
     return seconds, long
+
+
+def _scoring(recipe: Recipe) -> str:
+    """Return what recipes have in common whose masks take about as long to make: not their scope, nor a control."""
+    trains_another = recipe.control == "small-dense"
+    like = recipe.model_copy(update={"name": "", "scope": "global", "control": None})
+    return f"{trains_another} {like.model_dump_json()}"
 
 
 def _checkpoints(plan: Plan, long: set[Cell]) -> int:
@@ -93,7 +106,7 @@ def _checkpoints(plan: Plan, long: set[Cell]) -> int:
 
 
 def _making(plan: Plan, pending: Sequence[Pending]) -> float:
-    """Return the seconds of making all masks of one recipe and setting, from making the last one.
+    """Return the seconds of making all masks that take about as long, from making the last one.
 
     One that is cut later is made of the network at birth, as its state is not there yet.
     """

@@ -370,15 +370,14 @@ def _jobs(
     """
     from natal.lab.chains import depths
 
-    alike: dict[object, float] = {}  # all seeds of a cell cost the same
+    costs: dict[int, float] = {}  # by stage, which the seeds of a cut at birth share
 
     def cost(training: Pending) -> float:
-        stage, run = training.stage, training.run
-        which = run.task, run.network, run.strategy, run.sparsity, stage.first, stage.steps
-        if which not in alike:
-            own = settings[run.setting]
-            alike[which] = own.engine.cost(training, own.setting) * stage.share(own.setting.steps)
-        return alike[which]
+        which = id(training.stage)
+        if which not in costs:
+            own = settings[training.run.setting]
+            costs[which] = own.engine.cost(training, own.setting) * training.stage.share(own.setting.steps)
+        return costs[which]
 
     behind: dict[str, float] = {}  # what waits for a training's end, one after the other
     for training in reversed(pending):
