@@ -158,7 +158,7 @@ class View:
         self.begun: Sequence[Run] = ()
         self.task: TaskID = self.bar.add_task("", total=1, rate="", left="", visible=False)
         # drawn a few times a second, however many runs finish: a run costs this process no more than its numbers
-        self.live = Live(console=console, refresh_per_second=8, transient=False, get_renderable=self._shown)
+        self.live = Live(console=console, refresh_per_second=4, transient=False, get_renderable=self._shown)
 
     def __enter__(self) -> Self:
         self.live.__enter__()

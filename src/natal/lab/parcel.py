@@ -202,6 +202,6 @@ def unpack(content: bytes) -> list[Made | Failure]:
     packed, states = pickle.loads(content)
     bare: list[Made | Failure] = pickle.loads(zlib.decompress(packed))
     return [
-        replace(one, states=of) if isinstance(one, Made) else one
+        replace(one, states=of) if isinstance(one, Made) and of else one
         for one, of in zip(bare, states, strict=True)
     ]
