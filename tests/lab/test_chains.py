@@ -294,6 +294,20 @@ def test_a_stored_training_is_trained_again_for_a_state(tmp_path: Path, trained:
 
 
 @pytest.mark.usefixtures("no_report")
+def test_states_that_are_wanted_later_are_those_of_each_seed(tmp_path: Path) -> None:
+    wanted = chains("magnitude", "random", TICKET, seeds=[1, 2], keep=["end"])
+    natal.run({**wanted, "keep": []}, tmp_path / "later")
+    before = trainings(tmp_path / "later")
+    later, once = (natal.run(wanted, tmp_path / place) for place in ("later", "once"))
+    assert trainings(tmp_path / "later") == before == trainings(tmp_path / "once")
+    for row in once.runs:
+        state = later.state(row.run).tensors
+        assert all(torch.equal(value, state[name]) for name, value in once.state(row).tensors.items()), (
+            row.run
+        )
+
+
+@pytest.mark.usefixtures("no_report")
 def test_what_was_not_kept_is_named_with_the_cure(tmp_path: Path) -> None:
     results = natal.run(chains(TICKET, sparsities=[0.0]), tmp_path)
     with pytest.raises(

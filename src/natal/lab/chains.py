@@ -65,7 +65,7 @@ class Growth:
             if key not in self.statuses or not masked:
                 self._train(key, run, stage)
             for clock in clocks:
-                self._have(Place(key, clock), stage, self._kept_there)
+                self._have(Place(key, clock), run, stage, self._kept_there)
         for sibling in siblings_of(self.study, stage, self._rows(stage)) if self.compares else ():
             other = self.key(sibling)
             self.lines.setdefault(key, []).append((sibling.at, sibling.order, other))
@@ -138,14 +138,14 @@ class Growth:
                 continue
             # what diverged cannot be gone on from, however often it is trained
             if self.statuses.get(place.key) != "diverged":
-                self._have(place, need.stage, self._there)
+                self._have(place, need.stage.run, need.stage, self._there)
 
-    def _have(self, place: Place, stage: Stage, there: set[Place]) -> None:
+    def _have(self, place: Place, run: Run, stage: Stage, there: set[Place]) -> None:
         """Have a stage's state there at the end."""
         if place in there:
             return
         if place.key not in self._wanted:
-            self._train(place.key, stage.run, stage)
+            self._train(place.key, run, stage)
         self._clocks_wanted.setdefault(place.key, set()).add(place.clock)
 
     def _needs(self, stage: Stage) -> tuple[Place, ...]:
