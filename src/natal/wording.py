@@ -57,7 +57,9 @@ def percent(share: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun, as in ``1 strategy`` and ``2 strategies``."""
     if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("nch") else f"{noun}s"
+        noun = (
+            f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("nch") else f"{noun}s"
+        )
     return f"{count} {noun}"
 
 

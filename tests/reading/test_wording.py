@@ -59,6 +59,7 @@ def test_counts_have_their_noun() -> None:
         "2 strategies",
     ]
     assert plural(2, "run") == "2 runs"
+    assert [plural(2, noun) for noun in ("branch", "epoch")] == ["2 branches", "2 epochs"]
 
 
 def test_sentences_are_wrapped_whole() -> None:
