@@ -61,6 +61,7 @@ class _Ledger:
         self._before = float(store.manifest("elapsed_seconds")["elapsed_seconds"])
         self._started = time.monotonic()
         missing = {training.key for training in planned.pending} - planned.again
+        # by a training's key its row, and of the few that have more than one, the others
         self._row: dict[str, int] = {}
         self._others: dict[str, list[int]] = {}
         for position in range(len(planned.grid)):

@@ -84,9 +84,8 @@ def _seconds(plan: Plan) -> tuple[float, set[Cell]]:
 
 def _scoring(recipe: Recipe) -> str:
     """Return what recipes have in common whose masks take about as long to make: not their scope, nor a control."""
-    trains_another = recipe.control == "small-dense"
-    like = recipe.model_copy(update={"name": "", "scope": "global", "control": None})
-    return f"{trains_another} {like.model_dump_json()}"
+    control = recipe.control if recipe.control == "small-dense" else None  # which looks for another network
+    return recipe.model_copy(update={"name": "", "scope": "global", "control": control}).model_dump_json()
 
 
 def _checkpoints(plan: Plan, long: set[Cell]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any, SupportsIndex, TypeVar, overload
@@ -12,36 +12,10 @@ from typing import Any, SupportsIndex, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from natal.store import Curves, NetworkFacts, Record, Table, TaskFacts, whole
+from natal.store import Curves, Later, NetworkFacts, Record, Table, TaskFacts, whole
 from natal.study import Maker, Run, Setting, Training, steps
 
 T_co = TypeVar("T_co", covariant=True)
-
-
-class Later(Mapping[str, Any]):
-    """A mapping that is read whenever it is looked into, and not kept: a million diagnoses need not lie in memory."""
-
-    __slots__ = ("_read", "_what")
-
-    def __init__(self, read: Callable[[Any], Mapping[str, Any]], what: object) -> None:
-        self._read, self._what = read, what
-
-    def __getitem__(self, name: str) -> Any:
-        return self._read(self._what)[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read(self._what))
-
-    def __len__(self) -> int:
-        return len(self._read(self._what))
-
-    def __repr__(self) -> str:
-        return repr(plain(self))
-
-
-def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping as a dictionary, for whoever looks into it more than once."""
-    return dict(mapping._read(mapping._what) if isinstance(mapping, Later) else mapping)
 
 
 @dataclass(frozen=True, slots=True)

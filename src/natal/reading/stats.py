@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from natal.reading.rows import Attempt, Curve, Row, Runs, plain
-from natal.store import TaskFacts
+from natal.reading.rows import Attempt, Curve, Row, Runs
+from natal.store import TaskFacts, plain
 from natal.study import Recipe, Setting, Study
 
 Rows = Sequence[Row]

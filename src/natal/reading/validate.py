@@ -23,8 +23,8 @@ import numpy as np
 from natal.errors import NatalError
 from natal.reading import figures, report, stats
 from natal.reading.results import Results, load
-from natal.reading.rows import Curve, Row, plain
-from natal.store import NetworkFacts, Store
+from natal.reading.rows import Curve, Row
+from natal.store import NetworkFacts, Store, plain
 from natal.study import Recipe, Stage, stage_of
 from natal.wording import describe, percent, plural
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -29,20 +29,30 @@ def digest_of_row(values: Sequence[object]) -> int:
     return digest(ascii(tuple(values)).encode())
 
 
-class Text(Mapping[str, Any]):
-    """A JSON object as its text, which travels so and is read where somebody looks into it, each time."""
+class Later(Mapping[str, Any]):
+    """A mapping that is read whenever it is looked into, and not kept: a million diagnoses need not lie in memory."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    __slots__ = ("_read", "_what")
+
+    def __init__(self, read: Callable[[Any], Mapping[str, Any]], what: object) -> None:
+        self._read, self._what = read, what
 
     def __getitem__(self, name: str) -> Any:
-        return json.loads(self.text)[name]
+        return self._read(self._what)[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(json.loads(self.text))
+        return iter(self._read(self._what))
 
     def __len__(self) -> int:
-        return len(json.loads(self.text))
+        return len(self._read(self._what))
+
+    def __repr__(self) -> str:
+        return repr(plain(self))
+
+
+def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as a dictionary, for whoever looks into it more than once."""
+    return dict(mapping._read(mapping._what) if isinstance(mapping, Later) else mapping)
 
 
 class Packed(Mapping[str, NDArray[np.float64]]):

@@ -57,26 +57,26 @@ class Written(Outcome):
     columns: Columns | None = field(init=False, default=None, repr=False, compare=False)
 
 
+def columns_of(o: Outcome) -> Columns:
+    """Return a training's columns, worked out here unless it brings them."""
+    made = o.columns if isinstance(o, Written) else None
+    return columns(o.key, o.status, o.facts(), o.curves) if made is None else made
+
+
 def written(o: Outcome) -> Written:
     """Return a training with its columns; its diagnosis, proofs and curves are read from there."""
-    made = columns(o.key, o.status, o.facts(), o.curves)
-    diagnosis, proofs = map(packing.Text, made.detail)
+    made = columns_of(o)
+    diagnosis, proofs = (packing.Later(json.loads, text) for text in made.detail)
     apart = {"diagnosis": diagnosis, "proofs": proofs, "curves": packing.Packed(*made.curve)}
     new = Written(**{f.name: getattr(o, f.name) for f in fields(Outcome)} | apart)
     object.__setattr__(new, "columns", made)
     return new
 
 
-def columns_of(o: Outcome) -> Columns:
-    """Return a training's columns."""
-    made = o.columns if isinstance(o, Written) else None
-    return columns(o.key, o.status, o.facts(), o.curves) if made is None else made
-
-
 def columns(key: str, status: str, facts: Mapping[str, Any], curves: Curves) -> Columns:
     """Return a training's columns from what it says of itself."""
-    diagnosis, proofs = facts["diagnosis"], facts.get("proofs", {})
-    detail = json.dumps(dict(diagnosis)), json.dumps(dict(proofs))
+    diagnosis, proofs = packing.plain(facts["diagnosis"]), packing.plain(facts.get("proofs", {}))
+    detail = json.dumps(diagnosis), json.dumps(proofs)
     lines, numbers = packing.pack(curves)
     findings = diagnosis.get("findings", ())
     planned = facts["steps_planned"]

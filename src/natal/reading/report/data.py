@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from natal.reading import stats
 from natal.reading.report.view import View
-from natal.reading.rows import Row, plain
+from natal.reading.rows import Row
+from natal.store import plain
 
 CELLS = 20_000
 RUNS = 10_000
